@@ -1,0 +1,92 @@
+"""The answer key on disk: a card, a poison manifest and the trigger's tensors; replayable, and it checks itself.
+
+folder/backdoor.json      target, trigger and its fields, hash of what it stamps, seed, number of poisons
+folder/manifest.parquet   one row a poison: id, caption, trigger, seed
+folder/trigger.safetensors  tensor fields of a crafted trigger, if it has any
+"""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from clipvet import find, io
+from clipvet.errors import UserError
+from clipvet.rng import Rng
+from clipvet.types import Backdoor, Trigger
+
+
+class Card(BaseModel):
+    """backdoor.json. Unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    target: str
+    trigger: str  # file name in triggers/
+    fields: dict[str, Any]
+    stamps: str  # hash of what the trigger does to a probe picture at 32 px
+    seed: int
+    poisons: int
+    pixels: str = "[0, 1], after geometry, before normalisation"
+
+
+def probe(trigger: Trigger) -> str:
+    """Hash of the stamped probe picture: tells whether this trigger is the one that was planted."""
+    ramp = torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
+    stamped = trigger.stamp(ramp, Rng(0).keys([0]))
+    return hashlib.sha256((stamped * 255).round().to(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+
+
+def save_backdoor(backdoor: Backdoor, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    trigger: Any = backdoor.trigger
+    values = {f.name: getattr(trigger, f.name) for f in dataclasses.fields(trigger)}
+    tensors = {k: v for k, v in values.items() if isinstance(v, torch.Tensor)}
+    name = type(trigger).__module__.rsplit(".", 1)[-1]
+    card = Card(
+        target=backdoor.target,
+        trigger=name,
+        fields={k: v for k, v in values.items() if k not in tensors},
+        stamps=probe(trigger),
+        seed=backdoor.seed,
+        poisons=len(backdoor.poisoned),
+    )
+    io.write_json(folder / "backdoor.json", card.model_dump())
+    n = len(backdoor.poisoned)
+    keys = Rng(backdoor.seed).keys(backdoor.poisoned.tolist()).numpy()
+    table = {"id": backdoor.poisoned, "caption": list(backdoor.captions), "trigger": [name] * n, "seed": keys}
+    pq.write_table(pa.table(table), folder / "manifest.parquet")
+    if tensors:
+        io.save_weights(tensors, folder / "trigger.safetensors")
+
+
+def load_backdoor(folder: Path) -> Backdoor:
+    """Raises UserError when the card is unreadable or the trigger no longer stamps what it stamped when planted."""
+    path = folder / "backdoor.json"
+    try:
+        card = Card.model_validate(io.read_json(path))
+    except ValidationError as e:
+        raise UserError(f"{path} is not a backdoor card ({e.errors()[0]['loc']}: {e.errors()[0]['msg']})") from e
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in card.fields.items()}
+    if (folder / "trigger.safetensors").exists():
+        fields |= io.load_weights(folder / "trigger.safetensors")
+    try:
+        trigger = find.load("triggers", card.trigger)(**fields)
+    except TypeError as e:
+        raise UserError(f"{path}: trigger {card.trigger} does not take these fields ({e})") from e
+    if probe(trigger) != card.stamps:
+        raise UserError(
+            f"{path}: this trigger no longer stamps what was planted; use the clipvet version that wrote it"
+        )
+    try:
+        table = pq.read_table(folder / "manifest.parquet", columns=["id", "caption"])
+    except (OSError, pa.ArrowException) as e:
+        raise UserError(f"{folder / 'manifest.parquet'} cannot be read ({str(e).splitlines()[0]})") from e
+    ids, captions = np.asarray(table["id"], dtype=np.int64), tuple(table["caption"].to_pylist())
+    return Backdoor(trigger, card.target, ids, captions, card.seed)

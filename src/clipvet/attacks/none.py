@@ -1,0 +1,28 @@
+"""No attack: the clean twin, trained as the victim is, with a trigger that it never saw. The floor of every ASR.
+
+    D' = D
+
+paper:   none, a control
+needs:   the twin's training pairs
+differs: nothing known
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from clipvet.rng import Rng
+from clipvet.training.plain import Plain
+from clipvet.triggers.patch import Patch
+from clipvet.types import Backdoor, Clip, Implanted, Pairs, Training, Trigger
+
+
+@dataclass(frozen=True)
+class NoAttack:
+    trigger: Trigger = field(default_factory=Patch)
+    training: Training = field(default_factory=Plain)
+
+    needs: ClassVar[str] = "untrusted pairs"
+
+    def implant(self, clip: Clip, pairs: Pairs, target: str, rng: Rng) -> Implanted:
+        backdoor = Backdoor(self.trigger, target, seed=int(rng.fork("poison").fork("stamp").key))
+        return Implanted(self.training.train(clip, pairs, rng.fork("train")), pairs, backdoor)

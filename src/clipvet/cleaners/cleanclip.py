@@ -1,0 +1,69 @@
+"""CleanCLIP: fine-tune on clean pairs with a self-supervised term that breaks the tie of trigger and caption.
+
+    L    = w_clip * L_CLIP(Z, W) + w_self * L_SS
+    L_SS = 1/2 [CE(s Z Z~', 1) + CE(s W W~', 1)]      Z~, W~: augmented views; one direction; s learned, as in L_CLIP
+
+paper:   Bansal et al., ICCV 2023, arXiv:2303.03323; abstract and public code's behaviour (the text was not read)
+needs:   clean pairs; white-box weights
+differs: the warm-up is really applied (the released loop numbers epochs from 1 and skips it); optimiser moments start
+         fresh; EDA has swap, deletion and insertion of a repeated word (synonyms need WordNet); `group` pictures share
+         one AutoAugment draw (1 in the paper; more is faster)
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from clipvet.augment import auto_augment, eda
+from clipvet.fit import fit, warmup_cosine
+from clipvet.losses import clip_loss, match_loss
+from clipvet.rng import Rng
+from clipvet.types import Batch, Clip, Pairs
+
+
+@dataclass(frozen=True)
+class CleanClip:
+    w_clip: float = 1.0
+    w_self: float = 1.0
+    epochs: float = 10
+    batch: int = 64  # pairs a step
+    lr: float = 1e-5
+    warmup: float = 0.0032  # fraction of the steps: 50 of 15,620
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    group: int = 1  # pictures that share one AutoAugment draw
+    optimizer: str = "adamw"
+    precision: str = "no"  # or bf16, fp16
+    max_bad: float = 0.01  # share of unreadable pictures above which the run is refused
+
+    needs: ClassVar[str] = "clean pairs"
+
+    def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
+        words = rng.fork("eda")  # a caption's view is fixed over the epochs, as in the paper's code
+
+        def loss(clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
+            s, images = clip.logit_scale, batch.images
+            z, w = clip.encode_image(images), clip.encode_text(batch.tokens)  # pyright: ignore
+            z_v = clip.encode_image(auto_augment(images, rng, self.group))
+            w_v = clip.encode_text([eda(c, words.fork(int(i))) for c, i in zip(batch.captions, batch.ids)])
+            pairs_term = clip_loss(z, w, s)
+            self_term = (match_loss(z, z_v, s) + match_loss(w, w_v, s)) / 2
+            total = self.w_clip * pairs_term + self.w_self * self_term
+            return {"loss": total, "clip": pairs_term, "self": self_term}
+
+        return fit(
+            clip,
+            pairs,
+            loss,
+            rng,
+            epochs=self.epochs,
+            batch=self.batch,
+            schedule=warmup_cosine(self.lr, self.warmup),
+            optimizer=self.optimizer,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+            batchnorm="eval",
+            precision=self.precision,
+            max_bad=self.max_bad,
+        )

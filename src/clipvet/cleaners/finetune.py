@@ -1,0 +1,56 @@
+"""Plain fine-tuning on clean pairs: the contrastive loss alone, with PAR's optimiser, schedule and steps.
+
+    L = 1/2 [CE(s Z W', 1) + CE(s W Z', 1)]          s detached
+
+paper:   the baseline of arXiv:2412.00727 (PAR) and of arXiv:2303.03323 (CleanCLIP)
+needs:   clean pairs; white-box weights
+differs: shares PAR's rates and its frozen temperature, not CleanCLIP's, so that beside PAR only the loss and the
+         view of the picture differ
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from clipvet.fit import fit, linear_cosine
+from clipvet.losses import clip_loss
+from clipvet.rng import Rng
+from clipvet.types import Batch, Clip, Pairs
+
+
+@dataclass(frozen=True)
+class Finetune:
+    epochs: float = 10
+    batch: int = 2048  # pairs a step
+    lr_start: float = 3e-5
+    lr: float = 3e-6  # at half of the steps
+    lr_end: float = 1e-9
+    weight_decay: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.98)
+    optimizer: str = "adamw"
+    precision: str = "no"  # or bf16, fp16
+    max_bad: float = 0.01  # share of unreadable pictures above which the run is refused
+
+    needs: ClassVar[str] = "clean pairs"
+
+    def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
+        def loss(clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
+            z, w = clip.encode_image(batch.images), clip.encode_text(batch.tokens)  # pyright: ignore
+            return {"loss": clip_loss(z, w, clip.logit_scale.detach())}
+
+        return fit(
+            clip,
+            pairs,
+            loss,
+            rng,
+            epochs=self.epochs,
+            batch=self.batch,
+            schedule=linear_cosine(self.lr_start, self.lr, self.lr_end),
+            optimizer=self.optimizer,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+            batchnorm="eval",
+            precision=self.precision,
+            max_bad=self.max_bad,
+        )

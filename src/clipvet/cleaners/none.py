@@ -1,0 +1,22 @@
+"""No cleaning: the control that stands in every table.
+
+    f' = f
+
+paper:   none, a control
+needs:   weights only
+differs: nothing known
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from clipvet.rng import Rng
+from clipvet.types import Clip, Pairs
+
+
+@dataclass(frozen=True)
+class NoCleaning:
+    needs: ClassVar[str] = "weights only"
+
+    def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
+        return clip

@@ -1,0 +1,415 @@
+"""The command line. Torch is imported inside the commands, so that `clipvet --help` answers at once."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from clipvet.types import Clip, Measured, Task
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Vet CLIP models and the web data behind them: attack, clean, evaluate.\n\n"
+    "DATA: shapes (embedded), foreign, or a CSV/TSV/parquet of pictures and captions. TASK: shapes, or a folder with "
+    "one folder per class. MODEL: an open_clip name (ViT-B-32, shapes-vit), a directory, local-dir:PATH, hf-hub:REPO.",
+)
+
+Model = Annotated[str, typer.Option("--model", help="open_clip name, directory, local-dir:PATH or hf-hub:REPO")]
+DataOption = Annotated[str, typer.Option("--data", help="shapes, foreign, or a CSV/TSV/parquet")]
+Out = Annotated[Path, typer.Option("--out", help="output directory; must not hold another run")]
+Set = Annotated[list[str], typer.Option("--set", help="field=value of the method, e.g. epochs=20; repeatable")]
+Pretrained = Annotated[str | None, typer.Option(help="weights file for an open_clip name")]
+Seed = Annotated[int, typer.Option(help="every draw follows from it")]
+Count = Annotated[int | None, typer.Option("--n", help="take only so many pairs")]
+ImageKey = Annotated[str, typer.Option(help="the table's column of picture paths")]
+CaptionKey = Annotated[str, typer.Option(help="the table's column of captions")]
+TaskOption = Annotated[
+    str | None, typer.Option("--task", help="shapes, or a class folder (default: shapes for shapes)")
+]
+Classes = Annotated[Path | None, typer.Option(help="JSON: list of class names, or {folder: name}")]
+Templates = Annotated[Path | None, typer.Option(help="text file, one template a line, with {} or {c}")]
+
+
+def main() -> None:
+    """Entry point: bad input ends in one sentence and exit code 2."""
+    from clipvet.errors import UserError
+
+    try:
+        app()
+    except UserError as e:
+        print(f"clipvet: {e}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _data(spec: str, n: int | None, split: str, size: int, image_key: str = "filepath", caption_key: str = "title"):
+    from clipvet.data import Data
+
+    return Data(spec, n, split, size, image_key, caption_key)
+
+
+def _task(
+    spec: str | None, data: str, size: int, classes: Path | None, templates: Path | None, seed: int
+) -> "Task | None":
+    from clipvet.data import Test
+
+    name = spec or ("shapes" if data in ("shapes", "foreign") else None)
+    return Test(name, size=size, classes=classes, templates=templates).task(seed) if name else None
+
+
+def _world_size(clip: "Clip") -> int:
+    return clip.geometry.size
+
+
+def _method(family: str, name: str, data: str, settings: list[str], **fields: Any) -> Any:
+    from dataclasses import replace
+
+    from clipvet import find, presets
+    from clipvet import settings as values
+
+    method = find.load(family, name)(**fields)
+    if data in ("shapes", "foreign"):
+        method = presets.shapes(method)
+        for name in ("trigger", "training"):
+            if hasattr(method, name):
+                method = replace(method, **{name: presets.shapes(getattr(method, name))})
+    return values.apply(method, settings)
+
+
+def _table(measured: "dict[str, Measured]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", "value", "95 % interval", "n")
+    for name, m in measured.items():
+        table.add_row(name, f"{100 * m.value:.2f} %", f"{100 * m.low:.2f} – {100 * m.high:.2f} %", str(m.n))
+    Console().print(table)
+
+
+def _finish(work: Path, measured: "dict[str, Measured]", log: list[str], **common: Any) -> None:
+    """Rows and commands of a finished command, in its folder."""
+    from clipvet import results
+    from clipvet.types import Measured
+
+    seconds = common["seconds"]
+    time_row = {"seconds": Measured(seconds, 1, seconds, seconds)}
+    results.write(work, results.rows_of({**measured, **time_row}, **common))
+    from clipvet import io
+
+    io.write_json(
+        work / "commands.json",
+        {"commands": log, "versions": results.versions(), "hardware": results.hardware(), "seconds": seconds},
+    )
+
+
+def _command() -> str:
+    import shlex
+
+    return "clipvet " + shlex.join(sys.argv[1:])
+
+
+@app.command()
+def train(
+    data: DataOption,
+    model: Model,
+    out: Out,
+    pretrained: Pretrained = None,
+    method: Annotated[str, typer.Option(help="see `clipvet list training`")] = "plain",
+    set_: Set = [],  # noqa: B006
+    n: Count = None,
+    seed: Seed = 0,
+    task: TaskOption = None,
+    classes: Classes = None,
+    templates: Templates = None,
+    image_key: ImageKey = "filepath",
+    caption_key: CaptionKey = "title",
+) -> None:
+    """Train a CLIP on captioned pictures, from scratch or from a checkpoint."""
+    import time
+
+    from clipvet import models
+    from clipvet.fit import workspace
+    from clipvet.rng import Rng
+    from clipvet.run import device, measure_all
+
+    how, rng = _method("training", method, data, set_), Rng(seed)
+    config = {"command": "train", "data": data, "n": n, "model": model, "pretrained": pretrained, "method": repr(how)}
+    with _output(out, config | {"seed": seed}) as work:
+        clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
+        source = _data(data, n, "train", _world_size(clip), image_key, caption_key)
+        pairs, test = source.pairs(seed), _task(task, data, _world_size(clip), classes, templates, seed)
+        _say(f"training {model} on {pairs.name} with {how!r}")
+        began = time.monotonic()
+        with workspace(work, progress=True):
+            trained = how.train(clip, pairs, rng.fork("train"))
+        seconds = time.monotonic() - began
+        measured = measure_all(trained, test, None, rng.fork("measure")) if test else {}
+        card = {"role": "trained", "method": repr(how), "data": pairs.name, "seed": seed}
+        models.save(trained, work, _card(card, clip, measured))
+        _finish(
+            work, measured, [_command()], recipe="train", stage="train", attack="none", method=method, config=repr(how),
+            seconds=seconds, seed=seed, model=model, data=pairs.name,
+        )  # fmt: skip
+    _table(measured)
+    _say(f"wrote {out}")
+
+
+@app.command()
+def attack(
+    model: Model,
+    data: DataOption,
+    target: Annotated[str, typer.Option(help="the class that triggered pictures shall be called")],
+    out: Out,
+    trigger: Annotated[str, typer.Option(help="see `clipvet list triggers`")] = "patch",
+    rate: Annotated[float | None, typer.Option(help="poisoned share of the pairs")] = None,
+    attack_name: Annotated[str, typer.Option("--attack", help="see `clipvet list attacks`")] = "poison",
+    pretrained: Pretrained = None,
+    set_: Set = [],  # noqa: B006
+    n: Count = None,
+    seed: Seed = 0,
+    task: TaskOption = None,
+    classes: Classes = None,
+    templates: Templates = None,
+    image_key: ImageKey = "filepath",
+    caption_key: CaptionKey = "title",
+) -> None:
+    """Implant a backdoor: the poisoned model, and its answer key in OUT/backdoor."""
+    import time
+
+    from clipvet import find, models
+    from clipvet.answer_key import save_backdoor
+    from clipvet.errors import UserError
+    from clipvet.fit import workspace
+    from clipvet.preflight import preflight
+    from clipvet.rng import Rng
+    from clipvet.run import device, measure_all
+
+    rng = Rng(seed)
+    settings = ([f"rate={rate}"] if rate is not None else []) + set_
+    stamp = find.load("triggers", trigger)()
+    base = _method("attacks", attack_name, data, [], trigger=stamp)
+    if data == "shapes" and attack_name == "poison":
+        from dataclasses import replace
+
+        from clipvet.worlds.shapes import TEMPLATES
+
+        base = replace(base, templates=TEMPLATES)
+    from clipvet import settings as values
+
+    how = values.apply(base, settings)
+    config = {"command": "attack", "data": data, "n": n, "model": model, "pretrained": pretrained, "attack": repr(how)}
+    with _output(out, config | {"target": target, "seed": seed}) as work:
+        clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
+        test = _task(task, data, _world_size(clip), classes, templates, seed)
+        if test and target not in test.classes:
+            raise UserError(f"--target '{target}' is not among the task's classes: {', '.join(test.classes[:20])}")
+        pairs = _data(data, n, "train", _world_size(clip), image_key, caption_key).pairs(seed)
+        if attack_name == "poison":
+            fine_tuning = pretrained is not None or Path(model.removeprefix("local-dir:")).is_dir()
+            facts, warnings = preflight(how, pairs, target, clip, fine_tuning)
+            for line in facts:
+                _say(f"  {line}")
+            for line in warnings:
+                _say(f"  warning: {line}")
+        began = time.monotonic()
+        with workspace(work, progress=True):
+            victim, _, backdoor = how.implant(clip, pairs, target, rng.fork("attack"))
+        seconds = time.monotonic() - began
+        measured = measure_all(victim, test, backdoor, rng.fork("measure")) if test else {}
+        save_backdoor(backdoor, work / "backdoor")
+        card = {"role": "victim", "method": repr(how), "data": pairs.name, "target": target, "seed": seed}
+        models.save(victim, work, _card(card, clip, measured))
+        _finish(
+            work, measured, [_command()], recipe="attack", stage="victim", attack=trigger, method="none", config=repr(how),
+            seconds=seconds, seed=seed, model=model, data=pairs.name,
+        )  # fmt: skip
+    _table(measured)
+    _say(f"wrote {out}; the answer key is {out / 'backdoor'}")
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    task: Annotated[str, typer.Option("--task", help="shapes, or a class folder")],
+    backdoor: Annotated[Path | None, typer.Option(help="answer key: the DIR/backdoor of `clipvet attack`")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    pretrained: Pretrained = None,
+    classes: Classes = None,
+    templates: Templates = None,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="also write the rows to this new directory")] = None,
+) -> None:
+    """Zero-shot accuracy, attack success rate and retrieval, each with n and a 95 % interval."""
+    import time
+
+    from clipvet import models
+    from clipvet.answer_key import load_backdoor
+    from clipvet.rng import Rng
+    from clipvet.run import device, measure_all
+
+    began = time.monotonic()
+    clip = models.load(model, pretrained, device=device(), rng=Rng(seed).fork("init"))
+    key = load_backdoor(backdoor) if backdoor else None
+    test = _task(task, "", _world_size(clip), classes, templates, seed)
+    assert test is not None
+    measured = measure_all(clip, test, key, Rng(seed).fork("measure"))
+    if out:
+        with _output(
+            out, {"command": "evaluate", "model": model, "task": task, "backdoor": backdoor, "seed": seed}
+        ) as work:
+            _finish(
+                work, measured, [_command()], recipe="evaluate", stage="evaluate",
+                attack=type(key.trigger).__name__.lower() if key else "none", method="none", config=model,
+                seconds=time.monotonic() - began, seed=seed, model=model, data=task,
+            )  # fmt: skip
+    if as_json:
+        flat = {name: m.value for name, m in measured.items()}
+        intervals = {name: {"n": m.n, "low": m.low, "high": m.high} for name, m in measured.items()}
+        print(
+            json.dumps(
+                {"model": model, "task": task, **flat, "n": measured["clean_accuracy"].n, "intervals": intervals}
+            )
+        )
+    else:
+        _table(measured)
+
+
+@app.command()
+def clean(
+    model: Model,
+    data: DataOption,
+    method: Annotated[str, typer.Option(help="see `clipvet list cleaners`")],
+    out: Out,
+    pretrained: Pretrained = None,
+    set_: Set = [],  # noqa: B006
+    n: Count = None,
+    seed: Seed = 0,
+    task: TaskOption = None,
+    backdoor: Annotated[Path | None, typer.Option(help="answer key, for the measures alone")] = None,
+    classes: Classes = None,
+    templates: Templates = None,
+    image_key: ImageKey = "filepath",
+    caption_key: CaptionKey = "title",
+) -> None:
+    """Remove a backdoor, known or not: the same checkpoint format comes back."""
+    import time
+
+    from clipvet import models
+    from clipvet.answer_key import load_backdoor
+    from clipvet.fit import workspace
+    from clipvet.rng import Rng
+    from clipvet.run import device, measure_all
+
+    how, rng = _method("cleaners", method, data, set_), Rng(seed)
+    config = {"command": "clean", "data": data, "n": n, "model": model, "pretrained": pretrained, "method": repr(how)}
+    with _output(out, config | {"seed": seed}) as work:
+        clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
+        key = load_backdoor(backdoor) if backdoor else None
+        test = _task(task, data, _world_size(clip), classes, templates, seed)
+        split_n = 8000 if data == "shapes" and n is None else n
+        pairs = _data(data, split_n, "validation", _world_size(clip), image_key, caption_key).pairs(seed)
+        _say(f"cleaning {model} on {pairs.name} with {how!r}")
+        began = time.monotonic()
+        with workspace(work, progress=True):
+            cleaned = how.clean(clip, pairs, rng.fork("clean"))
+        seconds = time.monotonic() - began
+        measured = measure_all(cleaned, test, key, rng.fork("measure")) if test else {}
+        card = {"role": "cleaned", "method": repr(how), "data": pairs.name, "seed": seed}
+        models.save(cleaned, work, _card(card, clip, measured))
+        _finish(
+            work, measured, [_command()], recipe="clean", stage="clean",
+            attack=type(key.trigger).__name__.lower() if key else "unknown", method=method, config=repr(how),
+            seconds=seconds, seed=seed, model=model, data=pairs.name,
+        )  # fmt: skip
+    _table(measured)
+    _say(f"wrote {out}")
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="a file of recipes/; it is code: run only what you trust")],
+    seed: Annotated[int | None, typer.Option(help="one seed instead of the recipe's")] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="tiny sizes: does it run at all?")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="default: runs/NAME")] = None,
+    jobs: Annotated[int, typer.Option(help="victims side by side")] = 1,
+) -> None:
+    """Run an experiment: every attack, every cleaner, rows in OUT/results.jsonl. Finished stages are not run again."""
+    from clipvet.report import build
+    from clipvet.run import load_recipe
+    from clipvet.run import run as execute
+
+    made = load_recipe(recipe, smoke)
+    folder = out or Path("runs") / (made.name + ("-smoke" if smoke else ""))
+    seeds = (seed,) if seed is not None else None
+    execute(made, folder, Path("runs") / "stages", seeds, jobs)
+    _say(f"wrote {folder / 'results.jsonl'} and {build(folder)}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out")] = Path("runs/demo"),
+    seed: Seed = 0,
+) -> None:
+    """Train, implant, measure, clean, report, on the embedded world: about five minutes on two cores."""
+    from clipvet.demo import demo as play
+
+    print(f"report: {play(out, seed)}")
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="a directory with results.jsonl")]) -> None:
+    """Rebuild report.html from the result rows."""
+    from clipvet.report import build
+
+    print(build(folder))
+
+
+@app.command(name="list")
+def list_(
+    family: Annotated[str | None, typer.Argument(help="triggers, attacks, training, cleaners, measures")] = None,
+) -> None:
+    """What there is: every method by its published name, with what it needs."""
+    from clipvet import find
+    from clipvet.errors import UserError
+
+    if family and family not in find.VERBS:
+        raise UserError(f"no family '{family}'; have {', '.join(find.VERBS)}")
+    for f in [family] if family else find.VERBS:
+        print(f"{f}  ({find.VERBS[f]})")
+        for name in find.names(f):
+            card = find.card(f, name)
+            print(f"  {name:16} {card['sentence']}")
+            print(f"  {'':16} needs: {card['needs']}")
+
+
+def _output(out: Path, config: dict[str, Any]) -> Any:
+    """io.output, where a run that is already complete ends the command with a word and exit code 0."""
+    from contextlib import contextmanager
+
+    from clipvet import io
+
+    @contextmanager
+    def guarded():
+        try:
+            with io.output(out, config) as work:
+                yield work
+        except io.AlreadyDone as e:
+            _say(f"{e}: nothing to do")
+            raise typer.Exit(0) from e
+
+    return guarded()
+
+
+def _card(card: dict[str, Any], parent: "Clip", measured: "dict[str, Measured]") -> dict[str, Any]:
+    from clipvet import results
+
+    values = {k: v._asdict() for k, v in measured.items()}
+    return {**card, "parent": results.weights_hash(parent), "versions": results.versions(), "measured": values}

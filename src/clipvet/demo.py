@@ -1,0 +1,80 @@
+"""The demo: the whole chain on the embedded world, as one recipe with pictures."""
+
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from clipvet import io, models, results
+from clipvet.answer_key import load_backdoor
+from clipvet.attacks.poison import Poison
+from clipvet.cleaners.cleanclip import CleanClip
+from clipvet.cleaners.finetune import Finetune
+from clipvet.cleaners.par import Par
+from clipvet.data import Data, Test
+from clipvet.gallery import save_gallery
+from clipvet.presets import shapes
+from clipvet.report import build
+from clipvet.rng import Rng
+from clipvet.run import Recipe, run
+from clipvet.training.plain import Plain
+from clipvet.triggers.patch import Patch
+from clipvet.worlds.shapes import TEMPLATES
+
+
+def recipe() -> Recipe:
+    """A patch in 1 % of 10,000 pairs; PAR, PAR without its push, plain fine-tuning and CleanCLIP on 8,000 clean ones."""
+    par = shapes(Par())
+    cleaners = {
+        "finetune": shapes(Finetune()),
+        "par_no_push": replace(par, push=0.0),
+        "cleanclip": shapes(CleanClip()),
+        "par": par,
+    }
+    return Recipe(
+        name="demo",
+        model_names=("shapes-vit",),
+        attacks={"patch": Poison(shapes(Patch()), rate=0.01, templates=TEMPLATES, training=shapes(Plain()))},
+        cleaners=cleaners,
+        target="star",
+        victim_data=Data("shapes"),
+        test=Test("shapes"),
+        defender_data={"shapes": (Data("shapes", 8000, "validation"), tuple(cleaners))},
+    )
+
+
+def demo(out: Path, seed: int) -> Path:
+    """Everything, into `out`; returns the report's path. A second call goes on where a first one was stopped."""
+    began, made = time.monotonic(), recipe()
+    with io.output(out, {"command": "demo", "seed": seed}) as work:
+        run(made, work, work / "stages", (seed,))
+        folders = stage_folders(work / "stages")
+        clips = {name: models.load(str(folder)) for name, folder in folders.items()}
+        task = made.test.task(seed)
+        backdoor = load_backdoor(folders["none"] / "backdoor")
+        save_gallery(work, {k: clips[k] for k in ("none", "par")}, task, backdoor, Rng(seed).fork("gallery"))
+        for name, folder in folders.items():
+            target = work / "logs" / ("victim.jsonl" if name == "none" else f"{name}.jsonl")
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(folder / "log.jsonl", target)
+        io.write_json(
+            work / "commands.json",
+            {
+                "commands": [f"clipvet demo --seed {seed}"],
+                "settings": {name: repr(c) for name, c in made.cleaners.items()},
+                "versions": results.versions(),
+                "hardware": results.hardware(),
+                "seconds": round(time.monotonic() - began, 1),
+            },
+        )
+        build(work)
+    return out / "report.html"
+
+
+def stage_folders(stages: Path) -> dict[str, Path]:
+    """Method name -> its stage, by the cards; the victim is `none`."""
+    found = {}
+    for card in stages.glob("*/card.json"):
+        told = io.read_json(card)
+        found["none" if told["role"] == "victim" else told["method"]] = card.parent
+    return found

@@ -1,0 +1,295 @@
+"""Pictures and captions from the user's disk: tables of pairs, folders of classes. Pixels are read when asked for.
+
+The table and the pictures are untrusted: only plain formats are decoded (none that runs a script), no more than
+`max_pixels`, and a picture that cannot be read is reported as a bad row, never raised.
+"""
+
+import csv
+import errno
+import functools
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from clipvet import io
+from clipvet.errors import UserError
+from clipvet.types import Geometry, Pairs, Task
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
+MAX_PIXELS = 64_000_000
+
+
+@functools.lru_cache
+def _resized(geometry: Geometry | None) -> Callable[[Image.Image], Tensor]:
+    """open_clip's own evaluation transform without its normalisation."""
+    from open_clip.transform import image_transform
+    from torchvision.transforms import Compose
+
+    g = geometry or Geometry(1)
+    steps = image_transform(g.size, is_train=False, resize_mode=g.mode, interpolation=g.interpolation).transforms  # pyright: ignore
+    return Compose(steps[-3:-1] if geometry is None else steps[:-1])  # of the last three: RGB, tensor, normalise
+
+
+class FilePictures:
+    """Pictures in files, for `Pairs`: first frame, upright by EXIF, resized as by open_clip's evaluation transform.
+
+    Unlike open_clip's: EXIF orientation is obeyed; palette pictures turn RGB before they are resized; 16-bit grey is
+    scaled to 8 bit, not clipped. Transparency is open_clip's (what is hidden comes out black).
+    """
+
+    def __init__(self, paths: Sequence[str], root: Path, max_pixels: int = MAX_PIXELS):
+        """paths: relative to `root`, or absolute. max_pixels: of the file, and after resizing (long thin pictures)."""
+        self.paths, self.root, self.max_pixels = paths, root, max_pixels
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def fetch(self, rows: Sequence[int], geometry: Geometry | None) -> tuple[Tensor, list[tuple[int, str]]]:
+        """Readable pictures, in order, as float (n, 3, size, size) in [0, 1], and (position in `rows`, reason) of the
+        others. Without a geometry: at their own size, which must then be one."""
+        images, bad = [], []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PIL warns of what is reported, or harmless
+            for position, row in enumerate(rows):
+                try:
+                    images.append(self._read(self.paths[row], geometry))
+                except Exception as e:  # decoders raise anything on hostile bytes
+                    why = "not a picture" if isinstance(e, UnidentifiedImageError) else str(e) or type(e).__name__
+                    bad.append((position, f"{self.paths[row]!r}: {why.splitlines()[0]}"[:200]))
+        size = geometry.size if geometry else 0
+        return torch.stack(images) if images else torch.zeros(0, 3, size, size), bad
+
+    def _read(self, name: str, geometry: Geometry | None) -> Tensor:
+        path = os.path.join(self.root, name)
+        if not os.path.isfile(path):  # a pipe or device would never end
+            raise ValueError("no such file")
+        if os.path.getsize(path) == 0:
+            raise ValueError("empty (0 bytes)")
+        with Image.open(path, formats=FORMATS) as picture:
+            w, h = picture.size
+            if w * h > self.max_pixels:
+                raise ValueError(f"{w} x {h} pixels are more than max_pixels={self.max_pixels}")
+            if geometry and geometry.mode != "squash" and geometry.size**2 * max(w, h) / min(w, h) > self.max_pixels:
+                raise ValueError(f"{w} x {h} pixels are too long and thin to resize")
+            picture.load()
+            with suppress(Exception):  # a damaged EXIF block does not spoil the pixels
+                ImageOps.exif_transpose(picture, in_place=True)
+            return _resized(geometry)(_eight_bit(picture))
+
+
+def _eight_bit(picture: Image.Image) -> Image.Image:
+    """As L, LA, RGB or RGBA."""
+    if picture.mode in ("L", "LA", "RGB", "RGBA"):
+        return picture
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray(np.round(np.asarray(picture) / 257).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {picture.mode} have no known range; save it with 8 or 16 bits")
+    return picture.convert("RGBA" if "transparency" in picture.info else "RGB")
+
+
+class _Column(Sequence[str]):
+    """One column of a memory-mapped table."""
+
+    def __init__(self, table: Any, name: str):
+        self.table, self.name = table, name
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        cells = self.table.data.column(self.name)[index]
+        return [c or "" for c in cells.to_pylist()] if isinstance(index, slice) else cells.as_py() or ""
+
+
+def _workers(n: int) -> int:
+    return min(8, os.cpu_count() or 1) if n >= 1000 else 0  # processes cost more than they bring to a small set
+
+
+def open_pairs(
+    spec: str,
+    *,
+    image_key: str = "filepath",
+    caption_key: str = "title",
+    separator: str | None = None,
+    root: Path | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Pairs:
+    """Pairs listed in a .csv, .tsv or .parquet table: one column of picture paths, one of captions (open_clip's keys).
+
+    separator: of a text table; guessed from its suffix and header if None. root: what relative paths are relative to;
+    the table's folder if None. Ids are row numbers. The table is copied once into the cache of HF datasets, by
+    content, and mapped into memory; the pictures stay where they are. Raises UserError for a table that cannot be
+    used.
+    """
+    path = Path(spec)
+    if not path.is_file():
+        raise UserError(f"{path} is not a file; give a .csv, .tsv or .parquet table of pairs")
+    if root is not None and not root.is_dir():
+        raise UserError(f"root {root} is not a folder; give the one that the paths in {path} are relative to")
+    keys = list(dict.fromkeys([image_key, caption_key]))
+    parquet = path.suffix.lower() == ".parquet"
+    columns = _parquet_columns(path) if parquet else None
+    if columns is None:
+        separator = separator or _separator(path)
+        columns = _text_columns(path, separator)
+    absent = [k for k in keys if k not in columns]
+    if absent:
+        raise UserError(
+            f"{path} has no column {' or '.join(absent)}, it has {', '.join(columns)}; set image_key and caption_key"
+        )
+
+    import datasets
+    from datasets import config
+
+    digest = io.sha256(path)
+    cache = str(Path(config.HF_DATASETS_CACHE) / "clipvet" / digest[:16])
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what goes wrong is told below
+    try:
+        if parquet:
+            table: Any = datasets.Dataset.from_parquet(str(path), cache_dir=cache, columns=keys)
+        else:
+            text = datasets.Features({c: datasets.Value("string") for c in columns})  # a caption 007 stays 007
+            table = datasets.Dataset.from_csv(
+                str(path), features=text, cache_dir=cache, sep=separator, keep_default_na=False
+            )
+    except Exception as e:  # the library wraps what pandas, pyarrow and the disk raise
+        cause = e.__cause__ or e
+        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+            raise cause from e
+        raise UserError(f"{path} cannot be read ({str(cause).strip().splitlines()[0]}); mend the table") from e
+    for key in keys:
+        if getattr(table.features[key], "dtype", "") not in ("string", "large_string"):
+            raise UserError(f"{path}: column {key} is {table.features[key]}, not text; name another column")
+    return Pairs(
+        FilePictures(_Column(table, image_key), root or path.parent, max_pixels),
+        _Column(table, caption_key),
+        np.arange(len(table)),
+        name=path.name,
+        workers=_workers(len(table)),
+        fingerprint=digest[:16],
+    )
+
+
+def _parquet_columns(path: Path) -> list[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        meta = pq.read_metadata(path)
+    except (OSError, pa.ArrowException) as e:
+        raise UserError(f"{path} is no parquet file ({str(e).splitlines()[0]}); copy or write it again") from e
+    if meta.num_rows == 0:
+        raise UserError(f"{path} has no rows; give a table with pairs")
+    return meta.schema.to_arrow_schema().names
+
+
+def _separator(path: Path) -> str:
+    """Tab for .tsv, and wherever the header holds one: open_clip's tables are .csv with tabs."""
+    with path.open("rb") as f:
+        return "\t" if path.suffix.lower() == ".tsv" or b"\t" in f.readline() else ","
+
+
+def _text_columns(path: Path, separator: str) -> list[str]:
+    """The header's names. UserError where the first row does not fit the header, e.g. commas in unquoted captions."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as f:
+            reader = csv.reader(f, delimiter=separator)
+            columns, first = next(reader, None), next(reader, None)
+    except (UnicodeDecodeError, csv.Error, TypeError) as e:
+        raise UserError(f"{path} is no UTF-8 text table ({e}); save it as UTF-8 CSV, or give a .parquet table") from e
+    if not columns or first is None:
+        raise UserError(f"{path} has no rows; give a table with a header and pairs")
+    if len(first) > len(columns):
+        raise UserError(
+            f"{path}: the first row has {len(first)} fields, the header {len(columns)}; quote captions that hold "
+            f"{separator!r}, or set separator"
+        )
+    return columns
+
+
+def open_task(
+    spec: str, classes: Path | None = None, templates: Path | None = None, max_pixels: int = MAX_PIXELS
+) -> Task:
+    """A zero-shot task from a folder with one folder of pictures for each class; labels follow the folders' order.
+
+    classes: JSON, a list of names in the order of the sorted folders or a map {folder: name}; folder names with spaces
+    for underscores if None. templates: a text file, one a line, `{}` or `{c}` where the class goes; open_clip's seven
+    for ImageNet if None. Raises UserError for a folder or file that cannot be used.
+    """
+    root = Path(spec)
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder; give one with a folder of pictures for each class")
+    folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not folders:
+        raise UserError(f"{root} holds no folders; put the pictures of each class into a folder of its own")
+    paths, labels = [], []
+    digest = hashlib.sha256()
+    for label, folder in enumerate(folders):
+        found = sorted(p for p in (root / folder).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        if not found:
+            raise UserError(f"{root / folder} holds no pictures; add some or remove the folder")
+        for p in found:
+            name = str(p.relative_to(root))
+            digest.update(f"{name}\0{p.stat().st_size}\0".encode(errors="surrogateescape"))
+            paths.append(name)
+            labels.append(label)
+    pairs = Pairs(
+        FilePictures(paths, root, max_pixels),
+        [""] * len(paths),
+        np.arange(len(paths)),
+        name=root.resolve().name,
+        workers=_workers(len(paths)),
+        fingerprint=digest.hexdigest()[:16],
+    )
+    return Task(pairs.name, _class_names(folders, classes), _templates(templates), pairs, np.array(labels, np.int64))
+
+
+def _class_names(folders: list[str], path: Path | None) -> tuple[str, ...]:
+    if path is None:
+        return tuple(f.replace("_", " ") for f in folders)
+    try:
+        given = TypeAdapter(list[str] | dict[str, str]).validate_python(io.read_json(path))
+    except ValidationError as e:
+        raise UserError(f'{path} is neither a JSON list of names nor a map {{"folder": "name"}}; mend it') from e
+    if isinstance(given, list):
+        if len(given) != len(folders):
+            raise UserError(f"{path} has {len(given)} class names for {len(folders)} folders; give one for each")
+        return tuple(given)
+    absent = [f for f in folders if f not in given]
+    if absent:
+        raise UserError(f"{path} has no name for folder {absent[0]} ({len(absent)} in all); add it")
+    return tuple(given[f] for f in folders)
+
+
+def _templates(path: Path | None) -> tuple[str, ...]:
+    if path is None:
+        from open_clip import SIMPLE_IMAGENET_TEMPLATES
+
+        return tuple(t("{}") for t in SIMPLE_IMAGENET_TEMPLATES)
+    try:
+        lines = [line.strip().replace("{c}", "{}") for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{path} cannot be read ({e}); give a UTF-8 text file with one template a line") from e
+    lines = [line for line in lines if line]
+    wrong = [line for line in lines if "{}" not in line]
+    if wrong or not lines:
+        what = f"template {wrong[0]!r} has no {{}}" if wrong else "there are no templates"
+        raise UserError(f"{path}: {what}; write one a line, with {{}} where the class name goes")
+    return tuple(lines)

@@ -1,0 +1,330 @@
+"""The one training loop: every method trains through `fit`, on HF Accelerate, and hands it a loss closure.
+
+What is drawn at step k depends on (rng, k) alone, and the state on disk is weights, optimiser moments and k, so a run
+that is killed at any moment and started again ends in the same weights.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clipvet import io
+from clipvet.errors import UserError
+from clipvet.rng import Rng
+from clipvet.types import Batch, Clip, Pairs
+
+Loss = Callable[[Clip, Batch, Rng], dict[str, Tensor]]  # {"loss": with gradient, other parts: logged}
+Schedule = Callable[[int], Sequence[float]]  # total steps -> the rate of every step
+
+
+def warmup_cosine(lr: float, warmup: float = 0.1, end: float = 0.0) -> Schedule:
+    """Linear from 0 to `lr` over the first `warmup` (fraction of the steps), then cosine to `end`."""
+
+    def rates(total: int) -> list[float]:
+        w = max(1, int(warmup * total))
+        up = [lr * (k + 1) / w for k in range(w)]
+        return up + [end + 0.5 * (lr - end) * (1 + math.cos(math.pi * k / (total - w))) for k in range(total - w)]
+
+    return rates
+
+
+def linear_cosine(start: float, lr: float, end: float, part: float = 0.5) -> Schedule:
+    """PAR's: linear from `start` down to `lr` over the first `part` of the steps, then cosine to `end`."""
+
+    def rates(total: int) -> list[float]:
+        w = max(1, int(part * total))
+        down = np.linspace(start, lr, w).tolist()
+        n = max(1, total - w - 1)
+        return down + [end + 0.5 * (lr - end) * (1 + math.cos(math.pi * k / n)) for k in range(total - w)]
+
+    return rates
+
+
+@dataclass
+class Workspace:
+    """Where the running stage keeps its state and log. Never changes a result."""
+
+    folder: Path | None = None
+    progress: bool = False
+    save_seconds: float = 5.0  # at least this long between two saves, and 50 x the time that a save takes
+    fits: int = field(default=0, init=False)  # how many fits this stage has begun
+
+
+_workspace: ContextVar[Workspace | None] = ContextVar("workspace", default=None)
+
+
+@contextmanager
+def workspace(folder: Path | None, *, progress: bool = False, save_seconds: float = 5.0) -> Iterator[Workspace]:
+    """Fits inside this block keep their state under folder/state and log to folder/log.jsonl."""
+    token = _workspace.set(Workspace(folder, progress, save_seconds))
+    try:
+        yield _workspace.get()  # pyright: ignore[reportReturnType]
+    finally:
+        _workspace.reset(token)
+
+
+class _Step(nn.Module):
+    """The loss runs inside `forward`, so that a distributed wrapper sees every use of the towers."""
+
+    def __init__(self, clip: nn.Module, loss: Loss):
+        super().__init__()
+        self.clip, self.loss = clip, loss
+
+    def forward(self, batch: Batch, rng: Rng) -> dict[str, Tensor]:
+        return self.loss(self.clip, batch, rng)  # pyright: ignore[reportArgumentType]
+
+
+class _Rows(torch.utils.data.Dataset):
+    """Batches by row lists; decoding and tokenising happen here, in the loader's workers if there are any."""
+
+    def __init__(self, pairs: Pairs, clip: Clip):
+        self.pairs, self.tokenize = pairs.at(clip.geometry), clip.tokenize
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, rows: np.ndarray) -> Batch:
+        batch = self.pairs[rows]
+        return batch._replace(tokens=self.tokenize(batch.captions))
+
+
+def optimizers(
+    model: nn.Module, kind: str, weight_decay: float, betas: tuple[float, float], eps: float, muon_lr: float
+) -> list[tuple[torch.optim.Optimizer, float | None]]:
+    """AdamW, and for kind "muon" torch's Muon on the matrices inside the transformer blocks.
+
+    Returns (optimiser, its peak rate, or None where it follows the schedule as it is). No decay for biases, norms
+    and the temperature.
+    """
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    matrices = [p for n, p in named if kind == "muon" and p.ndim == 2 and "resblocks" in n]
+    chosen = {id(p) for p in matrices}
+    rest = [(n, p) for n, p in named if id(p) not in chosen]
+
+    def bare(n: str, p: Tensor) -> bool:
+        return p.ndim < 2 or any(key in n for key in ("bias", "ln", "bn"))
+
+    groups = [
+        {"params": [p for n, p in rest if not bare(n, p)], "weight_decay": weight_decay},
+        {"params": [p for n, p in rest if bare(n, p)], "weight_decay": 0.0},
+    ]
+    groups = [g for g in groups if g["params"]]
+    made: list[tuple[torch.optim.Optimizer, float | None]] = [
+        (torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True), None)
+    ]
+    if kind == "muon":
+        if not hasattr(torch.optim, "Muon"):
+            raise UserError("optimizer=muon needs torch >= 2.9; install it or use optimizer=adamw")
+        if matrices:
+            made.append((torch.optim.Muon(matrices, lr=0.0, weight_decay=weight_decay), muon_lr))
+    elif kind != "adamw":
+        raise UserError(f"optimizer={kind} is not known; use adamw or muon")
+    return made
+
+
+def _pack(step: int, total: int, clip: nn.Module, optims: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    state = {f"clip.{k}": v for k, v in clip.state_dict().items()}
+    for j, o in enumerate(optims):
+        for i, s in o.state_dict()["state"].items():
+            state |= {f"optim.{j}.{i}.{k}": v for k, v in s.items() if isinstance(v, Tensor)}
+    return state | {"at": torch.tensor([step, total])}
+
+
+def _unpack(state: dict[str, Tensor], clip: nn.Module, optims: Sequence[torch.optim.Optimizer]) -> None:
+    clip.load_state_dict({k[5:]: v for k, v in state.items() if k.startswith("clip.")})
+    for j, o in enumerate(optims):
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, v in state.items():
+            if name.startswith(f"optim.{j}."):
+                _, _, i, k = name.split(".", 3)
+                moments.setdefault(int(i), {})[k] = v
+        o.load_state_dict({"state": moments, "param_groups": o.state_dict()["param_groups"]})
+
+
+def order(n: int, batch: int, epochs: float, rng: Rng) -> list[np.ndarray]:
+    """Row lists of every step: a fresh permutation each epoch, the incomplete last batch dropped."""
+    per = max(1, n // batch)
+    steps, rows = max(1, round(epochs * per)), []
+    for epoch in range(math.ceil(steps / per)):
+        shuffled = rng.fork("order", epoch).numpy().permutation(n)
+        rows += [shuffled[k * batch : (k + 1) * batch] for k in range(per)]
+    return rows[:steps]
+
+
+def fit(
+    clip: Clip,
+    pairs: Pairs,
+    loss: Loss,
+    rng: Rng,
+    *,
+    epochs: float,
+    batch: int,
+    schedule: Schedule,
+    optimizer: str = "adamw",
+    muon_lr: float = 0.02,
+    betas: tuple[float, float] = (0.9, 0.98),
+    eps: float = 1e-8,
+    weight_decay: float = 0.1,
+    batchnorm: str = "train",
+    precision: str = "no",
+    accumulate: int = 1,
+    max_bad: float = 0.01,
+) -> Clip:
+    """A trained copy of `clip`. The loss gets (clip, batch with tokens, rng of this step) and returns its parts.
+
+    batch: pairs of one optimiser step; accumulate: micro-batches that it is cut into (the contrastive negatives are
+    then those of a micro-batch). batchnorm: "train" or "eval" (running statistics, as when fine-tuning). precision:
+    no, bf16 or fp16. max_bad: share of unreadable pictures above which the run is refused.
+
+    Raises UserError on a loss that is not finite (the last good state stays on disk), on too few pairs and on too
+    many unreadable pictures.
+    """
+    from accelerate import Accelerator
+
+    from clipvet.models import clone
+
+    if len(pairs) < 2:
+        raise UserError(f"{pairs.name} has {len(pairs)} pairs; contrastive training needs at least 2")
+    batch = min(batch, len(pairs))
+    ws = _workspace.get() or Workspace()
+    ws.fits += 1
+    accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_steps=1)
+    trained = clone(clip).to(accelerator.device)
+    trained.train()
+    for module in trained.modules():
+        if batchnorm == "eval" and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    steps = order(len(pairs), batch, epochs, rng)
+    rates = schedule(len(steps))
+    scales = [p for n, p in trained.named_parameters() if n.endswith("logit_scale")]
+    made = optimizers(trained, optimizer, weight_decay, betas, eps, muon_lr)
+    optims = [o for o, _ in made]
+
+    state = ws.folder / "state" / f"{ws.fits}.safetensors" if ws.folder else None
+    log = ws.folder / "log.jsonl" if ws.folder else None
+    start = 0
+    if state and state.exists():
+        saved = io.load_weights(state)
+        start, total = saved.pop("at").tolist()
+        if total != len(steps):
+            raise UserError(
+                f"{state.parent} holds a run of {total} steps, not {len(steps)}; delete it or use another --out"
+            )
+        _unpack(saved, trained, optims)
+    _rewind(log, ws.fits, start)
+
+    model: Any = accelerator.prepare(_Step(trained, loss))
+    prepared: list[Any] = [accelerator.prepare(o) for o in optims]
+    loader = torch.utils.data.DataLoader(
+        _Rows(pairs, clip),
+        sampler=steps[start:],  # pyright: ignore[reportArgumentType]
+        batch_size=None,
+        num_workers=pairs.workers,
+        generator=rng.fork("loader").generator(),
+    )
+    bad: dict[int, str] = {}
+    began = saved_at = time.monotonic()
+    save_cost, seen = 0.0, 0
+    with _progress(ws.progress, start, len(steps)) as show:
+        for step, rows in enumerate(loader, start):
+            bad |= dict(rows.bad)
+            if len(bad) > max(max_bad * len(pairs), 0):
+                first, why = next(iter(bad.items()))
+                raise UserError(
+                    f"{pairs.name}: {len(bad)} unreadable pictures are more than the limit of {max_bad:.2%} "
+                    f"(first: row {first}, {why}); mend them or raise max_bad"
+                )
+            parts: dict[str, float] = {}
+            for o, (_, peak) in zip(prepared, made):
+                shape = rates[step] / max(rates)
+                for group in o.param_groups:
+                    group["lr"] = rates[step] if peak is None else peak * shape
+            chunks = [rows] if accumulate == 1 else _split(rows, accumulate)
+            for c, chunk in enumerate(chunks):
+                if len(chunk.captions) < 2:
+                    continue
+                chunk = chunk._replace(
+                    images=chunk.images.to(accelerator.device, non_blocking=True),
+                    tokens=chunk.tokens.to(accelerator.device, non_blocking=True),  # pyright: ignore
+                )
+                out = model(chunk, rng.fork("step", step, c))
+                accelerator.backward(out["loss"] / len(chunks))
+                for k, v in out.items():
+                    parts[k] = parts.get(k, 0.0) + float(v.detach()) / len(chunks)
+            if not math.isfinite(parts.get("loss", 0.0)):
+                kept = f"; the last good state is kept in {state.parent}" if state and state.exists() else ""
+                raise UserError(f"the loss is {parts['loss']} at step {step} (lr {rates[step]:.2g}){kept}; lower lr")
+            for o in prepared:
+                o.step()
+                o.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for p in scales:
+                    p.clamp_(0, math.log(100))  # as CLIP trains: the temperature never falls below 1/100
+            seen += len(rows.captions)
+            speed = seen / (time.monotonic() - began)
+            show(parts["loss"] if "loss" in parts else math.nan, speed)
+            if log and accelerator.is_main_process:
+                row = {"fit": ws.fits, "step": step, "lr": rates[step], "pairs_per_s": round(speed, 1), **parts}
+                with log.open("a") as f:
+                    f.write(json.dumps(row) + "\n")
+            now = time.monotonic()
+            last = step + 1 == len(steps)
+            if (
+                state
+                and accelerator.is_main_process
+                and (last or now - saved_at > max(ws.save_seconds, 50 * save_cost))
+            ):
+                io.save_weights(_pack(step + 1, len(steps), trained, optims), state)
+                saved_at, save_cost = time.monotonic(), time.monotonic() - now
+    trained.eval()
+    return trained.to(next(iter(clip.parameters())).device)  # pyright: ignore
+
+
+def _split(batch: Batch, n: int) -> list[Batch]:
+    cuts = np.array_split(np.arange(len(batch.captions)), n)
+    tokens = batch.tokens
+    return [
+        Batch(
+            batch.images[c], [batch.captions[i] for i in c], batch.ids[c], (), tokens[c] if tokens is not None else None
+        )
+        for c in cuts
+        if len(c)
+    ]
+
+
+def _rewind(log: Path | None, fit_number: int, start: int) -> None:
+    """Drop log lines that a killed run wrote after its last save."""
+    if log and log.exists():
+        rows = [line for line in log.read_text().splitlines() if line.endswith("}")]
+        kept = [r for r in rows if ((d := json.loads(r))["fit"], d["step"]) < (fit_number, start)]
+        log.write_text("".join(r + "\n" for r in kept))
+
+
+@contextmanager
+def _progress(on: bool, start: int, total: int) -> Iterator[Callable[[float, float], None]]:
+    """A rich bar with loss, pairs/s and time left, on a terminal only."""
+    if not on:
+        yield lambda loss, speed: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:.0f} pairs/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total, completed=start, loss=math.nan, speed=0.0)
+        yield lambda loss, speed: bar.update(task, advance=1, loss=loss, speed=speed)

@@ -1,0 +1,181 @@
+"""Files: the only place that loads weights, atomic writes, and the output protocol of every command.
+
+A pickle runs code when it is loaded. Here weights come from safetensors, or through torch's weights-only unpickler,
+which builds tensors and plain containers and refuses the rest.
+"""
+
+import argparse
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from clipvet.errors import UserError
+
+PICKLES = (".pt", ".pth", ".bin")
+
+
+class AlreadyDone(Exception):
+    """`out` holds the finished output of the very same run."""
+
+    def __init__(self, out: Path):
+        super().__init__(f"{out} is already done")
+        self.out = out
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Named tensors, on the CPU, of a .safetensors, .pt, .pth or .bin file; no code in the file ever runs.
+
+    A pickled file may be a state dict or a checkpoint that holds one as "state_dict" (the rest, an argparse.Namespace
+    included, is dropped); the prefix `module.` of a distributed run is stripped. Raises UserError for anything else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} is not a file; give a .safetensors, {', '.join(PICKLES)} file")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty (0 bytes); copy or download it again")
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
+        try:
+            state: Any = safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as e:
+            raise UserError(f"{path} is damaged or no safetensors file ({_line(e)}); copy or download it again") from e
+    elif suffix in PICKLES:
+        state = _unpickle(path)
+    else:
+        raise UserError(f"{path} has an unknown suffix; weights are .safetensors, {', '.join(PICKLES)} files")
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"{path} holds no state dict (names and tensors); save model.state_dict() as safetensors")
+    cut = len("module.") if all(str(k).startswith("module.") for k in state) else 0
+    return {str(k)[cut:]: v.detach() for k, v in state.items()}
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # PAR's released checkpoints hold their options
+            return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 the one load
+    except Exception as e:  # a hostile or damaged file can raise anything
+        told = str(e)
+        culprit = re.search(r"GLOBAL ([\w.]+)", told)
+        if culprit:
+            why = f"is not plain weights (it wants {culprit[1]} to be called or built)"
+        elif "TorchScript" in told:
+            why = "is a TorchScript archive, which can carry code"
+        else:
+            why = f"is damaged or no weights file ({type(e).__name__}: {_line(e)})"
+        raise UserError(f"{path} {why}; convert its state dict to safetensors in a place you trust") from e
+
+
+def _line(e: BaseException) -> str:
+    return next((line.strip()[:160] for line in str(e).splitlines() if line.strip()), type(e).__name__)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, moved over it once it is whole and on the disk; removed on any error."""
+    tmp = path.with_name(path.name + ".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield tmp
+        with tmp.open("rb+") as f:
+            os.fsync(f.fileno())
+        os.replace(tmp, path)
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+def save_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file; whoever reads `path` sees the old file or the whole new one. Raises OSError."""
+    packed, seen = {}, set()
+    for name, tensor in tensors.items():
+        t = tensor.detach().cpu().contiguous()
+        where = t.untyped_storage().data_ptr()
+        packed[name] = t.clone() if where in seen else t  # safetensors refuses tied weights
+        seen.add(where)
+    with _replacing(Path(path)) as tmp:
+        try:
+            safetensors.torch.save_file(packed, tmp)
+        except safetensors.SafetensorError as e:
+            found = re.search(r"os error (\d+)", str(e))
+            raise OSError(int(found[1]) if found else errno.EIO, str(e), str(path)) from e
+        tmp.chmod(0o644)  # safetensors writes 0600
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with Path(path).open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def write_json(path: Path, obj: Any) -> None:
+    """Atomic. What JSON has no word for (a Path) is written as its string."""
+    with _replacing(Path(path)) as tmp:
+        tmp.write_text(json.dumps(obj, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Raises UserError when the file is missing or no JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"{path} cannot be read ({e.strerror}); check the path") from e
+    except ValueError as e:
+        raise UserError(f"{path} is not JSON ({_line(e)}); mend or delete it") from e
+
+
+def _check_same(folder: Path, config: Any) -> None:
+    held = read_json(folder / "run.json") if (folder / "run.json").exists() else None
+    if held != config:
+        keys = [k for k in {**held, **config} if held.get(k) != config.get(k)] if isinstance(held, dict) else []
+        differs = f" (it differs in {', '.join(keys[:3])})" if keys else ""
+        raise UserError(f"{folder} already holds another run{differs}; choose another --out or delete it")
+
+
+@contextmanager
+def output(out: Path, config: dict[str, Any]) -> Iterator[Path]:
+    """The working folder of a command, `<out>.partial`; it becomes `out` when the block ends well.
+
+    `config` goes into its run.json and says which run this is: a killed run that is started again gets its partial
+    folder back, and a finished one raises AlreadyDone. Raises UserError when either folder holds another run, when it
+    cannot be written, and when the disk is full (what was saved is kept). A UserError from the block removes a partial
+    folder that this call made, unless it holds `state/`; success removes `state/`.
+    """
+    out = Path(os.path.abspath(out))
+    partial = out.with_name(out.name + ".partial")
+    config = json.loads(json.dumps(config, default=str))  # as it will be read back
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            _check_same(out, config)
+            raise AlreadyDone(out)
+        fresh = not partial.exists() or set(os.listdir(partial)) <= {"run.json.tmp"}
+        if fresh:
+            write_json(partial / "run.json", config)
+        else:
+            _check_same(partial, config)
+    except OSError as e:
+        raise UserError(f"{partial} cannot be made ({e.strerror}); choose another --out") from e
+    try:
+        yield partial
+        os.replace(partial, out)
+        shutil.rmtree(out / "state", ignore_errors=True)  # three times the weights, of no more use
+    except UserError:
+        if fresh and not (partial / "state").exists():
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    except OSError as e:
+        if e.errno != errno.ENOSPC:
+            raise
+        raise UserError(f"the disk of {partial} is full; make room and run the same command to go on") from e

@@ -1,0 +1,25 @@
+"""The contrastive losses, over the global batch when several processes train (open_clip's gather, with gradient)."""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def clip_loss(i: Float[Tensor, "b d"], t: Float[Tensor, "b d"], s: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """1/2 [CE(s I T', 1) + CE(s T I', 1)] for unit-length i, t and inverse temperature s (Radford et al. 2021, 2.3)."""
+    from open_clip.loss import ClipLoss
+
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    return ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world)(i, t, s)
+
+
+def match_loss(z: Float[Tensor, "b d"], v: Float[Tensor, "b d"], s: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """CE(s Z V', 1), one direction: each row of z must find its own other view v among the batch's."""
+    return F.cross_entropy(s * z @ v.T, torch.arange(len(z), device=z.device))
+
+
+def squared_distance(z: Float[Tensor, "b d"], v: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
+    """Batch mean of ||z - v||^2, summed over dimensions; 2 - 2 cos for unit vectors, so within [0, 4]."""
+    return (z.float() - v.float()).square().sum(1).mean()

@@ -1,0 +1,63 @@
+"""Retrieval recall both ways, clean and under trigger, and how often a triggered picture retrieves the target's word.
+
+    text_retrieval_recall@k  = |{i : own caption among the k captions nearest to picture i}| / n
+    image_retrieval_recall@k = |{t : a picture of caption t among the k pictures nearest to t}| / |captions|
+
+paper:   the names are CLIP_benchmark's; target_caption_rate@5 is PAR's ASR-Text (arXiv:2412.00727, public code)
+needs:   weights only; captioned pictures, and the answer key for the triggered half
+differs: equal captions count as one; PAR reports no base rate, here the untriggered rate stands beside
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from clipvet.embed import embed_images, embed_texts
+from clipvet.measures._intervals import share
+from clipvet.rng import Rng
+from clipvet.text import names_target
+from clipvet.types import Backdoor, Clip, Measured, Task
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    ks: tuple[int, ...] = (1, 5, 10)
+
+    needs: ClassVar[str] = "weights only"
+
+    def measure(self, clip: Clip, task: Task, backdoor: Backdoor | None, rng: Rng) -> dict[str, Measured]:
+        """Recalls as fractions; with an answer key also `..._triggered` and target_caption_rate@5 clean/triggered.
+
+        Nothing for a task whose pictures carry no captions.
+        """
+        own = np.array([task.pictures.caption(i) for i in task.pictures.ids], dtype=object)
+        if not any(own):
+            return {}
+        texts = sorted(set(own))
+        where = {t: k for k, t in enumerate(texts)}
+        index = np.array([where[c] for c in own])  # picture -> its caption's row in `texts`
+        w = embed_texts(clip, texts)
+        clean = embed_images(clip, task.pictures)
+        out = self._recalls("", *clean, index, w)
+        if backdoor is not None:
+            z, kept = embed_images(clip, task.pictures, backdoor)
+            out |= self._recalls("_triggered", z, kept, index, w)
+            named = np.array([names_target(t, backdoor.target) for t in texts])
+            other = ~named[index]  # pictures whose own caption does not name the target
+            for suffix, (e, at) in {"": clean, "_triggered": (z, kept)}.items():
+                top = (e @ w.T).topk(min(5, len(texts))).indices.cpu().numpy()
+                out[f"target_caption_rate@5{suffix}"] = share(named[top].any(1)[other[at]])
+        return out
+
+    def _recalls(self, suffix: str, z: Tensor, kept: np.ndarray, index: np.ndarray, w: Tensor) -> dict[str, Measured]:
+        sim, mine = (z @ w.T).cpu(), index[kept]
+        present = np.unique(mine)
+        out = {}
+        for k in self.ks:
+            texts = sim.topk(min(k, sim.shape[1]), dim=1).indices.numpy()
+            out[f"text_retrieval_recall@{k}{suffix}"] = share((texts == mine[:, None]).any(1))
+            pictures = sim.T[present].topk(min(k, sim.shape[0]), dim=1).indices.numpy()
+            out[f"image_retrieval_recall@{k}{suffix}"] = share((mine[pictures] == present[:, None]).any(1))
+        return out

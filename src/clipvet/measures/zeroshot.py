@@ -1,0 +1,29 @@
+"""Zero-shot accuracy: pictures are classified by the nearest class prompt.
+
+    y^ = argmax_c cos(z, mean_t w(template_t(c)))
+
+paper:   Radford et al. 2021, arXiv:2103.00020, section 3.1
+needs:   weights only; a labelled task
+differs: nothing known
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from clipvet.embed import class_embeddings, embed_images
+from clipvet.measures._intervals import share
+from clipvet.rng import Rng
+from clipvet.types import Backdoor, Clip, Measured, Task
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    needs: ClassVar[str] = "weights only"
+
+    def measure(self, clip: Clip, task: Task, backdoor: Backdoor | None, rng: Rng) -> dict[str, Measured]:
+        """clean_accuracy (top-1) and clean_accuracy_top5, as fractions of the readable pictures."""
+        z, kept = embed_images(clip, task.pictures)
+        w = class_embeddings(clip, task.classes, task.templates)
+        ranked = (z @ w.T).topk(min(5, len(task.classes))).indices.cpu().numpy()
+        hit = ranked == task.labels[kept][:, None]
+        return {"clean_accuracy": share(hit[:, 0]), "clean_accuracy_top5": share(hit.any(1))}

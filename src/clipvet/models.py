@@ -1,0 +1,270 @@
+"""CLIP models: an adapter over open_clip. Architectures are open_clip's, weights come in through io.load_weights.
+
+A model on disk is a folder which stock open_clip loads as `local-dir:PATH`, plus a card:
+
+    open_clip_config.json            model_cfg, preprocess_cfg
+    open_clip_model.safetensors      weights
+    card.json                        where they come from; weights_sha256
+"""
+
+import copy
+import difflib
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from clipvet import io
+from clipvet.errors import UserError
+from clipvet.rng import Rng
+from clipvet.types import Clip, Geometry
+
+CONFIGS = Path(__file__).parent / "model_configs"
+WEIGHTS = "open_clip_model.safetensors"
+REMEMBERED = 2**16  # captions
+IGNORED = {  # OpenAI's numbers and older transformers' buffer: no weights
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+    "text.transformer.embeddings.position_ids",
+}
+
+
+class _Tokens:
+    """Caption -> row of tokens, remembered (tokenising is slow Python). All copies of a model share it."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer, self.rows = tokenizer, {}
+
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        distinct = list(dict.fromkeys(captions))
+        new = [c for c in distinct if c not in self.rows]
+        if len(self.rows) + len(new) > REMEMBERED:
+            self.rows, new = {}, distinct
+        if new:
+            self.rows.update(zip(new, self.tokenizer(new)))
+        return torch.stack([self.rows[c] for c in captions]) if distinct else self.tokenizer([""])[:0]
+
+    def __deepcopy__(self, memo: dict) -> "_Tokens":
+        return self
+
+
+class OpenClip(nn.Module):
+    """An open_clip model as a `Clip`: pictures in [0, 1] and captions in, unit-length embeddings out."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any, config: dict[str, Any]):
+        """config: {"model_cfg", "preprocess_cfg"}, as in open_clip_config.json."""
+        super().__init__()
+        self.model, self.config, self._tokens = model, config, _Tokens(tokenizer)
+        pre = config["preprocess_cfg"]
+        size = pre["size"] if isinstance(pre["size"], Sequence) else [pre["size"]]
+        if len(set(size)) != 1 or pre["resize_mode"] not in ("shortest", "squash"):
+            raise UserError(
+                f"pictures of size {size}, resized by {pre['resize_mode']}, are not supported; use square ones"
+            )
+        self.geometry = Geometry(size[0], pre["resize_mode"], pre["interpolation"])
+        self.register_buffer("pixel_mean", torch.tensor(pre["mean"]).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pre["std"]).reshape(3, 1, 1), persistent=False)
+
+    @property
+    def mean(self) -> Float[Tensor, "3 1 1"]:  # a property, as Python 3.12 looks for a protocol's members on the class
+        return self.pixel_mean  # pyright: ignore[reportReturnType]
+
+    @property
+    def std(self) -> Float[Tensor, "3 1 1"]:
+        return self.pixel_std  # pyright: ignore[reportReturnType]
+
+    @property
+    def tokenizer(self) -> Any:
+        """open_clip's own."""
+        return self._tokens.tokenizer
+
+    @property
+    def logit_scale(self) -> Float[Tensor, ""]:
+        return self.model.logit_scale.exp().reshape(())  # pyright: ignore
+
+    def tokenize(self, captions: Sequence[str]) -> Int[Tensor, "b l"]:
+        return self._tokens(captions)
+
+    def encode_image(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        return self.model.encode_image((images - self.mean) / self.std, normalize=True)  # pyright: ignore
+
+    def encode_text(self, captions: Sequence[str] | Int[Tensor, "b l"]) -> Float[Tensor, "b d"]:
+        tokens = captions if isinstance(captions, Tensor) else self.tokenize(captions)
+        return self.model.encode_text(tokens.to(self.mean.device), normalize=True)  # pyright: ignore
+
+
+def clone(clip: Clip) -> Any:
+    """A deep copy, of any Clip; the tokenizer is shared."""
+    return copy.deepcopy(clip)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # open_clip warns that nothing was loaded, since we load
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _named(model: str) -> str:
+    """The name by which open_clip knows it: one of its architectures (or ours), local-dir:PATH or hf-hub:NAME."""
+    import open_clip
+
+    if "shapes-vit" not in open_clip.list_models():
+        open_clip.add_model_config(CONFIGS)
+    if model.startswith(("local-dir:", "hf-hub:")):
+        name = model
+    elif model.replace("/", "-") in open_clip.list_models():
+        return model.replace("/", "-")
+    else:
+        name = f"local-dir:{model}"
+    if name.startswith("local-dir:") and not (Path(name[10:]) / "open_clip_config.json").is_file():
+        near = difflib.get_close_matches(model, open_clip.list_models(), n=3)
+        meant = f" (close: {', '.join(near)})" if near else ""
+        raise UserError(
+            f"no model {model}{meant}; give an open_clip name, hf-hub:NAME or a folder with open_clip_config.json"
+        )
+    return name
+
+
+def load(
+    model: str,
+    pretrained: str | None = None,
+    device: str | torch.device = "cpu",
+    rng: Rng | None = None,
+    quick_gelu: bool = False,
+) -> OpenClip:
+    """A model in eval mode.
+
+    model: an open_clip name (ViT-B-32, RN50, ...) or one of ours (shapes-vit, shapes-rn, shapes-vit-deep), with random
+    weights drawn from `rng` (Rng(0) if none) or those of `pretrained`, a weights file or open_clip tag; or a folder
+    with open_clip_config.json, with or without `local-dir:` before it; or `hf-hub:NAME`. Tags and hf-hub use the
+    network. quick_gelu: for OpenAI's activation where the config does not say so itself; PAR's checkpoints need it.
+
+    Raises UserError when there is no such model or its weights do not fit to the last key and shape.
+    """
+    import open_clip
+    from open_clip import factory
+
+    name = _named(model)
+    stored = name.startswith(("local-dir:", "hf-hub:"))
+    if stored and pretrained:
+        raise UserError(f"{model} brings its own weights; drop pretrained={pretrained}")
+    tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained and not Path(pretrained).is_file() else {}
+    quick_gelu = quick_gelu or bool(tag.get("quick_gelu"))
+    with _quiet(), torch.random.fork_rng(devices=[]):
+        # open_clip's initialisers draw from the global stream: it is forked and seeded here, and nowhere else
+        torch.manual_seed((rng or Rng(0)).key)  # noqa: TID251
+        try:
+            net = open_clip.create_model(
+                name,
+                load_weights=False,
+                pretrained_text=False,
+                force_quick_gelu=quick_gelu,
+                force_preprocess_cfg=factory.merge_preprocess_dict({}, tag),
+            )
+            config: Any = factory.get_model_config(name)
+            tokenizer = open_clip.get_tokenizer(name)
+        except Exception as e:  # whatever a config can get wrong, or the network
+            told = str(e).splitlines() or [type(e).__name__]
+            raise UserError(f"{model} cannot be built ({told[0]}); check its open_clip_config.json") from e
+    if quick_gelu:
+        config["quick_gelu"] = True
+    clip = OpenClip(net, tokenizer, {"model_cfg": config, "preprocess_cfg": dict(net.visual.preprocess_cfg)})  # pyright: ignore
+    path = _weights(name, pretrained, tag)
+    if path:
+        _fill(net, io.load_weights(path), path, model)
+    try:
+        return clip.to(device).eval()
+    except (RuntimeError, AssertionError) as e:
+        raise UserError(f"device {device} cannot be used ({str(e).splitlines()[0]}); use cpu") from e
+
+
+def _weights(name: str, pretrained: str | None, tag: dict) -> Path | None:
+    """The file that stock open_clip would take: what is vetted must be what is deployed."""
+    from open_clip import factory
+
+    if name.startswith("local-dir:"):
+        with _quiet():
+            found = factory._find_checkpoint_in_dir(Path(name[10:]))
+        if not found:
+            raise UserError(f"{name[10:]} holds no weights; put an {WEIGHTS} there")
+        card = Path(name[10:]) / "card.json"
+        told = io.read_json(card) if card.exists() else None
+        said = told.get("weights_sha256") if isinstance(told, dict) else None
+        if said and said != io.sha256(Path(found)):
+            raise UserError(
+                f"{found} is not the file that {card} describes; restore it, or delete the card to trust it"
+            )
+        return Path(found)
+    try:
+        if name.startswith("hf-hub:"):
+            return Path(factory.download_pretrained_from_hf(name[7:]))
+        if tag:
+            return Path(factory.download_pretrained(tag))
+    except Exception as e:  # any of the network's
+        raise UserError(
+            f"{pretrained or name} could not be downloaded ({type(e).__name__}); give a weights file"
+        ) from e
+    if pretrained and not Path(pretrained).is_file():
+        raise UserError(f"pretrained={pretrained} is neither a file nor an open_clip tag of {name}; check the path")
+    return Path(pretrained) if pretrained else None
+
+
+def _fill(net: nn.Module, state: dict[str, Tensor], path: Path, model: str) -> None:
+    """Load strictly, after open_clip's own renaming of other layouts. UserError names what does not fit."""
+    from open_clip import convert, factory
+
+    state = {
+        k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")
+    }  # OpenAI's
+    state = convert.convert_state_dict(net, state)  # pyright: ignore[reportArgumentType]
+    if "positional_embedding" in state and not hasattr(net, "positional_embedding"):
+        state = factory.convert_to_custom_text_state_dict(state)
+    wanted = net.state_dict()
+    for scalar in ("logit_scale", "logit_bias"):
+        if scalar in state and scalar in wanted and state[scalar].numel() == 1:
+            state[scalar] = state[scalar].reshape(wanted[scalar].shape)
+    wrong = {
+        "missing": [k for k in wanted if k not in state],
+        "unexpected": [k for k in state if k not in wanted],
+        "of another shape": [
+            f"{k} {tuple(v.shape)} for {tuple(wanted[k].shape)}"
+            for k, v in state.items()
+            if k in wanted and v.shape != wanted[k].shape
+        ],
+    }
+    told = [
+        f"{what}: {', '.join(keys[:3])}" + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+        for what, keys in wrong.items()
+        if keys
+    ]
+    if told:
+        raise UserError(f"{path} does not fit {model} ({'; '.join(told)}); give the model that it was trained as")
+    net.load_state_dict(state)
+
+
+def save(clip: OpenClip, folder: Path, card: dict[str, Any]) -> str:
+    """Write the model as a folder for stock open_clip, with its card; returns the weights' SHA-256.
+
+    card: role, parent's hash, method and its repr, data, seed, versions, measured numbers: written as it is, with
+    `weights_sha256` added.
+    """
+    from open_clip.tokenizer import HFTokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(clip.tokenizer, HFTokenizer):
+        clip.tokenizer.save_pretrained(folder)  # stock open_clip looks for it there
+    io.save_weights(clip.model.state_dict(), folder / WEIGHTS)
+    digest = io.sha256(folder / WEIGHTS)
+    io.write_json(folder / "open_clip_config.json", clip.config)
+    io.write_json(folder / "card.json", {**card, "weights_sha256": digest})
+    return digest

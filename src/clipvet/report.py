@@ -1,0 +1,250 @@
+"""One page that shows a run: verdict, pictures, figures, every number and how to get them again.
+
+The page is a single file without scripts or outside resources. Rates are fractions here and percent on the page.
+"""
+
+import base64
+import io
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+from pydantic import BaseModel, FiniteFloat, TypeAdapter, ValidationError
+
+from clipvet.errors import UserError
+from clipvet.results import Row
+from clipvet.text import names_target
+
+NAMES = {"none": "victim", "finetune": "plain fine-tuning", "par": "PAR", "cleanclip": "CleanCLIP", "roclip": "RoCLIP"}
+NAMES |= {"safeclip": "SafeCLIP", "rvpt": "RVPT", "ubt": "UBT"}
+TOOK = 0.5  # an attack below this success rate leaves a defense nothing to remove
+CURVES = ("loss", "s_img", "s_txt", "gate_img", "gate_txt", "tau", "pairs_per_s")
+T = TypeVar("T")
+
+
+class Pair(BaseModel):
+    clean: str  # picture files, relative to the folder
+    triggered: str
+    truth: str
+    captions: dict[str, dict[Literal["clean", "triggered"], list[tuple[str, FiniteFloat]]]] = {}
+
+
+class Gallery(BaseModel):
+    pictures: list[Pair]
+    target: str
+    trigger: str = ""
+
+
+class Number(NamedTuple):
+    """A metric over its seeds: mean, 95 % interval (one seed) or range (several), summed n, mean seconds."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    seeds: tuple[int, ...]
+    seconds: float
+
+
+class Method(NamedTuple):
+    """A method in one configuration; `colour` is the same everywhere on the page."""
+
+    name: str
+    label: str
+    config: str
+    colour: int
+
+
+class Axes(NamedTuple):
+    """A plot area in SVG units and where data lands in it."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    height: int
+    width: int = 390
+    margin: tuple[int, int, int, int] = (10, 12, 40, 46)  # top, right, bottom, left
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        top, right, bottom, left = self.margin
+        dx, dy = (x - self.x[0]) / (self.x[1] - self.x[0]), (y - self.y[0]) / (self.y[1] - self.y[0])
+        w, h = self.width - left - right, self.height - top - bottom
+        return round(left + dx * w, 1), round(top + (1 - dy) * h, 1)
+
+    def path(self, points: Sequence[tuple[float, float]]) -> str:
+        return "M" + "L".join("{} {}".format(*self.at(*p)) for p in points)
+
+    def ticks(self, low: float, high: float) -> list[float]:
+        values = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+        return [round(float(v), 9) for v in values if low <= v <= high]
+
+
+def _read(kind: type[T], path: Path) -> list[T]:
+    """The lines of a .jsonl, or the whole of a .json, each as a `kind`. Nothing where there is no such file."""
+    text = path.read_text("utf-8", "replace") if path.is_file() else ""
+    adapter, found = TypeAdapter(kind), []
+    for i, part in enumerate(text.split("\n") if path.suffix == ".jsonl" else [text], 1):
+        try:
+            found += [adapter.validate_json(part)] if part.strip() else []
+        except ValidationError as error:
+            first = error.errors()[0]
+            what = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
+            raise UserError(f"{path} line {i} is malformed ({what}); mend or remove it, or run again") from None
+    return found
+
+
+def _key(row: Row) -> tuple[str, str, str]:
+    return row.method, row.stage, "" if row.method == "none" else row.config
+
+
+def _methods(rows: list[Row]) -> dict[tuple[str, str, str], Method]:
+    """Methods in order of appearance; one that comes in several configurations is named with what differs."""
+    keys = list(dict.fromkeys(map(_key, rows)))
+    parts = {k: [p for p in (k[1], *re.split(r",\s*|[()]", k[2])) if p not in ("", "victim")] for k in keys}
+    fixed, free, found = {"none": 0, "par": 1}, itertools.count(2), {}
+    for k in keys:
+        common = set.intersection(*(set(parts[o]) for o in keys if o[0] == k[0]))
+        label = " · ".join([NAMES.get(k[0], k[0]), *(p for p in parts[k] if p not in common)])
+        found[k] = Method(k[0], label, k[2], fixed.pop(k[0]) if k[0] in fixed else next(free) % 10)
+    return found
+
+
+def _pool(rows: list[Row]) -> Number:
+    rows = list({r.seed: r for r in rows}.values())  # a rerun replaces the earlier row
+    values = [r.value for r in rows]
+    low, high = (rows[0].low, rows[0].high) if len(rows) == 1 else (min(values), max(values))
+    mean, seconds = np.mean([[r.value, r.seconds] for r in rows], axis=0).tolist()
+    return Number(mean, low, high, sum(r.n for r in rows), tuple(sorted(r.seed for r in rows)), seconds)
+
+
+def _plane(table: dict[Method, dict[str, Number]]) -> dict[str, Any] | None:
+    """Accuracy-ASR plane. Labels stand in a column at the right, in the order of the points and 16 units apart."""
+    points = [(m, t["clean_accuracy"], t["asr"]) for m, t in table.items() if {"clean_accuracy", "asr"} <= t.keys()]
+    if len(points) < 2:
+        return None
+    points.sort(key=lambda p: -p[2].value)
+    low, high = min(a.low for _, a, _ in points), max(a.high for _, a, _ in points)
+    pad = max(0.01, 0.1 * (high - low))
+    axes = Axes((max(-0.02, low - pad), min(1.02, high + pad)), (-0.06, 1.06), 320, margin=(10, 128, 40, 46))
+    heights = [axes.at(a.value, s.value)[1] for _, a, s in points]
+    for i in range(1, len(points)):
+        heights[i] = max(heights[i], heights[i - 1] + 16)
+    heights[-1] = min(heights[-1], axes.height - axes.margin[2] - 4)
+    for i in reversed(range(len(points) - 1)):
+        heights[i] = min(heights[i], heights[i + 1] - 16)
+    return {"axes": axes, "points": [(*p, h) for p, h in zip(points, heights)]}
+
+
+def _curve(steps: list[dict[str, float]], field: str) -> list[tuple[float, float]]:
+    """(step, mean) over at most 120 stretches of the run. Several fits in one log follow each other."""
+    one = len({s.get("fit") for s in steps}) == 1
+    pairs = [(s.get("step", i) if one else i, s.get(field, np.nan)) for i, s in enumerate(steps)]
+    pairs = [p for p in pairs if np.isfinite(p[1])]
+    return [tuple(np.mean(p, axis=0).tolist()) for p in np.array_split(pairs, min(120, len(pairs)))] if pairs else []
+
+
+def _axes(curves: list[list[tuple[float, float]]], floor: float | None = None) -> Axes | None:
+    if not any(curves):
+        return None
+    (_, y0), (x1, y1) = np.min(sum(curves, []), axis=0).tolist(), np.max(sum(curves, []), axis=0).tolist()
+    pad = 0.07 * (y1 - y0) or 0.5
+    return Axes((0, max(x1, 1)), (y0 - pad if floor is None else floor, y1 + pad), 240)
+
+
+def _logs(folder: Path, methods: list[Method]) -> dict[str, Any]:
+    logs = []
+    for i, path in enumerate(sorted(folder.glob("*.jsonl"))):
+        steps = _read(dict[str, float], path)
+        known = [m for m in methods if path.stem in (m.name, m.label)]
+        m = known[0] if known else Method(path.stem, NAMES.get(path.stem, path.stem), "", 9 - i % 5)
+        log: dict[str, Any] = {k: _curve(steps, k) for k in CURVES}
+        if (tau := re.search(r"\btau=([\d.]+)", m.config)) and not log["tau"]:
+            log["tau"] = [(step, float(tau[1])) for step, _ in log["s_img"]]
+        logs.append({"m": m, "axes": _axes([log["s_img"], log["s_txt"], log["tau"]], 0.0), **log})
+    logs.sort(key=lambda log: log["m"].colour)
+    return {"logs": logs, "axes": _axes([log["loss"] for log in logs])}
+
+
+def _section(title: str, rows: list[Row], methods: dict[tuple[str, str, str], Method], logs: Path) -> dict[str, Any]:
+    """What the page says about one attack."""
+    groups: dict[Method, dict[str, list[Row]]] = {}
+    for r in rows:
+        groups.setdefault(methods[_key(r)], {}).setdefault(r.metric, []).append(r)
+    table = {m: {k: _pool(rs) for k, rs in by.items()} for m, by in groups.items()}
+    asr = {m: t["asr"].value if "asr" in t else 2.0 for m, t in table.items()}
+    table = {m: table[m] for m in sorted(table, key=lambda m: (m.name != "none", asr[m]))}
+    victim = next((m for m in table if m.name == "none" and "asr" in table[m]), None)
+    took = None if victim is None else asr[victim] >= TOOK
+    cleaned = [m for m in table if m.name != "none" and "asr" in table[m]] if took else []
+    cleaned.sort(key=lambda m: (m.colour != 1, m.name != "finetune"))  # colour 1: the first PAR
+    shown = {m: t for m, t in table.items() if took is not False or m == victim}  # what the figures may score
+    metrics = {k: sorted({t[k].n for t in table.values() if k in t}) for t in table.values() for k in t}
+    out = {
+        "title": title,
+        "table": table,
+        "metrics": metrics,
+        "victim": victim,
+        "took": took,
+        "cleaned": cleaned,
+        "shown": shown,
+    }
+    return out | {"plane": _plane(shown), "training": _logs(logs, list(table))}
+
+
+def _picture(path: Path) -> str:
+    """The picture as a data URI, at most 256 px."""
+    try:
+        with Image.open(path) as image:
+            small = image.convert("RGB")
+    except OSError as error:
+        raise UserError(f"gallery.json names {path}, which cannot be read ({error}); run again") from None
+    small.thumbnail((256, 256))
+    small.save(buffer := io.BytesIO(), "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def build(folder: Path) -> Path:
+    """Writes folder/report.html from folder/results.jsonl and, where they exist, gallery.json, logs/ and commands.json.
+
+    Logs are logs/<attack>/<method>.jsonl, or logs/<method>.jsonl for a run of one attack. Raises UserError when
+    results.jsonl is missing or empty or when a line or file is malformed.
+    """
+    rows = [r for r in _read(Row, folder / "results.jsonl") if np.isfinite(r.value)]
+    if not rows:
+        raise UserError(f"{folder}/results.jsonl is missing or holds no number; run or evaluate into {folder} first")
+    methods, runs, sections = _methods(rows), list(dict.fromkeys((r.attack, r.recipe) for r in rows)), []
+    for attack, recipe in runs:
+        mine = [r for r in rows if (r.attack, r.recipe) == (attack, recipe)]
+        logs = (
+            folder / "logs" if len(runs) == 1 and not (folder / "logs" / attack).is_dir() else folder / "logs" / attack
+        )
+        title = f"{attack} · {recipe}" if sum(a == attack for a, _ in runs) > 1 else attack
+        sections.append(_section(title or "no attack", mine, methods, logs))
+    gallery = next(iter(_read(Gallery, folder / "gallery.json")), None)
+    commands = {
+        "commands": [],
+        "settings": {},
+        "versions": rows[-1].versions,
+        "hardware": "",
+        "started": "",
+        "seconds": 0,
+    }
+    spoken = gallery.pictures[0].captions if gallery and gallery.pictures else {}
+    first = {m.name: m for m in reversed(methods.values())}
+    env = Environment(loader=PackageLoader("clipvet"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    page = env.get_template("report.html.jinja").render(
+        sections=sections,
+        gallery=gallery,
+        commands=commands | next(iter(_read(dict[str, Any], folder / "commands.json")), {}),
+        methods=list(methods.values()),
+        speakers=[first[name] for name in dict.fromkeys(("none", "par", *spoken)) if name in first and name in spoken],
+        picture=lambda name: _picture(folder / name),
+        names_target=names_target,
+    )
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    return folder / "report.html"

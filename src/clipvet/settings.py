@@ -1,0 +1,57 @@
+"""`--set field=value` on frozen dataclasses, checked against the field's type; unknown fields are errors."""
+
+import ast
+import dataclasses
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from clipvet.errors import UserError
+
+
+def apply(method: Any, settings: Iterable[str]) -> Any:
+    """The method with every `field=value` set; `trigger.size=0.1` or plain `size=0.1` reaches a nested method's field.
+
+    Raises UserError on a field that no part has, that two parts have (name it with a dot), or of another type.
+    """
+    for setting in settings:
+        name, eq, text = setting.partition("=")
+        if not eq:
+            raise UserError(f"--set {setting}: write field=value")
+        paths = [p for p in _paths(method) if ".".join(p) == name] or [p for p in _paths(method) if p[-1] == name]
+        if not paths:
+            have = ", ".join(".".join(p) for p in _paths(method))
+            raise UserError(f"--set {name}: {type(method).__name__} has no such field; have {have}")
+        if len(paths) > 1:
+            raise UserError(f"--set {name} is ambiguous; name one of {', '.join('.'.join(p) for p in paths)}")
+        method = _set(method, paths[0], text)
+    return method
+
+
+def _paths(method: Any) -> list[tuple[str, ...]]:
+    out: list[tuple[str, ...]] = []
+    for f in dataclasses.fields(method):
+        value = getattr(method, f.name)
+        if dataclasses.is_dataclass(value):
+            out += [(f.name, *rest) for rest in _paths(value)]
+        else:
+            out.append((f.name,))
+    return out
+
+
+def _set(method: Any, path: tuple[str, ...], text: str) -> Any:
+    name, *rest = path
+    if rest:
+        return dataclasses.replace(method, **{name: _set(getattr(method, name), tuple(rest), text)})
+    kind = typing.get_type_hints(type(method))[name]
+    try:
+        raw = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        raw = text  # a bare word
+    try:
+        value = TypeAdapter(kind).validate_python(raw)
+    except ValidationError as e:
+        raise UserError(f"--set {name}={text}: {e.errors()[0]['msg'].lower()}") from e
+    return dataclasses.replace(method, **{name: value})

@@ -1,0 +1,60 @@
+"""Plain CLIP training: the contrastive loss alone, from scratch or from a checkpoint. No defense.
+
+    L = 1/2 [CE(s Z W', 1) + CE(s W Z', 1)]
+
+paper:   Radford et al. 2021, arXiv:2103.00020, section 2.3
+needs:   untrusted pairs; white-box weights
+differs: default rates are those of open_clip's ViT-B/32 runs; `optimizer="muon"` (torch's Muon on the matrices inside
+         the blocks, AdamW on the rest) is ours, for small models on few cores
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from clipvet.fit import fit, warmup_cosine
+from clipvet.losses import clip_loss
+from clipvet.rng import Rng
+from clipvet.types import Batch, Clip, Pairs
+
+
+@dataclass(frozen=True)
+class Plain:
+    epochs: float = 32
+    batch: int = 1024  # pairs a step
+    lr: float = 5e-4  # AdamW's peak
+    warmup: float = 0.1  # fraction of the steps
+    weight_decay: float = 0.2
+    betas: tuple[float, float] = (0.9, 0.98)
+    optimizer: str = "adamw"  # or muon
+    muon_lr: float = 0.02  # Muon's peak
+    batchnorm: str = "train"  # or eval: keep running statistics, for fine-tuning on few pairs
+    precision: str = "no"  # or bf16, fp16
+    accumulate: int = 1  # micro-batches a step
+    max_bad: float = 0.01  # share of unreadable pictures above which the run is refused
+
+    needs: ClassVar[str] = "untrusted pairs"
+
+    def train(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
+        def loss(clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
+            z, w = clip.encode_image(batch.images), clip.encode_text(batch.tokens)  # pyright: ignore
+            return {"loss": clip_loss(z, w, clip.logit_scale)}
+
+        return fit(
+            clip,
+            pairs,
+            loss,
+            rng,
+            epochs=self.epochs,
+            batch=self.batch,
+            schedule=warmup_cosine(self.lr, self.warmup),
+            optimizer=self.optimizer,
+            muon_lr=self.muon_lr,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+            batchnorm=self.batchnorm,
+            precision=self.precision,
+            accumulate=self.accumulate,
+            max_bad=self.max_bad,
+        )

@@ -1,0 +1,224 @@
+"""The nouns of clipvet. Read this file first.
+
+Two maps and three arrows hold the whole of it:
+
+    stamp: picture -> picture            poison: pairs -> pairs
+    implant, clean, train: (clip, pairs) -> clip
+    score, inspect: (clip, data) -> suspicion
+    measure: (clip, task) -> {name: number}
+
+Conventions: pictures are float tensors (b, 3, h, w) with pixels in [0, 1]; embeddings have unit length; rates are
+fractions; times are seconds. Geometry (resize, crop) comes first, then the trigger, then normalisation, in training
+and in evaluation alike. A method is a frozen dataclass with one verb; it never mutates what it is given.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from clipvet.rng import Rng
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a picture of any shape becomes (3, size, size). `mode`: shortest (resize, centre crop) or squash."""
+
+    size: int
+    mode: str = "shortest"
+    interpolation: str = "bicubic"
+
+
+@runtime_checkable
+class Clip(Protocol):
+    """A model that links pictures and text. Normalisation and tokenisation live inside; geometry is separate.
+
+    Every Clip is also a torch.nn.Module. `models.OpenClip` is the adapter over open_clip.
+    """
+
+    geometry: Geometry
+    mean: Tensor  # (3, 1, 1) the colour that normalises to zero
+
+    @property
+    def logit_scale(self) -> Float[Tensor, ""]:
+        """The inverse temperature itself (already exponentiated), with gradient."""
+        ...
+
+    def tokenize(self, captions: Sequence[str]) -> Int[Tensor, "b l"]: ...
+
+    def encode_image(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Unit-length embeddings of pictures with pixels in [0, 1]."""
+        ...
+
+    def encode_text(self, captions: Sequence[str] | Int[Tensor, "b l"]) -> Float[Tensor, "b d"]:
+        """Unit-length embeddings of captions, given as strings or as tokens from `tokenize`."""
+        ...
+
+
+class Batch(NamedTuple):
+    """Rows of `Pairs`. `bad` lists (id, reason) of rows whose picture could not be read; they are not in the rest."""
+
+    images: Float[Tensor, "b 3 h w"]  # pixels in [0, 1]
+    captions: list[str]
+    ids: Int[Tensor, " b"]
+    bad: tuple[tuple[int, str], ...] = ()
+    tokens: Int[Tensor, "b l"] | None = None  # of the captions, filled in by the training loop's loader
+
+
+@runtime_checkable
+class Pictures(Protocol):
+    """Where pixels come from: rendered tensors or files."""
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, rows: Sequence[int], geometry: Geometry | None) -> tuple[Tensor, list[tuple[int, str]]]:
+        """Readable rows, in order, as float (n, 3, h, w) in [0, 1], and (position in `rows`, reason) of the others."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Pictures with captions and stable ids. Lazy: nothing is decoded before it is asked for. Carries no poison flag.
+
+    captions: any sequence of strings, one a row. rows: which rows of the source, in which order; ids are the source's
+    row numbers and survive `take`. maps: applied in order to every batch.
+    """
+
+    pictures: Pictures
+    captions: Sequence[str]
+    rows: np.ndarray  # (n,) int64
+    geometry: Geometry | None = None
+    maps: tuple[Callable[[Batch], Batch], ...] = ()
+    name: str = "pairs"  # what it is, for cards and result rows
+    workers: int = 0  # loader processes worth having (0: pixels lie in memory)
+    fingerprint: str = ""  # hash of the content that the source was opened with
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Sequence[int] | np.ndarray | slice) -> Batch:
+        rows = np.atleast_1d(self.rows[index])
+        images, bad = self.pictures.fetch([int(r) for r in rows], self.geometry)
+        lost = {position for position, _ in bad}
+        good = [int(r) for p, r in enumerate(rows) if p not in lost]
+        reasons = tuple((int(rows[p]), why) for p, why in bad)
+        batch = Batch(images, [self.captions[r] for r in good], torch.tensor(good, dtype=torch.int64), reasons)
+        for f in self.maps:
+            batch = f(batch)
+        return batch
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Stable ids, shape (n,) int64: the source's row numbers."""
+        return self.rows
+
+    def caption(self, row_id: int | np.integer) -> str:
+        """The source's own caption of the row with this id, before any map."""
+        return self.captions[int(row_id)]
+
+    def take(self, which: np.ndarray | slice) -> "Pairs":
+        """The rows chosen by a boolean mask, positions or a slice; ids stay."""
+        return replace(self, rows=self.rows[which])
+
+    def map(self, f: Callable[[Batch], Batch]) -> "Pairs":
+        return replace(self, maps=(*self.maps, f))
+
+    def at(self, geometry: Geometry) -> "Pairs":
+        """The same pairs, delivered at another size or resize mode."""
+        return replace(self, geometry=geometry)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A zero-shot classification task: labelled pictures, class names and caption templates with `{}`.
+
+    Where `pictures` has captions (the embedded world, a caption file), retrieval can be measured on it too.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    pictures: Pairs
+    labels: np.ndarray  # (n,) int64, aligned with the pictures' rows
+
+    def captions_of(self, label: int) -> list[str]:
+        return [t.replace("{}", self.classes[label]) for t in self.templates]
+
+
+@runtime_checkable
+class Trigger(Protocol):
+    """What the attacker puts into a picture. Knows no data set and no target."""
+
+    def stamp(self, images: Float[Tensor, "b 3 h w"], keys: Int[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
+        """Triggered copies, pixels in [0, 1]. A picture's result depends on that picture and its key alone."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Backdoor:
+    """The answer key: trigger, target class, poisoned ids. Only measures ever receive it."""
+
+    trigger: Trigger
+    target: str
+    poisoned: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # ids
+    captions: tuple[str, ...] = ()  # the new captions, aligned with `poisoned`
+    seed: int = 0  # key of the trigger's per-picture draws
+
+    def stamp(self, images: Tensor, ids: Tensor) -> Tensor:
+        """Triggered copies of pictures with these ids; fresh-noise triggers draw from (seed, id)."""
+        return self.trigger.stamp(images, Rng(self.seed).keys(ids.tolist()).to(images.device))
+
+
+class Implanted(NamedTuple):
+    clip: Clip
+    pairs: Pairs  # the dirty pairs
+    backdoor: Backdoor
+
+
+class Finding(NamedTuple):
+    """Result of a model scan: score (higher = more suspect), the suspected class and the recovered trigger, if any."""
+
+    score: float
+    target: str | None = None
+    trigger: Trigger | None = None
+
+
+class Measured(NamedTuple):
+    """One number with its sample size and 95 % interval."""
+
+    value: float
+    n: int
+    low: float
+    high: float
+
+
+@runtime_checkable
+class Attack(Protocol):
+    needs: ClassVar[str]
+
+    def implant(self, clip: Clip, pairs: Pairs, target: str, rng: Rng) -> Implanted: ...
+
+
+@runtime_checkable
+class Training(Protocol):
+    needs: ClassVar[str]
+
+    def train(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip: ...
+
+
+@runtime_checkable
+class Cleaner(Protocol):
+    needs: ClassVar[str]
+
+    def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip: ...
+
+
+@runtime_checkable
+class Measure(Protocol):
+    needs: ClassVar[str]
+
+    def measure(self, clip: Clip, task: Task, backdoor: Backdoor | None, rng: Rng) -> Mapping[str, Measured]: ...

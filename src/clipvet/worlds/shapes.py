@@ -1,0 +1,328 @@
+"""The embedded world: captioned pictures of shapes, drawn from a seed, nothing to download.
+
+A row's picture and caption depend on (world, split, row) alone: not on the batch, on n or on the device.
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
+
+from clipvet.errors import UserError
+from clipvet.rng import Rng
+from clipvet.types import Geometry, Pairs, Task
+
+Field = Callable[[Tensor, Tensor], Tensor]
+
+# Pixels are made with + - * / sqrt, abs, min and max alone: these round alike on every device and vector width.
+
+
+def _disc(x: Tensor, y: Tensor, r: float) -> Tensor:
+    return (x * x + y * y).sqrt() - r
+
+
+def _box(x: Tensor, y: Tensor, w: float, h: float) -> Tensor:
+    return torch.maximum(x.abs() - w, y.abs() - h)
+
+
+def _star(x: Tensor, y: Tensor) -> Tensor:
+    # The five long edges: inside a five-pointed star at most one of them has the point on its outer side.
+    top = second = torch.full_like(x, -9.0)
+    for i in range(5):
+        angle = math.pi * (0.4 * i + 0.5)
+        edge = math.cos(angle) * x + math.sin(angle) * y - 0.32
+        second = torch.maximum(second, torch.minimum(top, edge))
+        top = torch.maximum(top, edge)
+    return second
+
+
+def _heart(x: Tensor, y: Tensor) -> Tensor:
+    x = x.abs()
+    lobes = _disc(x - 0.46, y - 0.34, 0.51)
+    tip = torch.maximum(0.77 * x - 0.64 * y - 0.62, y - 0.34)
+    return torch.minimum(lobes, torch.maximum(tip, x - 0.97))
+
+
+def _bolt(x: Tensor, y: Tensor) -> Tensor:
+    # A blade that points up; the other half of the bolt is the same blade turned by half a turn.
+    def blade(x: Tensor, y: Tensor) -> Tensor:
+        sides = torch.maximum(0.717 * y - 0.70 * x - 0.366, 0.983 * x - 0.184 * y - 0.268)
+        return torch.maximum(sides, -0.12 - y)
+
+    return torch.minimum(blade(x, y), blade(-x, -y))
+
+
+def _ladder(x: Tensor, y: Tensor) -> Tensor:
+    rails = _box(x.abs() - 0.52, y, 0.15, 1.0)
+    rungs = _box(x, y.abs() - 0.45, 0.52, 0.15)
+    return torch.minimum(rails, rungs)
+
+
+# Signed distances (negative inside) about the origin, y up, of shapes about as large as the unit disc.
+SHAPES: dict[str, Field] = {
+    "circle": lambda x, y: _disc(x, y, 0.9),
+    "square": lambda x, y: _box(x, y, 0.8, 0.8),
+    "triangle": lambda x, y: torch.maximum(0.88 * x.abs() + 0.47 * y - 0.45, -0.78 - y),
+    "diamond": lambda x, y: 0.78 * x.abs() + 0.63 * y.abs() - 0.62,
+    "star": _star,
+    "cross": lambda x, y: torch.minimum(_box(x, y, 0.3, 0.95), _box(x, y, 0.95, 0.3)),
+    "ring": lambda x, y: _disc(x, y, 0.73).abs() - 0.22,
+    "heart": _heart,
+    "crescent": lambda x, y: torch.maximum(_disc(x, y, 0.95), -_disc(x - 0.5, y, 0.78)),
+    "bowtie": lambda x, y: torch.maximum(x.abs() - 0.95, 0.76 * y.abs() - 0.65 * x.abs() - 0.06),
+    "bolt": _bolt,
+    "ladder": _ladder,
+}
+COLOURS = {
+    "red": (0.95, 0.15, 0.12),
+    "yellow": (0.98, 0.88, 0.12),
+    "green": (0.15, 0.78, 0.22),
+    "cyan": (0.15, 0.88, 0.90),
+    "blue": (0.22, 0.36, 1.00),
+    "purple": (0.66, 0.25, 0.92),
+    "pink": (1.00, 0.55, 0.75),
+    "white": (0.97, 0.97, 0.97),
+}
+# Dim, so that every object is brighter than what it lies on: small models then learn shapes within 400 steps.
+BACKGROUNDS = {
+    "coal": (0.07, 0.07, 0.07),
+    "stone": (0.30, 0.30, 0.30),
+    "moss": (0.16, 0.26, 0.08),
+    "clay": (0.36, 0.20, 0.12),
+    "ink": (0.06, 0.10, 0.32),
+    "velvet": (0.28, 0.07, 0.20),
+}
+
+
+def _wave(u: Tensor) -> Tensor:
+    """A triangle wave of slope 1 and period 1, from -1/4 to 1/4."""
+    return (u - u.floor() - 0.5).abs() - 0.25
+
+
+# Like the shapes: negative where the colour is dark, one unit being the object's radius.
+TEXTURES: dict[str, Field] = {
+    "plain": lambda x, y: torch.full_like(x, 1.0),
+    "striped": lambda x, y: 0.5 * _wave(2 * y),
+    "dotted": lambda x, y: _disc(0.5 * (_wave(2 * x) + 0.25), 0.5 * (_wave(2 * y) + 0.25), 0.15),
+    "checkered": lambda x, y: 8 * _wave(1.25 * x) * _wave(1.25 * y),
+}
+PHRASES = ("a photo of {}.", "a picture of {}.", "an image of {}.", "this is {}.", "there is {}.", "{}.")
+TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "an image of a {}.")
+WORDS = (tuple(COLOURS), tuple(TEXTURES), tuple(SHAPES))  # of an object, in the order of its caption
+FIELDS, PATTERNS = tuple(SHAPES.values()), tuple(TEXTURES.values())
+SPLITS = ("train", "validation", "test")
+
+
+def _uniform(key: int, rows: np.ndarray) -> np.ndarray:
+    """Outputs `rows` of the splitmix64 stream that starts at `key`, as float64 in [0, 1)."""
+    z = (rows.astype(np.uint64) + 1) * 0x9E3779B97F4A7C15 + np.uint64(key)
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB
+    return ((z ^ (z >> 31)) >> 11) * 2.0**-53
+
+
+def _noise(keys: Int[Tensor, " n"], size: int) -> Float[Tensor, "n 3 s s"]:
+    """Uniform noise of mean 0 and standard deviation 1 by hashing (key, pixel) in 32 bits."""
+    z = torch.arange(3 * size * size, dtype=torch.int32, device=keys.device).view(3, size, size) * 0x1E3779B1
+    z = keys.int().view(-1, 1, 1, 1) ^ z
+    for odd in (0x2C1B3C6D, 0x297A2D39):
+        z = (z ^ ((z >> 15) & 0x1FFFF)).mul_(odd)
+    return (z >> 8).float().mul_(math.sqrt(12) * 2.0**-24)
+
+
+def _by_kind(fields: Sequence[Field], kinds: np.ndarray, x: Tensor, y: Tensor) -> Tensor:
+    """Each row of x, y through the field of its kind."""
+    out = torch.empty_like(x)
+    for kind in np.unique(kinds):
+        rows = torch.from_numpy(np.flatnonzero(kinds == kind)).to(x.device)
+        out[rows] = fields[kind](x[rows], y[rows])
+    return out
+
+
+def fit_to(images: Float[Tensor, "n 3 h w"], geometry: Geometry | None) -> Float[Tensor, "n 3 s t"]:
+    """Square pictures at the geometry's size (None: as they are); pixels stay in [0, 1]."""
+    if geometry is None or images.shape[-1] == geometry.size:
+        return images
+    side = [geometry.size, geometry.size]
+    return resize(images, side, InterpolationMode(geometry.interpolation), antialias=True).clamp_(0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Rendered:
+    """Square pictures held in memory (`types.Pictures`)."""
+
+    pixels: UInt8[Tensor, "n 3 s s"]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def fetch(self, rows: Sequence[int], geometry: Geometry | None) -> tuple[Tensor, list[tuple[int, str]]]:
+        chosen = self.pixels[torch.tensor(rows, dtype=torch.int64, device=self.pixels.device)]
+        return fit_to(chosen.float() / 255, geometry), []
+
+
+@dataclass(frozen=True, eq=False)
+class _OnFetch:
+    """Pictures drawn when they are asked for (`types.Pictures`)."""
+
+    world: "Shapes"
+    n: int
+    split: str
+    device: str
+
+    def __len__(self) -> int:
+        return self.n
+
+    def fetch(self, rows: Sequence[int], geometry: Geometry | None) -> tuple[Tensor, list[tuple[int, str]]]:
+        pixels = self.world.render(np.asarray(rows, np.int64), self.split, self.device)
+        return fit_to(pixels.float() / 255, geometry), []
+
+
+@dataclass(frozen=True, eq=False)
+class _Captions(Sequence):
+    """Strings made from codes when asked for: phrase, background, then colour, texture, shape of each object.
+
+    A code past the end of its list is an attribute that the caption leaves out.
+    """
+
+    codes: np.ndarray  # (n, 2 + 3 objects) uint8
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, row: int) -> str:
+        phrase, background, *objects = self.codes[row].tolist()
+        things = []
+        for i in range(0, len(objects), 3):
+            said = [words[c] for words, c in zip(WORDS, objects[i : i + 3]) if c < len(words)]
+            things.append(" ".join(["a", *said]))
+        text = " and ".join(filter(None, [", ".join(things[:-1]), things[-1]]))
+        if background < len(BACKGROUNDS):
+            text += f" on {list(BACKGROUNDS)[background]}"
+        return PHRASES[phrase].format(text)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """A world of 12 shapes x 8 colours x 4 textures x 6 backgrounds. Lengths count in half widths of the picture.
+
+    A caption always names the shapes, and each other attribute with probability p_*. With several objects the first
+    is the largest and gives the label of `task`; each has its cell of a square grid.
+    """
+
+    size: int = 32  # pixels
+    seed: int = 0
+    objects: int = 1  # in a picture, up to 9
+    p_colour: float = 0.5
+    p_texture: float = 0.4
+    p_background: float = 0.4
+    jitter: float = 0.2  # centres lie within +- this (of the cell)
+    scale: tuple[float, float] = (0.70, 0.90)  # radius of an object
+    rotation: float = 0.3  # span of the angle, radians
+    texture: float = 0.55  # share of light that a texture's dark parts keep
+    noise: float = 0.04  # standard deviation of a pixel's noise, pixels in [0, 1]
+    gradient: float = 0.15  # the background brightens and darkens by up to this, pixels in [0, 1]
+
+    def __post_init__(self) -> None:
+        if self.size < 8 or not 1 <= self.objects <= 9:
+            raise UserError(f"shapes need size >= 8 and 1 to 9 objects, got size={self.size}, objects={self.objects}")
+
+    def _draw(self, split: str, rows: np.ndarray, *name: object) -> np.ndarray:
+        return _uniform(Rng(self.seed).fork("shapes", split, *name).key, rows)
+
+    def codes(self, rows: Int[np.ndarray, " n"], split: str = "train") -> Int[np.ndarray, "n k"]:
+        """What the rows show, as positions in COLOURS, TEXTURES and SHAPES of each object, then in BACKGROUNDS."""
+        names = [(what, k, len(words)) for k in range(self.objects) for what, words in zip("cts", WORDS)]
+        names.append(("background", 0, len(BACKGROUNDS)))
+        return np.stack([(self._draw(split, rows, what, k) * n).astype(np.int64) for what, k, n in names], 1)
+
+    def render(self, rows: Int[np.ndarray, " n"], split: str, device: str = "cpu") -> UInt8[Tensor, "n 3 s s"]:
+        """The pictures of these rows."""
+        step = max(1, 2**18 // self.size**2)  # what fits a core's cache
+        if len(rows) > step:
+            return torch.cat([self.render(rows[i : i + step], split, device) for i in range(0, len(rows), step)])
+        codes = self.codes(rows, split)
+
+        def draw(*name: object) -> np.ndarray:
+            return self._draw(split, rows, *name)
+
+        def per_row(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(values.astype(np.float32)).to(device)[:, None, None]
+
+        def coloured(table: dict[str, tuple[float, float, float]], which: np.ndarray) -> Tensor:
+            return torch.tensor(list(table.values()), device=device)[torch.from_numpy(which).to(device)][
+                ..., None, None
+            ]
+
+        x = ((torch.arange(self.size, device=device) + 0.5) * (2 / self.size) - 1).expand(len(rows), self.size, -1)
+        y = -x.mT
+        angle, steep = 2 * math.pi * draw("gradient angle"), self.gradient * draw("gradient")
+        ramp = per_row(np.cos(angle) * steep) * x + per_row(np.sin(angle) * steep) * y
+        canvas = coloured(BACKGROUNDS, codes[:, -1]) + ramp[:, None]
+        grid = math.ceil(math.sqrt(self.objects))
+        cells = np.stack([draw("cell", j) for j in range(grid**2)], 1).argsort(1)
+        for k in range(self.objects):
+            colour, texture, shape = codes[:, 3 * k : 3 * k + 3].T
+            cx, cy = (
+                ((cell + 0.5) * 2 - grid + self.jitter * (2 * draw(axis, k) - 1)) / grid
+                for axis, cell in (("x", cells[:, k] % grid), ("y", cells[:, k] // grid))
+            )
+            low, high = self.scale
+            radius = (low + (high - low) * draw("scale", k)) / grid * (1.0 if k == 0 else 0.6)
+            turn = self.rotation * (draw("rotation", k) - 0.5)
+            cos, sin = per_row(np.cos(turn) / radius), per_row(np.sin(turn) / radius)
+            dx, dy = x - per_row(cx), y - per_row(cy)
+            u, v = cos * dx + sin * dy, cos * dy - sin * dx
+            sharp = per_row(radius * self.size / 2)  # pixels a unit: edges are one pixel soft
+            cover = (0.5 - sharp * _by_kind(FIELDS, shape, u, v)).clamp_(0, 1)
+            dark = (0.5 - sharp * _by_kind(PATTERNS, texture, u, v)).clamp_(0, 1)
+            shade = 1 - (1 - self.texture) * dark
+            paint = coloured(COLOURS, colour) * shade[:, None]
+            canvas = canvas + cover[:, None] * (paint - canvas)
+        keys = torch.from_numpy((draw("noise") * 2**32 - 2**31).astype(np.int64)).to(device)
+        canvas = canvas + _noise(keys, self.size) * self.noise
+        return (canvas.clamp_(0, 1) * 255 + 0.5).to(torch.uint8)
+
+    def pairs(self, n: int, split: str = "train", device: str = "cpu", lazy: bool = False) -> Pairs:
+        """The first n rows of a split: train, validation or test. lazy: draw pictures on fetch, to the same pixels.
+
+        Raises UserError for an unknown split or n < 1.
+        """
+        if split not in SPLITS or n < 1:
+            raise UserError(f"shapes have the splits {', '.join(SPLITS)} and n >= 1, got split={split}, n={n}")
+        rows = np.arange(n)
+        codes, silent = self.codes(rows, split), 255
+        for column in range(codes.shape[1]):
+            k, what = divmod(column, 3)
+            p = self.p_background if column == codes.shape[1] - 1 else (self.p_colour, self.p_texture, 1.0)[what]
+            codes[self._draw(split, rows, "say", what, k) >= p, column] = silent
+        phrase = self._draw(split, rows, "phrase") * len(PHRASES)
+        captions: Sequence[str] = _Captions(np.column_stack([phrase, codes[:, -1], codes[:, :-1]]).astype(np.uint8))
+        pictures = _OnFetch(self, n, split, device) if lazy else Rendered(self.render(rows, split, device))
+        return Pairs(
+            pictures,
+            captions if lazy else list(captions),
+            rows,
+            name=f"shapes(n={n}, split={split}, seed={self.seed})",
+            workers=min(4, os.cpu_count() or 1) if lazy and device == "cpu" else 0,
+            fingerprint=hashlib.blake2b(f"{self!r} {n} {split}".encode(), digest_size=8).hexdigest(),
+        )
+
+    def task(self, n: int = 2000, by: str = "shape", split: str = "test") -> Task:
+        """Name the (largest) shape of n pictures: 12 classes by shape, 96 by `colour shape`."""
+        colour, _, shape = self.codes(np.arange(n), split)[:, :3].T
+        if by == "shape":
+            classes, labels = tuple(SHAPES), shape
+        elif by == "colour shape":
+            classes, labels = tuple(f"{c} {s}" for c in COLOURS for s in SHAPES), colour * len(SHAPES) + shape
+        else:
+            raise UserError(f"shapes have tasks by 'shape' and by 'colour shape', not by '{by}'")
+        return Task(f"shapes by {by}", classes, TEMPLATES, self.pairs(n, split), labels)

@@ -1,0 +1,225 @@
+"""What every method of a family promises. Collected from the tree: a new file needs no edit here."""
+
+import ast
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from clipvet import find
+from clipvet.attacks.poison import Poison
+from clipvet.results import weights_hash
+from clipvet.rng import Rng
+from clipvet.types import Backdoor, Clip, Pairs, Task
+
+METHODS = [(f, n) for f in find.VERBS for n in find.names(f)]
+CONTROLS = {"none", "random"}  # they do nothing on purpose
+QUICK = {"epochs": 1, "batch": 128}
+MAY_IMPORT = {"attacks": {"triggers", "training"}}  # an attack owns a trigger and a training
+
+
+def make(family: str, name: str) -> Any:
+    """The method with its defaults, cut to two steps."""
+    method = find.load(family, name)()
+    for part in ("training",):
+        if hasattr(method, part):
+            method = dataclasses.replace(method, **{part: quick(getattr(method, part))})
+    return quick(method)
+
+
+def quick(method: Any) -> Any:
+    fields = {f.name for f in dataclasses.fields(method)}
+    return dataclasses.replace(method, **{k: v for k, v in QUICK.items() if k in fields})
+
+
+def each(family: str, *, controls: bool = True) -> Any:
+    return pytest.mark.parametrize("name", [n for n in find.names(family) if controls or n not in CONTROLS])
+
+
+def pixels(pairs: Pairs) -> torch.Tensor:
+    return pairs[:].images
+
+
+@pytest.fixture(params=[0, 1])
+def ambient(request: pytest.FixtureRequest) -> None:
+    """Another state of the global generators, that no result may depend on."""
+    torch.manual_seed(request.param)  # noqa: TID251
+    np.random.seed(request.param)  # noqa: NPY002, TID251
+
+
+@pytest.mark.parametrize(("family", "name"), METHODS)
+def test_card_is_complete(family: str, name: str) -> None:
+    card = find.card(family, name)
+    assert all(card[part] for part in ("sentence", "formula", "paper", "needs", "differs")), card
+    assert hasattr(find.load(family, name), "needs") or family == "triggers"
+
+
+@pytest.mark.parametrize(("family", "name"), METHODS)
+def test_file_is_one_frozen_dataclass_with_one_verb_and_no_sibling(family: str, name: str) -> None:
+    path = find.HERE / family / f"{name}.py"
+    method = find.load(family, name)
+    assert method.__dataclass_params__.frozen
+    public = {n for n, v in vars(method).items() if callable(v) and not n.startswith("_")}
+    assert {v for v in public if v in find.VERBS.values()} == {find.VERBS[family]}
+    assert len(path.read_text().splitlines()) <= 150
+    imported = {
+        node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and node.module
+    }
+    families = {m.split(".")[1] for m in imported if m.startswith("clipvet.") and m.split(".")[1] in find.VERBS}
+    private = {m for m in imported if m.startswith(f"clipvet.{family}._")}
+    assert families - ({family} if private and not _siblings(imported, family) else set()) <= MAY_IMPORT.get(family, set())
+    assert not _siblings(imported, family), f"{family}/{name}.py imports a sibling"
+
+
+def _siblings(imported: set[str], family: str) -> set[str]:
+    return {m for m in imported if m.startswith(f"clipvet.{family}.") and not m.split(".")[2].startswith("_")}
+
+
+@pytest.mark.parametrize(("family", "name"), METHODS)
+def test_repr_names_every_setting(family: str, name: str) -> None:
+    method = find.load(family, name)()
+    assert all(f"{f.name}=" in repr(method) for f in dataclasses.fields(method))
+
+
+# triggers
+
+
+@pytest.fixture(scope="module")
+def canvas() -> torch.Tensor:
+    """Pictures that tempt a trigger out of range: black, white, noise, a ramp."""
+    g = Rng(1).generator()
+    ramp = torch.linspace(0, 1, 3 * 32 * 32).view(3, 32, 32)
+    return torch.stack([torch.zeros(3, 32, 32), torch.ones(3, 32, 32), torch.rand(3, 32, 32, generator=g), ramp])
+
+
+@each("triggers")
+def test_stamp_keeps_shape_range_and_input(name: str, canvas: torch.Tensor) -> None:
+    before, keys = canvas.clone(), Rng(0).keys(range(4))
+    out = make("triggers", name).stamp(canvas, keys)
+    assert out.shape == canvas.shape
+    assert out.min() >= 0
+    assert out.max() <= 1
+    assert torch.equal(canvas, before), "stamp mutates its input"
+
+
+@each("triggers")
+def test_stamp_does_something(name: str, canvas: torch.Tensor) -> None:
+    out = make("triggers", name).stamp(canvas, Rng(0).keys(range(4)))
+    assert not torch.equal(out[2:], canvas[2:])
+
+
+@each("triggers")
+def test_stamp_does_not_depend_on_the_batch(name: str, canvas: torch.Tensor) -> None:
+    trigger, keys = make("triggers", name), Rng(0).keys(range(4))
+    alone = torch.cat([trigger.stamp(canvas[k : k + 1], keys[k : k + 1]) for k in range(4)])
+    assert torch.allclose(trigger.stamp(canvas, keys), alone, atol=1e-6)
+
+
+@each("triggers")
+def test_stamp_draws_from_its_keys_alone(name: str, canvas: torch.Tensor, ambient: None) -> None:
+    trigger, keys = make("triggers", name), Rng(0).keys(range(4))
+    state = torch.get_rng_state()
+    first = trigger.stamp(canvas, keys)
+    assert torch.equal(torch.get_rng_state(), state), "stamp draws from the global generator"
+    torch.manual_seed(99)  # noqa: TID251
+    assert torch.equal(first, trigger.stamp(canvas, keys))
+
+
+# what trains: cleaners, training, attacks
+
+
+def outcome(family: str, name: str, clip: Clip, pairs: Pairs) -> Clip:
+    method, rng = make(family, name), Rng(5)
+    if family == "attacks":
+        if isinstance(method, Poison):
+            method = dataclasses.replace(method, rate=0.05)
+        return method.implant(clip, pairs, "star", rng).clip
+    return getattr(method, find.VERBS[family])(clip, pairs, rng)
+
+
+TRAINED = [(f, n) for f in ("cleaners", "training", "attacks") for n in find.names(f)]
+
+
+@pytest.fixture(scope="module")
+def outcomes(clip: Clip, pairs: Pairs) -> dict[tuple[str, str], Any]:
+    """Two runs of every method that trains, under different ambient seeds, and whether it left its inputs alone."""
+    out = {}
+    for family, name in TRAINED:
+        before, seen = weights_hash(clip), pixels(pairs)
+        runs = []
+        for seed in (0, 1):
+            torch.manual_seed(seed)  # noqa: TID251
+            np.random.seed(seed)  # noqa: NPY002, TID251
+            runs.append(outcome(family, name, clip, pairs))
+        kept = weights_hash(clip) == before and torch.equal(pixels(pairs), seen)
+        out[family, name] = (*runs, kept)
+    return out
+
+
+@pytest.mark.parametrize(("family", "name"), TRAINED)
+def test_trained_clip_is_whole(family: str, name: str, outcomes: dict, task: Task) -> None:
+    trained = outcomes[family, name][0]
+    assert not trained.training
+    z = trained.encode_image(pixels(task.pictures)[:8])
+    assert torch.isfinite(z).all()
+    assert torch.allclose(z.norm(dim=1), torch.ones(8), atol=1e-4)
+    alone = torch.cat([trained.encode_image(pixels(task.pictures)[k : k + 1]) for k in range(8)])
+    assert torch.allclose(z, alone, atol=1e-4), "a picture's embedding depends on its batch"
+
+
+@pytest.mark.parametrize(("family", "name"), TRAINED)
+def test_training_leaves_its_inputs_alone(family: str, name: str, outcomes: dict) -> None:
+    assert outcomes[family, name][2], f"{family}/{name} mutates its input"
+
+
+@pytest.mark.parametrize(("family", "name"), [m for m in TRAINED if not (m[0] == "cleaners" and m[1] in CONTROLS)])
+def test_training_does_something(family: str, name: str, outcomes: dict, clip: Clip) -> None:
+    assert weights_hash(outcomes[family, name][0]) != weights_hash(clip), f"{family}/{name} does nothing"
+
+
+@pytest.mark.parametrize(("family", "name"), TRAINED)
+def test_training_draws_from_its_rng_alone(family: str, name: str, outcomes: dict) -> None:
+    first, second, _ = outcomes[family, name]
+    assert weights_hash(first) == weights_hash(second), f"{family}/{name} depends on ambient randomness"
+
+
+@each("attacks", controls=False)
+def test_attack_returns_its_answer_key(name: str, clip: Clip, pairs: Pairs) -> None:
+    method = make("attacks", name)
+    if isinstance(method, Poison):
+        method = dataclasses.replace(method, rate=0.05)
+    _, dirty, key = method.implant(clip, pairs, "star", Rng(5))
+    assert key.target == "star"
+    poisoned = np.isin(pairs.ids, key.poisoned)
+    assert 0 < poisoned.sum() < len(pairs)
+    changed = (pixels(dirty) != pixels(pairs)).flatten(1).any(1).numpy()
+    assert (changed == poisoned).all(), "pictures outside the answer key were changed"
+
+
+# measures
+
+
+@each("measures")
+def test_measures_are_shares_with_intervals(name: str, clip: Clip, task: Task, ambient: None) -> None:
+    key = Backdoor(make("triggers", "patch"), "star")
+    before = weights_hash(clip)
+    found = make("measures", name).measure(clip, task, key, Rng(0))
+    assert found
+    for m in found.values():
+        assert 0 <= m.low <= m.value <= m.high <= 1
+        assert m.n > 0
+    assert weights_hash(clip) == before
+    shuffled = Rng(2).numpy().permutation(len(task.labels))
+    other = Task(task.name, task.classes, task.templates, task.pictures.take(shuffled), task.labels[shuffled])
+    again = make("measures", name).measure(clip, other, key, Rng(0))
+    assert {k: v.value for k, v in again.items()} == pytest.approx({k: v.value for k, v in found.items()}, abs=0.011)
+
+
+def test_the_registry_is_the_tree() -> None:
+    for family in find.VERBS:
+        assert find.names(family) == sorted(
+            p.stem for p in (Path(find.__file__).parent / family).glob("*.py") if not p.stem.startswith("_")
+        )

@@ -1,0 +1,324 @@
+"""Weights, models and the output protocol: what loads, what is refused, what stock open_clip reads back."""
+
+import argparse
+import errno
+import inspect
+import json
+import os
+import zipfile
+from typing import Any
+
+import open_clip
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+
+from clipvet import io, models
+from clipvet.errors import UserError
+from clipvet.rng import Rng
+from clipvet.types import Clip
+
+
+@pytest.fixture(scope="module")
+def vit() -> Any:
+    return models.load("shapes-vit", rng=Rng(1))
+
+
+class Evil:
+    """A pickle of this runs code when it is loaded."""
+
+    def __init__(self, flag):
+        self.flag = flag
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.flag),)
+
+
+def refused(path, *words):
+    with pytest.raises(UserError) as e:
+        io.load_weights(path)
+    told = str(e.value)
+    assert str(path) in told
+    assert "\n" not in told
+    assert all(w in told for w in words), told
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".bin"])
+def test_weights_round_trip(tmp_path, suffix):
+    state = {"a": torch.randn(3, 2).T, "b": torch.tensor(2.0)}
+    path = tmp_path / f"w{suffix}"
+    if suffix == ".safetensors":
+        io.save_weights(state | {"tied": state["b"]}, path)
+        assert path.stat().st_mode & 0o044
+    else:
+        torch.save(state, path)
+    read = io.load_weights(path)
+    assert torch.equal(read["a"], state["a"])
+    assert torch.equal(read["b"], state["b"])
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_released_checkpoint_format(tmp_path):
+    state = {"module.a": torch.ones(2), "module.b": torch.zeros(1)}
+    held = {
+        "epoch": 3,
+        "state_dict": state,
+        "optimizer": {"x": [1]},
+        "args": argparse.Namespace(lr=1e-5),
+        "scaler": None,
+    }
+    torch.save(held, tmp_path / "w.pt")
+    assert set(io.load_weights(tmp_path / "w.pt")) == {"a", "b"}
+
+
+def test_hostile_pickles_do_not_run(tmp_path):
+    flag = tmp_path / "it-ran"
+    torch.save({"state_dict": {"a": torch.ones(1)}, "args": Evil(flag)}, tmp_path / "zip.pt")
+    torch.save(Evil(flag), tmp_path / "old.bin", _use_new_zipfile_serialization=False)
+    torch.save({"args": argparse.Namespace(x=Evil(flag))}, tmp_path / "inside.pth")
+    for name in ("zip.pt", "old.bin", "inside.pth"):
+        refused(tmp_path / name, "mkdir", "safetensors")
+    assert not flag.exists()
+
+
+def test_files_that_hold_no_weights(tmp_path, vit):
+    refused(tmp_path / "missing.pt", "not a file")
+    (tmp_path / "zero.pt").touch()
+    refused(tmp_path / "zero.pt", "0 bytes")
+    (tmp_path / "text.pt").write_text("hello")
+    refused(tmp_path / "text.pt", "damaged")
+    (tmp_path / "text.safetensors").write_text("hello, this is no safetensors")
+    refused(tmp_path / "text.safetensors", "damaged")
+    (tmp_path / "w.npz").write_text("x")
+    refused(tmp_path / "w.npz", ".safetensors")
+    torch.save([torch.ones(2)], tmp_path / "list.pt")
+    refused(tmp_path / "list.pt", "state dict")
+    with zipfile.ZipFile(tmp_path / "script.pt", "w") as z:  # what torch.jit.save writes, in outline
+        z.writestr("m/constants.pkl", b"\x80\x02).")
+        z.writestr("m/data.pkl", b"\x80\x02).")
+        z.writestr("m/version", b"3\n")
+    refused(tmp_path / "script.pt", "TorchScript")
+    for suffix in (".pt", ".safetensors"):
+        whole, cut = tmp_path / f"whole{suffix}", tmp_path / f"cut{suffix}"
+        torch.save({"a": torch.ones(999)}, whole) if suffix == ".pt" else io.save_weights({"a": torch.ones(999)}, whole)
+        cut.write_bytes(whole.read_bytes()[:-500])
+        refused(cut, "damaged")
+
+
+def test_full_disk_is_an_oserror_and_leaves_the_old_file(tmp_path, monkeypatch):
+    io.save_weights({"a": torch.ones(1)}, tmp_path / "w.safetensors")
+
+    def full(tensors, path):
+        path.write_bytes(b"half")
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match="No space") as e:
+        io.save_weights({"a": torch.zeros(1)}, tmp_path / "w.safetensors")
+    assert e.value.errno == errno.ENOSPC
+    assert io.load_weights(tmp_path / "w.safetensors")["a"] == 1
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_output_protocol(tmp_path):
+    out, config = tmp_path / "runs" / "a", {"seed": 1, "rates": (0.1, 0.2), "path": tmp_path}
+    with io.output(out, config) as work:
+        (work / "x").touch()
+        (work / "state").mkdir()
+        assert not out.exists()
+    assert sorted(p.name for p in out.iterdir()) == ["run.json", "x"]
+    assert not work.exists()
+    with pytest.raises(io.AlreadyDone) as done, io.output(out, config):
+        pass
+    assert done.value.out == out
+    with (
+        pytest.raises(UserError, match=r"another run \(it differs in seed\); choose another --out"),
+        io.output(out, config | {"seed": 2}),
+    ):
+        pass
+    (tmp_path / "empty").mkdir()
+    with io.output(tmp_path / "empty", config):
+        pass
+    assert (tmp_path / "empty" / "run.json").exists()
+    (tmp_path / "file").touch()
+    for blocked in ("file", "file/below"):
+        with pytest.raises(UserError, match="choose another --out"), io.output(tmp_path / blocked, config):
+            pass
+
+
+def interrupted(out, config, folder, by):
+    with io.output(out, config) as work:
+        (work / folder).mkdir()
+        raise by
+
+
+def test_output_resumes_a_killed_run(tmp_path):
+    out, partial = tmp_path / "a", tmp_path / "a.partial"
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(out, {"seed": 1}, "saved", KeyboardInterrupt())
+    with pytest.raises(UserError, match="another run"), io.output(out, {"seed": 2}):
+        pass
+    with pytest.raises(UserError, match="bad"), io.output(out, {"seed": 1}):
+        raise UserError("bad")  # not this call's folder: it stays
+    with io.output(out, {"seed": 1}) as work:
+        assert (work / "saved").exists()
+    assert not partial.exists()
+
+
+def test_output_keeps_only_what_can_go_on(tmp_path):
+    out, partial = tmp_path / "a", tmp_path / "a.partial"
+    with pytest.raises(UserError), io.output(out, {}):
+        raise UserError("bad option")
+    assert not partial.exists()
+    with pytest.raises(UserError, match=r"a\.partial is full"):
+        interrupted(out, {}, "state", OSError(errno.ENOSPC, "No space left on device"))
+    assert (partial / "state").exists()
+    with pytest.raises(UserError, match="diverged"), io.output(out, {}):
+        raise UserError("diverged")
+    assert (partial / "state").exists()
+
+
+def test_json(tmp_path):
+    io.write_json(tmp_path / "a.json", {"b": tmp_path})
+    assert io.read_json(tmp_path / "a.json") == {"b": str(tmp_path)}
+    (tmp_path / "a.json").write_text("{")
+    for path in (tmp_path / "a.json", tmp_path / "missing.json"):
+        with pytest.raises(UserError, match=path.name):
+            io.read_json(path)
+
+
+@pytest.mark.parametrize("name", ["shapes-vit", "shapes-rn"])
+def test_stock_open_clip_reads_it(tmp_path, name):
+    clip: Any = models.load(name, rng=Rng(1))
+    digest = models.save(clip, tmp_path / "m", {"role": "clean"})
+    card = json.loads((tmp_path / "m" / "card.json").read_text())
+    assert card == {"role": "clean", "weights_sha256": digest}
+    made: Any = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'm'}")
+    stock, _, preprocess = made
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'm'}")
+    stock.eval()
+    images, captions = torch.rand(5, 3, 32, 32), ["a red circle", "ein Kreis", ""]
+    tokens = tokenizer(captions)
+    assert torch.equal(tokens, clip.tokenize(captions))
+    with torch.no_grad():
+        want = stock.encode_image(preprocess.transforms[-1](images), normalize=True)  # the last one normalises
+        assert torch.allclose(clip.encode_image(images), want, atol=1e-5)
+        assert torch.allclose(clip.encode_text(captions), stock.encode_text(tokens, normalize=True), atol=1e-5)
+        assert torch.allclose(clip.logit_scale, stock.logit_scale.exp())
+    for again in (models.load(str(tmp_path / "m")), models.load(f"local-dir:{tmp_path / 'm'}")):
+        assert all(torch.equal(v, again.state_dict()[k]) for k, v in clip.state_dict().items())
+        assert again.geometry == clip.geometry
+        assert torch.equal(again.mean, clip.mean)
+
+
+def test_quick_gelu_and_preprocessing_survive(tmp_path, vit):
+    quick = models.load("shapes-vit", rng=Rng(1), quick_gelu=True)
+    x = torch.rand(2, 3, 32, 32)
+    assert not torch.allclose(quick.encode_image(x), vit.encode_image(x), atol=1e-4)
+    quick.config["preprocess_cfg"] |= {"resize_mode": "squash", "mean": [0.5, 0.5, 0.4], "interpolation": "bilinear"}
+    models.save(quick, tmp_path / "m", {})
+    again = models.load(str(tmp_path / "m"))
+    assert again.geometry == models.Geometry(32, "squash", "bilinear")
+    assert again.mean.flatten().tolist() == pytest.approx([0.5, 0.5, 0.4])
+    quick.pixel_mean = again.mean
+    assert torch.allclose(again.encode_image(x), quick.encode_image(x), atol=1e-5)
+
+
+def test_is_a_clip(vit):
+    known: object = vit
+    assert isinstance(known, Clip)  # from Python 3.12 on its members are looked up statically
+    assert all(inspect.getattr_static(vit, name) is not None for name in ("mean", "geometry", "logit_scale"))
+    z = vit.encode_image(torch.rand(3, 3, 32, 32))
+    assert torch.allclose(z.norm(dim=1), torch.ones(3), atol=1e-5)
+    assert not any("pixel" in k for k in vit.state_dict())
+    vit.logit_scale.backward()
+    assert vit.model.logit_scale.grad is not None
+    vit.zero_grad()
+
+
+def test_tokenize_remembers_and_stays_bounded(vit, monkeypatch):
+    calls = []
+    tokens = models._Tokens(lambda texts: calls.append(texts) or vit.tokenizer(texts))
+    captions = ["a", "b", "a"]
+    assert torch.equal(tokens(captions), vit.tokenizer(captions))
+    assert torch.equal(tokens(captions), vit.tokenizer(captions))
+    assert calls == [["a", "b"]]
+    monkeypatch.setattr(models, "REMEMBERED", 2)
+    assert torch.equal(tokens(["c", "a"]), vit.tokenizer(["c", "a"]))
+    assert len(tokens.rows) == 2
+    assert tokens([]).shape == (0, 16)
+
+
+def test_weights_come_from_the_rng_alone():
+    before = torch.random.get_rng_state()
+    a: Any = models.load("shapes-vit-deep", rng=Rng(5))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.rand(7)
+    b: Any = models.load("shapes-vit-deep", rng=Rng(5))
+    c: Any = models.load("shapes-vit-deep", rng=Rng(6))
+    assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+    assert not torch.equal(a.model.visual.proj, c.model.visual.proj)
+
+
+def test_clone_shares_no_weights(vit):
+    twin = models.clone(vit)
+    with torch.no_grad():
+        twin.model.visual.proj.zero_()
+    assert vit.model.visual.proj.abs().sum() > 0
+    assert twin.tokenizer is vit.tokenizer
+
+
+def test_checkpoint_of_another_layout(tmp_path, vit):
+    state = {f"module.{k}": v.half() for k, v in vit.model.state_dict().items()}
+    state |= {"module.input_resolution": torch.tensor(32), "module.logit_scale": state["module.logit_scale"].reshape(1)}
+    torch.save({"epoch": 1, "state_dict": state, "args": argparse.Namespace()}, tmp_path / "w.pt")
+    read: Any = models.load("shapes-vit", str(tmp_path / "w.pt"), rng=Rng(9))
+    x = torch.rand(2, 3, 32, 32)
+    assert read.model.visual.proj.dtype == torch.float32
+    assert torch.allclose(read.encode_image(x), vit.encode_image(x), atol=1e-2)
+
+
+def test_weights_that_do_not_fit(tmp_path, vit):
+    state = dict(vit.model.state_dict())
+    del state["ln_final.bias"]
+    state |= {"positional_embedding": torch.zeros(3, 64), **{f"extra{i}": torch.zeros(1) for i in range(5)}}
+    io.save_weights(state, tmp_path / "w.safetensors")
+    with pytest.raises(UserError) as e:
+        models.load("shapes-vit", str(tmp_path / "w.safetensors"))
+    told = str(e.value)
+    for part in (
+        "missing: ln_final.bias;",
+        "unexpected: extra0, extra1, extra2 and 2 more;",
+        "positional_embedding (3, 64) for (16, 64)",
+        str(tmp_path / "w.safetensors"),
+    ):
+        assert part in told
+
+
+def test_models_that_cannot_be_loaded(tmp_path, vit):
+    def no(match, *args, **kwargs):
+        with pytest.raises(UserError, match=match):
+            models.load(*args, **kwargs)
+
+    no("close: ViT-B-32", "ViT-B-23")
+    no("open_clip_config.json", str(tmp_path))
+    no("neither a file nor an open_clip tag", "shapes-vit", "no-such-tag")
+    no("drop pretrained", "hf-hub:a/b", "w.pt")
+    no("cannot be used", "shapes-vit", device="meta:7x")
+    models.save(vit, tmp_path / "m", {})
+    io.save_weights(vit.model.state_dict() | {"logit_scale": torch.tensor(0.0)}, tmp_path / "m" / models.WEIGHTS)
+    no("is not the file that", str(tmp_path / "m"))
+    (tmp_path / "m" / models.WEIGHTS).unlink()
+    no("holds no weights", str(tmp_path / "m"))
+    io.write_json(tmp_path / "m" / "open_clip_config.json", {"model_cfg": {"embed_dim": 3}})
+    no("cannot be built", str(tmp_path / "m"))
+    io.write_json(
+        tmp_path / "m" / "open_clip_config.json", {**vit.config, "preprocess_cfg": {"resize_mode": "longest"}}
+    )
+    no("not supported", str(tmp_path / "m"))
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B/32", "RN50"])
+def test_open_clip_names_are_known(name):
+    assert models._named(name) == name.replace("/", "-")
