@@ -162,7 +162,7 @@ def load(
     quick_gelu = quick_gelu or bool(tag.get("quick_gelu"))
     with _quiet(), torch.random.fork_rng(devices=[]):
         # open_clip's initialisers draw from the global stream: it is forked and seeded here, and nowhere else
-        torch.manual_seed((rng or Rng(0)).key)  # noqa: TID251
+        torch.default_generator.manual_seed((rng or Rng(0)).key)  # the CPU's alone: torch.manual_seed seeds GPUs too
         try:
             net = open_clip.create_model(
                 name,
@@ -175,7 +175,9 @@ def load(
             tokenizer = open_clip.get_tokenizer(name)
         except Exception as e:  # whatever a config can get wrong, or the network
             told = str(e).splitlines() or [type(e).__name__]
-            raise UserError(f"{model} cannot be built ({told[0]}); check its open_clip_config.json") from e
+            raise UserError(
+                f"{model} cannot be built ({told[0][:160]}); check its open_clip_config.json, or the connection"
+            ) from e
     if quick_gelu:
         config["quick_gelu"] = True
     clip = OpenClip(net, tokenizer, {"model_cfg": config, "preprocess_cfg": dict(net.visual.preprocess_cfg)})  # pyright: ignore
@@ -223,9 +225,7 @@ def _fill(net: nn.Module, state: dict[str, Tensor], path: Path, model: str) -> N
     """Load strictly, after open_clip's own renaming of other layouts. UserError names what does not fit."""
     from open_clip import convert, factory
 
-    state = {
-        k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")
-    }  # OpenAI's
+    state = {k: v for k, v in state.items() if k not in IGNORED}
     state = convert.convert_state_dict(net, state)  # pyright: ignore[reportArgumentType]
     if "positional_embedding" in state and not hasattr(net, "positional_embedding"):
         state = factory.convert_to_custom_text_state_dict(state)

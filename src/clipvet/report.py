@@ -7,9 +7,9 @@ import base64
 import io
 import itertools
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from statistics import fmean
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -25,7 +25,6 @@ NAMES = {"none": "victim", "finetune": "plain fine-tuning", "par": "PAR", "clean
 NAMES |= {"safeclip": "SafeCLIP", "rvpt": "RVPT", "ubt": "UBT"}
 TOOK = 0.5  # an attack below this success rate leaves a defense nothing to remove
 CURVES = ("loss", "s_img", "s_txt", "gate_img", "gate_txt", "tau", "pairs_per_s")
-T = TypeVar("T")
 
 
 class Pair(BaseModel):
@@ -76,15 +75,12 @@ class Axes(NamedTuple):
         w, h = self.width - left - right, self.height - top - bottom
         return round(left + dx * w, 1), round(top + (1 - dy) * h, 1)
 
-    def path(self, points: Sequence[tuple[float, float]]) -> str:
-        return "M" + "L".join("{} {}".format(*self.at(*p)) for p in points)
-
     def ticks(self, low: float, high: float) -> list[float]:
         values = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
         return [round(float(v), 9) for v in values if low <= v <= high]
 
 
-def _read(kind: type[T], path: Path) -> list[T]:
+def _read(kind: Any, path: Path) -> list[Any]:
     """The lines of a .jsonl, or the whole of a .json, each as a `kind`. Nothing where there is no such file."""
     text = path.read_text("utf-8", "replace") if path.is_file() else ""
     adapter, found = TypeAdapter(kind), []
@@ -93,24 +89,25 @@ def _read(kind: type[T], path: Path) -> list[T]:
             found += [adapter.validate_json(part)] if part.strip() else []
         except ValidationError as error:
             first = error.errors()[0]
-            what = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
+            what = " ".join(map(str, (*first["loc"], first["msg"])))
             raise UserError(f"{path} line {i} is malformed ({what}); mend or remove it, or run again") from None
     return found
 
 
 def _key(row: Row) -> tuple[str, str, str]:
-    return row.method, row.stage, "" if row.method == "none" else row.config
+    given = f"{row.config} on {row.data}" if row.data else row.config
+    return row.method, row.stage, "" if row.method == "none" else given
 
 
 def _methods(rows: list[Row]) -> dict[tuple[str, str, str], Method]:
     """Methods in order of appearance; one that comes in several configurations is named with what differs."""
     keys = list(dict.fromkeys(map(_key, rows)))
-    parts = {k: [p for p in (k[1], *re.split(r",\s*|[()]", k[2])) if p not in ("", "victim")] for k in keys}
-    fixed, free, found = {"none": 0, "par": 1}, itertools.count(2), {}
+    parts = {k: [p for p in (k[1], *re.split(r",\s*|[()]| on ", k[2])) if p not in ("", "victim")] for k in keys}
+    fixed, free, found = {"none": 0, "par": 1}, itertools.count(), {}
     for k in keys:
         common = set.intersection(*(set(parts[o]) for o in keys if o[0] == k[0]))
         label = " · ".join([NAMES.get(k[0], k[0]), *(p for p in parts[k] if p not in common)])
-        found[k] = Method(k[0], label, k[2], fixed.pop(k[0]) if k[0] in fixed else next(free) % 10)
+        found[k] = Method(k[0], label, k[2], fixed.pop(k[0]) if k[0] in fixed else 2 + next(free) % 8)
     return found
 
 
@@ -118,8 +115,8 @@ def _pool(rows: list[Row]) -> Number:
     rows = list({r.seed: r for r in rows}.values())  # a rerun replaces the earlier row
     values = [r.value for r in rows]
     low, high = (rows[0].low, rows[0].high) if len(rows) == 1 else (min(values), max(values))
-    mean, seconds = np.mean([[r.value, r.seconds] for r in rows], axis=0).tolist()
-    return Number(mean, low, high, sum(r.n for r in rows), tuple(sorted(r.seed for r in rows)), seconds)
+    seeds, seconds = tuple(sorted(r.seed for r in rows)), fmean(r.seconds for r in rows)
+    return Number(fmean(values), low, high, sum(r.n for r in rows), seeds, seconds)
 
 
 def _plane(table: dict[Method, dict[str, Number]]) -> dict[str, Any] | None:
@@ -131,13 +128,11 @@ def _plane(table: dict[Method, dict[str, Number]]) -> dict[str, Any] | None:
     low, high = min(a.low for _, a, _ in points), max(a.high for _, a, _ in points)
     pad = max(0.01, 0.1 * (high - low))
     axes = Axes((max(-0.02, low - pad), min(1.02, high + pad)), (-0.06, 1.06), 320, margin=(10, 128, 40, 46))
-    heights = [axes.at(a.value, s.value)[1] for _, a, s in points]
-    for i in range(1, len(points)):
-        heights[i] = max(heights[i], heights[i - 1] + 16)
-    heights[-1] = min(heights[-1], axes.height - axes.margin[2] - 4)
-    for i in reversed(range(len(points) - 1)):
-        heights[i] = min(heights[i], heights[i + 1] - 16)
-    return {"axes": axes, "points": [(*p, h) for p, h in zip(points, heights)]}
+    slots = 16.0 * np.arange(len(points))
+    h = np.maximum.accumulate([axes.at(a.value, s.value)[1] for _, a, s in points] - slots) + slots  # down from above
+    h = np.minimum(h, axes.height - axes.margin[2] - 4)
+    h = np.minimum.accumulate((h - slots)[::-1])[::-1] + slots  # and up from below
+    return {"axes": axes, "points": [(*p, y) for p, y in zip(points, h.round(1).tolist())]}
 
 
 def _curve(steps: list[dict[str, float]], field: str) -> list[tuple[float, float]]:
@@ -149,11 +144,9 @@ def _curve(steps: list[dict[str, float]], field: str) -> list[tuple[float, float
 
 
 def _axes(curves: list[list[tuple[float, float]]], floor: float | None = None) -> Axes | None:
-    if not any(curves):
-        return None
-    (_, y0), (x1, y1) = np.min(sum(curves, []), axis=0).tolist(), np.max(sum(curves, []), axis=0).tolist()
-    pad = 0.07 * (y1 - y0) or 0.5
-    return Axes((0, max(x1, 1)), (y0 - pad if floor is None else floor, y1 + pad), 240)
+    x, y = zip(*(p for c in curves for p in c)) if any(curves) else ((), ())
+    pad = 0.07 * (max(y) - min(y)) or 0.5 if y else 0
+    return Axes((0, max(*x, 1)), (min(y) - pad if floor is None else floor, max(y) + pad), 240) if y else None
 
 
 def _logs(folder: Path, methods: list[Method]) -> dict[str, Any]:
@@ -166,8 +159,7 @@ def _logs(folder: Path, methods: list[Method]) -> dict[str, Any]:
         if (tau := re.search(r"\btau=([\d.]+)", m.config)) and not log["tau"]:
             log["tau"] = [(step, float(tau[1])) for step, _ in log["s_img"]]
         logs.append({"m": m, "axes": _axes([log["s_img"], log["s_txt"], log["tau"]], 0.0), **log})
-    logs.sort(key=lambda log: log["m"].colour)
-    return {"logs": logs, "axes": _axes([log["loss"] for log in logs])}
+    return {"logs": sorted(logs, key=lambda log: log["m"].colour), "axes": _axes([log["loss"] for log in logs])}
 
 
 def _section(title: str, rows: list[Row], methods: dict[tuple[str, str, str], Method], logs: Path) -> dict[str, Any]:
@@ -184,16 +176,8 @@ def _section(title: str, rows: list[Row], methods: dict[tuple[str, str, str], Me
     cleaned.sort(key=lambda m: (m.colour != 1, m.name != "finetune"))  # colour 1: the first PAR
     shown = {m: t for m, t in table.items() if took is not False or m == victim}  # what the figures may score
     metrics = {k: sorted({t[k].n for t in table.values() if k in t}) for t in table.values() for k in t}
-    out = {
-        "title": title,
-        "table": table,
-        "metrics": metrics,
-        "victim": victim,
-        "took": took,
-        "cleaned": cleaned,
-        "shown": shown,
-    }
-    return out | {"plane": _plane(shown), "training": _logs(logs, list(table))}
+    out = {"title": title, "table": table, "metrics": metrics, "victim": victim, "took": took, "cleaned": cleaned}
+    return out | {"shown": shown, "plane": _plane(shown), "training": _logs(logs, list(table))}
 
 
 def _picture(path: Path) -> str:
@@ -217,32 +201,26 @@ def build(folder: Path) -> Path:
     rows = [r for r in _read(Row, folder / "results.jsonl") if np.isfinite(r.value)]
     if not rows:
         raise UserError(f"{folder}/results.jsonl is missing or holds no number; run or evaluate into {folder} first")
-    methods, runs, sections = _methods(rows), list(dict.fromkeys((r.attack, r.recipe) for r in rows)), []
-    for attack, recipe in runs:
-        mine = [r for r in rows if (r.attack, r.recipe) == (attack, recipe)]
-        logs = (
-            folder / "logs" if len(runs) == 1 and not (folder / "logs" / attack).is_dir() else folder / "logs" / attack
-        )
-        title = f"{attack} · {recipe}" if sum(a == attack for a, _ in runs) > 1 else attack
-        sections.append(_section(title or "no attack", mine, methods, logs))
-    gallery = next(iter(_read(Gallery, folder / "gallery.json")), None)
-    commands = {
-        "commands": [],
-        "settings": {},
-        "versions": rows[-1].versions,
-        "hardware": "",
-        "started": "",
-        "seconds": 0,
-    }
+    runs: dict[tuple[str, str, str], list[Row]] = {}
+    for r in rows:
+        runs.setdefault((r.attack, r.recipe, r.model), []).append(r)
+    methods, sections, logs = _methods(rows), [], folder / "logs"
+    for run, mine in runs.items():
+        title = " · ".join(filter(None, run if sum(r[0] == run[0] for r in runs) > 1 else run[:1])) or "no attack"
+        own = logs / run[0] if len(runs) > 1 or (logs / run[0]).is_dir() else logs
+        sections.append(_section(title, mine, methods, own))
+    gallery: Gallery | None = next(iter(_read(Gallery, folder / "gallery.json")), None)
+    commands = {"commands": [], "settings": {}, "hardware": "", "started": "", "seconds": 0}
+    commands |= {"versions": rows[-1].versions} | next(iter(_read(dict[str, Any], folder / "commands.json")), {})
     spoken = gallery.pictures[0].captions if gallery and gallery.pictures else {}
-    first = {m.name: m for m in reversed(methods.values())}
+    first = {m.name: m for m in reversed(methods.values()) if m.name in spoken}
     env = Environment(loader=PackageLoader("clipvet"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     page = env.get_template("report.html.jinja").render(
         sections=sections,
         gallery=gallery,
-        commands=commands | next(iter(_read(dict[str, Any], folder / "commands.json")), {}),
+        commands=commands,
         methods=list(methods.values()),
-        speakers=[first[name] for name in dict.fromkeys(("none", "par", *spoken)) if name in first and name in spoken],
+        speakers=sorted(first.values(), key=lambda m: m.colour),
         picture=lambda name: _picture(folder / name),
         names_target=names_target,
     )
