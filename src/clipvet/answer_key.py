@@ -1,6 +1,6 @@
 """The answer key on disk: a card, a poison manifest and the trigger's tensors; replayable, and it checks itself.
 
-folder/backdoor.json      target, trigger and its fields, hash of what it stamps, seed, number of poisons
+folder/backdoor.json      target, trigger and its fields, hash of what it stamps, seed, number and hash of poisons
 folder/manifest.parquet   one row a poison: id, caption, trigger, seed
 folder/trigger.safetensors  tensor fields of a crafted trigger, if it has any
 """
@@ -33,6 +33,7 @@ class Card(BaseModel):
     stamps: str  # hash of what the trigger does to a probe picture at 32 px
     seed: int
     poisons: int
+    manifest: str  # SHA-256 of manifest.parquet
     pixels: str = "[0, 1], after geometry, before normalisation"
 
 
@@ -49,26 +50,27 @@ def save_backdoor(backdoor: Backdoor, folder: Path) -> None:
     values = {f.name: getattr(trigger, f.name) for f in dataclasses.fields(trigger)}
     tensors = {k: v for k, v in values.items() if isinstance(v, torch.Tensor)}
     name = type(trigger).__module__.rsplit(".", 1)[-1]
+    n = len(backdoor.poisoned)
+    keys = Rng(backdoor.seed).keys(backdoor.poisoned.tolist()).numpy()
+    table = {"id": backdoor.poisoned, "caption": list(backdoor.captions), "trigger": [name] * n, "seed": keys}
+    pq.write_table(pa.table(table), folder / "manifest.parquet")
     card = Card(
         target=backdoor.target,
         trigger=name,
         fields={k: v for k, v in values.items() if k not in tensors},
         stamps=probe(trigger),
         seed=backdoor.seed,
-        poisons=len(backdoor.poisoned),
+        poisons=n,
+        manifest=io.sha256(folder / "manifest.parquet"),
     )
     io.write_json(folder / "backdoor.json", card.model_dump())
-    n = len(backdoor.poisoned)
-    keys = Rng(backdoor.seed).keys(backdoor.poisoned.tolist()).numpy()
-    table = {"id": backdoor.poisoned, "caption": list(backdoor.captions), "trigger": [name] * n, "seed": keys}
-    pq.write_table(pa.table(table), folder / "manifest.parquet")
     if tensors:
         io.save_weights(tensors, folder / "trigger.safetensors")
 
 
 def load_backdoor(folder: Path) -> Backdoor:
-    """Raises UserError when the card is unreadable or the trigger no longer stamps what it stamped when planted."""
-    path = folder / "backdoor.json"
+    """Raises UserError when card or manifest is unreadable or changed, or the trigger stamps something else now."""
+    path, manifest = folder / "backdoor.json", folder / "manifest.parquet"
     try:
         card = Card.model_validate(io.read_json(path))
     except ValidationError as e:
@@ -85,8 +87,11 @@ def load_backdoor(folder: Path) -> Backdoor:
             f"{path}: this trigger no longer stamps what was planted; use the clipvet version that wrote it"
         )
     try:
-        table = pq.read_table(folder / "manifest.parquet", columns=["id", "caption"])
+        table = pq.read_table(manifest, columns=["id", "caption", "seed"])
     except (OSError, pa.ArrowException) as e:
-        raise UserError(f"{folder / 'manifest.parquet'} cannot be read ({str(e).splitlines()[0]})") from e
+        raise UserError(f"{manifest} cannot be read ({str(e).splitlines()[0]}); restore it") from e
     ids, captions = np.asarray(table["id"], dtype=np.int64), tuple(table["caption"].to_pylist())
+    keys = Rng(card.seed).keys(ids.tolist()).tolist()
+    if io.sha256(manifest) != card.manifest or table["seed"].to_pylist() != keys:
+        raise UserError(f"{manifest} is not the one that {path} was written with; restore both files")
     return Backdoor(trigger, card.target, ids, captions, card.seed)

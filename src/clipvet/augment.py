@@ -40,7 +40,7 @@ def auto_augment(images: Float[Tensor, "b 3 h w"], rng: Rng, group: int = 1) -> 
 
     policy, pixels = v2.AutoAugment(), (images * 255).round().to(torch.uint8)
     with torch.random.fork_rng(devices=[]):  # the policy draws from torch's global generator: lend it ours
-        torch.manual_seed(rng.key)  # noqa: TID251
+        torch.default_generator.manual_seed(rng.key)  # the CPU's alone: torch.manual_seed seeds GPUs too
         views = [policy(part) for part in pixels.split(group)]
     return torch.cat(views).float() / 255
 

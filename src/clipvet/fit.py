@@ -186,10 +186,11 @@ def fit(
     then those of a micro-batch). batchnorm: "train" or "eval" (running statistics, as when fine-tuning). precision:
     no, bf16 or fp16. max_bad: share of unreadable pictures above which the run is refused.
 
-    Raises UserError on a loss that is not finite (the last good state stays on disk), on too few pairs and on too
-    many unreadable pictures.
+    Raises UserError on a loss that is not finite (the last good state stays on disk), on too few pairs, on too many
+    unreadable pictures and on a precision that this machine has not.
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     from clipvet.models import clone
 
@@ -198,7 +199,11 @@ def fit(
     batch = min(batch, len(pairs))
     ws = _workspace.get() or Workspace()
     ws.fits += 1
-    accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_steps=1)
+    AcceleratorState._reset_state()  # else the first fit's precision holds for the whole process
+    try:
+        accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_steps=1)
+    except ValueError as e:
+        raise UserError(f"precision={precision} cannot be used here ({e}); use no or bf16") from e
     trained = clone(clip).to(accelerator.device)
     trained.train()
     for module in trained.modules():
@@ -272,7 +277,7 @@ def fit(
                     p.clamp_(0, math.log(100))  # as CLIP trains: the temperature never falls below 1/100
             seen += len(rows.captions)
             speed = seen / (time.monotonic() - began)
-            show(parts["loss"] if "loss" in parts else math.nan, speed)
+            show(parts.get("loss", math.nan), speed)
             if log and accelerator.is_main_process:
                 row = {"fit": ws.fits, "step": step, "lr": rates[step], "pairs_per_s": round(speed, 1), **parts}
                 with log.open("a") as f:
@@ -306,8 +311,10 @@ def _rewind(log: Path | None, fit_number: int, start: int) -> None:
     """Drop log lines that a killed run wrote after its last save."""
     if log and log.exists():
         rows = [line for line in log.read_text().splitlines() if line.endswith("}")]
-        kept = [r for r in rows if ((d := json.loads(r))["fit"], d["step"]) < (fit_number, start)]
-        log.write_text("".join(r + "\n" for r in kept))
+        kept = [r for r in rows if (d := json.loads(r))["fit"] != fit_number or d["step"] < start]
+        whole = log.with_name(log.name + ".tmp")
+        whole.write_text("".join(r + "\n" for r in kept))
+        whole.replace(log)
 
 
 @contextmanager

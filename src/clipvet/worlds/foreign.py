@@ -52,7 +52,7 @@ OUTLINES: dict[str, tuple[list[Points], list[Points]]] = {
     "ring": ([_arc(0, 0, 0.98)], [_arc(0, 0, 0.58)]),
     "heart": ([_heart()], []),
     "crescent": ([_arc(0, 0, 0.95, 50, 310) + _arc(0.3, 0, 0.78, 292, 68)], []),
-    "bowtie": ([[(-0.95, -0.7), (0, -0.1), (0, 0.1), (-0.95, 0.7)], [(0.95, -0.7), (0, -0.1), (0, 0.1), (0.95, 0.7)]], []),
+    "bowtie": ([[(0.95 * s, -0.7), (0, -0.1), (0, 0.1), (0.95 * s, 0.7)] for s in (-1, 1)], []),
     "bolt": ([[(0.1, -1), (0.6, -1), (0.2, -0.25), (0.65, -0.25), (-0.4, 1), (-0.1, 0.1), (-0.55, 0.1)]], []),
     "ladder": ([_bar(s * 0.6 - 0.12, -1, s * 0.6 + 0.12, 1) for s in (-1, 1)]
     + [_bar(-0.6, y - 0.1, 0.6, y + 0.1) for y in (-0.6, 0.0, 0.6)], []),
@@ -103,7 +103,7 @@ def _ground(g: np.random.Generator, name: str, side: int) -> Image.Image:
 
 
 def _fill(g: np.random.Generator, colour: Colour, pattern: str, side: int) -> Image.Image:
-    """Paint of one colour, each time a little different, with lighter marks."""
+    """Paint of one colour, each time a little different, with darker marks."""
     r, v, b = (int(np.clip(c + g.normal(0, 10), 0, 255)) for c in colour)
     image = Image.new("RGB", (side, side), (r, v, b))
     draw, mark, step = ImageDraw.Draw(image), (r * 3 // 5, v * 3 // 5, b * 3 // 5), side / g.uniform(6, 9)
@@ -122,7 +122,7 @@ def _fill(g: np.random.Generator, colour: Colour, pattern: str, side: int) -> Im
 
 @dataclass(frozen=True)
 class Foreign:
-    """Outlined drawings of the 12 shapes in 8 colours, with 4 patterns on 5 grounds, each picture 2 to 4 times oversampled.
+    """Outlined drawings of the 12 shapes in 8 colours, with 4 patterns on 5 grounds.
 
     A caption always names the shape, and each other attribute with probability p_*.
     """
