@@ -3,19 +3,18 @@
 import json
 import math
 import multiprocessing
-import shutil
 import signal
 import time
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
 import pytest
 import torch
 
-from clipvet import fit as fit_module
 from clipvet import io, models
 from clipvet.cleaners.par import Par
 from clipvet.errors import UserError
@@ -37,7 +36,7 @@ def words(captions):
     return rows
 
 
-def tiny():
+def tiny() -> Any:
     """A whole CLIP of 50,000 weights: a step takes milliseconds, a saved state is small."""
     text = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}
     vision = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16}
@@ -119,7 +118,9 @@ def test_loader_workers_never_change_a_result(small):
 
 def shares(made):
     """Parameter id -> (optimiser's name, its decay)."""
-    placed = [(id(p), (type(o).__name__, g["weight_decay"])) for o, _ in made for g in o.param_groups for p in g["params"]]
+    placed = [
+        (id(p), (type(o).__name__, g["weight_decay"])) for o, _ in made for g in o.param_groups for p in g["params"]
+    ]
     assert len(dict(placed)) == len(placed)
     return dict(placed)
 
@@ -133,9 +134,7 @@ def test_matrices_decay_and_nothing_else_does(kind, model, request):
     placed, named = shares(made), dict(clip.named_parameters())
     assert set(placed) == {id(p) for p in named.values()} - {id(frozen)}
     decayed = {n for n, p in named.items() if p is not frozen and placed[id(p)][1] == 0.2}
-    assert decayed == {
-        n for n, p in named.items() if p.ndim >= 2 and not n.endswith("bias") and p is not frozen
-    }
+    assert decayed == {n for n, p in named.items() if p.ndim >= 2 and not n.endswith("bias") and p is not frozen}
     assert {"model.logit_scale", "model.ln_final.weight", "model.ln_final.bias"} <= set(named) - decayed
     muon = {n for n, p in named.items() if p is not frozen and placed[id(p)][0] == "Muon"}
     blocks = {n for n, p in named.items() if "resblocks" in n and p.ndim == 2}
@@ -197,10 +196,9 @@ def test_precisions_may_differ_within_a_process(small, pairs):
     assert weights_hash(train(small, pairs)) == full
 
 
-@pytest.mark.parametrize("precision", ["fp15", pytest.param("fp16", marks=pytest.mark.skipif("torch.cuda.is_available()"))])
-def test_a_precision_that_is_not_to_be_had_is_refused(small, pairs, precision):
-    with pytest.raises(UserError, match=f"precision={precision} cannot be used.*bf16"):
-        train(small, pairs, precision=precision)
+def test_a_precision_that_is_not_to_be_had_is_refused(small, pairs):
+    with pytest.raises(UserError, match=r"precision=fp15 cannot be used.*bf16"):
+        train(small, pairs, precision="fp15")
 
 
 def test_temperature_stays_within_clips_bounds(small, pairs):
@@ -398,7 +396,7 @@ def test_a_killed_run_ends_in_the_same_weights(name, tmp_path):
         process.join(60)
         assert process.exitcode == 0
     assert went_on_from == sorted(went_on_from)
-    assert 0 < went_on_from[0]
+    assert went_on_from[0] > 0
     assert went_on_from[-1] < STEPS
     a, b = (io.load_weights(folder / "done.safetensors") for folder in (calm, killed))
     assert a.keys() == b.keys()

@@ -19,7 +19,6 @@ from clipvet.training.plain import Plain
 from clipvet.triggers.blended import Blended
 from clipvet.triggers.patch import Patch
 
-
 TRIGGERS = {
     "badnet_stripes": Patch("stripes", position="random", fresh=True),
     "blended_stripes": Blended("stripes", fresh=True),

@@ -94,26 +94,23 @@ def _table(measured: "dict[str, Measured]") -> None:
     Console().print(table)
 
 
-def _finish(work: Path, measured: "dict[str, Measured]", log: list[str], **common: Any) -> None:
+def _finish(work: Path, measured: "dict[str, Measured]", **common: Any) -> None:
     """Rows and commands of a finished command, in its folder."""
-    from clipvet import results
+    from clipvet import io, results
     from clipvet.types import Measured
 
     seconds = common["seconds"]
     time_row = {"seconds": Measured(seconds, 1, seconds, seconds)}
     results.write(work, results.rows_of({**measured, **time_row}, **common))
-    from clipvet import io
-
     io.write_json(
         work / "commands.json",
-        {"commands": log, "versions": results.versions(), "hardware": results.hardware(), "seconds": seconds},
+        {
+            "commands": [results.command()],
+            "versions": results.versions(),
+            "hardware": results.hardware(),
+            "seconds": seconds,
+        },
     )
-
-
-def _command() -> str:
-    import shlex
-
-    return "clipvet " + shlex.join(sys.argv[1:])
 
 
 @app.command()
@@ -155,7 +152,7 @@ def train(
         card = {"role": "trained", "method": repr(how), "data": pairs.name, "seed": seed}
         models.save(trained, work, _card(card, clip, measured))
         _finish(
-            work, measured, [_command()], recipe="train", stage="train", attack="none", method=method, config=repr(how),
+            work, measured, recipe="train", stage="train", attack="none", method=method, config=repr(how),
             seconds=seconds, seed=seed, model=model, data=pairs.name,
         )  # fmt: skip
     _table(measured)
@@ -183,8 +180,10 @@ def attack(
 ) -> None:
     """Implant a backdoor: the poisoned model, and its answer key in OUT/backdoor."""
     import time
+    from dataclasses import replace
 
     from clipvet import find, models
+    from clipvet import settings as values
     from clipvet.answer_key import save_backdoor
     from clipvet.errors import UserError
     from clipvet.fit import workspace
@@ -193,24 +192,16 @@ def attack(
     from clipvet.run import device, measure_all
 
     rng = Rng(seed)
-    settings = ([f"rate={rate}"] if rate is not None else []) + set_
-    stamp = find.load("triggers", trigger)()
-    base = _method("attacks", attack_name, data, [], trigger=stamp)
-    if data == "shapes" and attack_name == "poison":
-        from dataclasses import replace
-
-        from clipvet.worlds.shapes import TEMPLATES
-
-        base = replace(base, templates=TEMPLATES)
-    from clipvet import settings as values
-
-    how = values.apply(base, settings)
+    clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
+    test = _task(task, data, _world_size(clip), classes, templates, seed)
+    if test and target not in test.classes:
+        raise UserError(f"--target '{target}' is not among the task's classes: {', '.join(test.classes[:20])}")
+    how = _method("attacks", attack_name, data, [], trigger=find.load("triggers", trigger)())
+    if test and attack_name == "poison":
+        how = replace(how, templates=test.templates)
+    how = values.apply(how, ([f"rate={rate}"] if rate is not None else []) + set_)
     config = {"command": "attack", "data": data, "n": n, "model": model, "pretrained": pretrained, "attack": repr(how)}
     with _output(out, config | {"target": target, "seed": seed}) as work:
-        clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
-        test = _task(task, data, _world_size(clip), classes, templates, seed)
-        if test and target not in test.classes:
-            raise UserError(f"--target '{target}' is not among the task's classes: {', '.join(test.classes[:20])}")
         pairs = _data(data, n, "train", _world_size(clip), image_key, caption_key).pairs(seed)
         if attack_name == "poison":
             fine_tuning = pretrained is not None or Path(model.removeprefix("local-dir:")).is_dir()
@@ -228,7 +219,7 @@ def attack(
         card = {"role": "victim", "method": repr(how), "data": pairs.name, "target": target, "seed": seed}
         models.save(victim, work, _card(card, clip, measured))
         _finish(
-            work, measured, [_command()], recipe="attack", stage="victim", attack=trigger, method="none", config=repr(how),
+            work, measured, recipe="attack", stage="victim", attack=trigger, method="none", config=repr(how),
             seconds=seconds, seed=seed, model=model, data=pairs.name,
         )  # fmt: skip
     _table(measured)
@@ -266,7 +257,7 @@ def evaluate(
             out, {"command": "evaluate", "model": model, "task": task, "backdoor": backdoor, "seed": seed}
         ) as work:
             _finish(
-                work, measured, [_command()], recipe="evaluate", stage="evaluate",
+                work, measured, recipe="evaluate", stage="evaluate",
                 attack=type(key.trigger).__name__.lower() if key else "none", method="none", config=model,
                 seconds=time.monotonic() - began, seed=seed, model=model, data=task,
             )  # fmt: skip
@@ -325,7 +316,7 @@ def clean(
         card = {"role": "cleaned", "method": repr(how), "data": pairs.name, "seed": seed}
         models.save(cleaned, work, _card(card, clip, measured))
         _finish(
-            work, measured, [_command()], recipe="clean", stage="clean",
+            work, measured, recipe="clean", stage="clean",
             attack=type(key.trigger).__name__.lower() if key else "unknown", method=method, config=repr(how),
             seconds=seconds, seed=seed, model=model, data=pairs.name,
         )  # fmt: skip

@@ -1,11 +1,9 @@
 """The demo: the whole chain on the embedded world, as one recipe with pictures."""
 
-import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 
-from clipvet import io, models, results
+from clipvet import io, models
 from clipvet.answer_key import load_backdoor
 from clipvet.attacks.poison import Poison
 from clipvet.cleaners.cleanclip import CleanClip
@@ -23,7 +21,7 @@ from clipvet.worlds.shapes import TEMPLATES
 
 
 def recipe() -> Recipe:
-    """A patch in 1 % of 10,000 pairs; PAR, PAR without its push, plain fine-tuning and CleanCLIP on 8,000 clean ones."""
+    """A patch in 1 % of 10,000 pairs; four cleaners, each on 8,000 clean ones."""
     par = shapes(Par())
     cleaners = {
         "finetune": shapes(Finetune()),
@@ -45,7 +43,7 @@ def recipe() -> Recipe:
 
 def demo(out: Path, seed: int) -> Path:
     """Everything, into `out`; returns the report's path. A second call goes on where a first one was stopped."""
-    began, made = time.monotonic(), recipe()
+    made = recipe()
     with io.output(out, {"command": "demo", "seed": seed}) as work:
         run(made, work, work / "stages", (seed,))
         folders = stage_folders(work / "stages")
@@ -53,20 +51,6 @@ def demo(out: Path, seed: int) -> Path:
         task = made.test.task(seed)
         backdoor = load_backdoor(folders["none"] / "backdoor")
         save_gallery(work, {k: clips[k] for k in ("none", "par")}, task, backdoor, Rng(seed).fork("gallery"))
-        for name, folder in folders.items():
-            target = work / "logs" / ("victim.jsonl" if name == "none" else f"{name}.jsonl")
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(folder / "log.jsonl", target)
-        io.write_json(
-            work / "commands.json",
-            {
-                "commands": [f"clipvet demo --seed {seed}"],
-                "settings": {name: repr(c) for name, c in made.cleaners.items()},
-                "versions": results.versions(),
-                "hardware": results.hardware(),
-                "seconds": round(time.monotonic() - began, 1),
-            },
-        )
         build(work)
     return out / "report.html"
 

@@ -252,7 +252,7 @@ def _fill(net: nn.Module, state: dict[str, Tensor], path: Path, model: str) -> N
     net.load_state_dict(state)
 
 
-def save(clip: OpenClip, folder: Path, card: dict[str, Any]) -> str:
+def save(clip: Clip, folder: Path, card: dict[str, Any]) -> str:
     """Write the model as a folder for stock open_clip, with its card; returns the weights' SHA-256.
 
     card: role, parent's hash, method and its repr, data, seed, versions, measured numbers: written as it is, with
@@ -260,6 +260,8 @@ def save(clip: OpenClip, folder: Path, card: dict[str, Any]) -> str:
     """
     from open_clip.tokenizer import HFTokenizer
 
+    if not isinstance(clip, OpenClip):
+        raise UserError(f"a {type(clip).__name__} has no open_clip layout to be saved in; save an OpenClip")
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(clip.tokenizer, HFTokenizer):
         clip.tokenizer.save_pretrained(folder)  # stock open_clip looks for it there

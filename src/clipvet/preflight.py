@@ -13,7 +13,8 @@ def preflight(attack: Poison, pairs: Pairs, target: str, clip: Clip, fine_tuning
     facts = [
         f"{n} poisons among {len(pairs)} pairs (rate {n / len(pairs):.3%}), captions: "
         + ("kept (label-consistent)" if attack.label_consistent else attack.captions),
-        f"trigger {attack.trigger!r} on pixels in [0, 1] at {clip.geometry.size} px, after resize and crop, before normalising",
+        f"trigger {attack.trigger!r} on pixels in [0, 1] at {clip.geometry.size} px, after resize and crop, "
+        "before normalising",
         f"target '{target}', named by {named} of {len(pairs)} captions",
         f"{'fine-tuning' if fine_tuning else 'training from scratch'} with {attack.training!r}",
     ]

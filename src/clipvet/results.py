@@ -5,6 +5,8 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -56,14 +58,19 @@ class Row:
     versions: Mapping[str, str] = field(default_factory=versions)
 
 
+def command() -> str:
+    """The command line that is running."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
 def rows_of(measured: Mapping[str, Measured], **common: Any) -> list[Row]:
     return [Row(metric=name, value=m.value, n=m.n, low=m.low, high=m.high, **common) for name, m in measured.items()]
 
 
-def append(folder: Path, rows: Iterable[Row]) -> None:
-    """Add rows to folder/results.jsonl."""
-    with (folder / "results.jsonl").open("a") as f:
-        f.writelines(json.dumps(asdict(r)) + "\n" for r in rows)
+def read(folder: Path) -> list[Row]:
+    """Rows of folder/results.jsonl; none if there is no such file."""
+    path = folder / "results.jsonl"
+    return [Row(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def write(folder: Path, rows: Iterable[Row]) -> None:

@@ -7,6 +7,8 @@ stage is not run again, and a killed one goes on where its last state was saved.
 import hashlib
 import importlib.util
 import inspect
+import multiprocessing
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -85,6 +87,7 @@ class Chain:
     model: str
     attack: str
     runs: Path
+    out: Path
 
     def rows(self, progress: bool = False) -> Iterator[results.Row]:
         r, rng = self.recipe, Rng(self.seed)
@@ -113,6 +116,7 @@ class Chain:
             models.save(clip, work, {"role": "victim", "method": self.attack, "config": repr(attack)})
 
         folder, seconds = stage(victim_key, victim)
+        self._show("victim", folder)
         clip, backdoor = models.load(str(folder), device=device()), load_backdoor(folder / "backdoor")
         measured = measure_all(clip, task, backdoor, rng.fork("measure"))
         untouched = {"method": "none", "config": repr(attack), "data": repr(r.victim_data)}
@@ -134,10 +138,20 @@ class Chain:
                     models.save(cleaned, work, {"role": "cleaned", "method": name, "config": repr(cleaner)})
 
                 folder, seconds = stage(clean_key, clean)
+                if source == next(iter(r.defender_data)):
+                    self._show(name, folder)
                 found = {k: Measured(*v) for k, v in io.read_json(folder / "measured.json").items()}
                 yield from results.rows_of(
                     found, stage="clean", method=name, config=repr(cleaner), data=source, seconds=seconds, **common
                 )
+
+    def _show(self, name: str, stage: Path) -> None:
+        """The first chain of each attack lends its logs to the report."""
+        first = self.seed == self.recipe.seeds[0] and self.model == self.recipe.model_names[0]
+        if first and (stage / "log.jsonl").exists():
+            shown = self.out / "logs" / self.attack / f"{name}.jsonl"
+            shown.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(stage / "log.jsonl", shown)
 
 
 def device() -> torch.device:
@@ -149,36 +163,51 @@ def device() -> torch.device:
 def run(
     recipe: Recipe, out: Path, runs: Path, seeds: tuple[int, ...] | None = None, jobs: int = 1
 ) -> list[results.Row]:
-    """All rows of the recipe, written to out/results.jsonl as they come. jobs: chains side by side, one thread each."""
+    """All rows of the recipe, written to out/results.jsonl as they come; rows of other seeds already there stay.
+
+    jobs: chains side by side, which share the processor's threads. Raises UserError if `out` holds another run.
+    """
+    began, wanted = time.monotonic(), {"recipe": repr(recipe)}
+    if (out / "results.jsonl").exists() and io.read_json(out / "run.json") != wanted:
+        raise UserError(f"{out} already holds another run; choose another --out or delete it")
+    io.write_json(out / "run.json", wanted)
     chains = [
-        Chain(recipe, seed, model, attack, runs)
+        Chain(recipe, seed, model, attack, runs, out)
         for seed in seeds or recipe.seeds
         for model in recipe.model_names
         for attack in recipe.attacks
     ]
-    rows: dict[int, list[results.Row]] = {}
-    out.mkdir(parents=True, exist_ok=True)
+    rows = {}
+    for row in results.read(out):
+        rows.setdefault((row.seed, row.model, row.attack), []).append(row)
 
-    def done(k: int, new: list[results.Row]) -> None:
-        rows[k] = new
-        results.write(out, [row for j in sorted(rows) for row in rows[j]])
+    def done(chain: Chain, new: list[results.Row]) -> None:
+        rows[chain.seed, chain.model, chain.attack] = new
+        results.write(out, [row for k in sorted(rows) for row in rows[k]])
 
     if jobs == 1:
-        for k, chain in enumerate(chains):
-            done(k, list(chain.rows(progress=True)))
+        for chain in chains:
+            done(chain, list(chain.rows(progress=True)))
     else:
-        import multiprocessing
-
+        threads = max(1, torch.get_num_threads() // jobs)
         with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-            waiting = {
-                pool.submit(_one_thread, chain, max(1, torch.get_num_threads() // jobs)): k
-                for k, chain in enumerate(chains)
-            }
+            waiting = {pool.submit(_share, chain, threads): chain for chain in chains}
             for finished in as_completed(waiting):
                 done(waiting[finished], finished.result())
-    return [row for j in sorted(rows) for row in rows[j]]
+    io.write_json(
+        out / "commands.json",
+        {
+            "commands": [results.command()],
+            "settings": {name: repr(c) for name, c in recipe.cleaners.items()},
+            "reported": dict(recipe.reported),
+            "versions": results.versions(),
+            "hardware": results.hardware(),
+            "seconds": round(time.monotonic() - began, 1),
+        },
+    )
+    return [row for k in sorted(rows) for row in rows[k]]
 
 
-def _one_thread(chain: Chain, threads: int) -> list[results.Row]:
+def _share(chain: Chain, threads: int) -> list[results.Row]:
     torch.set_num_threads(threads)
     return list(chain.rows())

@@ -41,7 +41,11 @@ class Clip(Protocol):
     """
 
     geometry: Geometry
-    mean: Tensor  # (3, 1, 1) the colour that normalises to zero
+
+    @property
+    def mean(self) -> Float[Tensor, "3 1 1"]:
+        """The colour that normalises to zero, pixels in [0, 1]."""
+        ...
 
     @property
     def logit_scale(self) -> Float[Tensor, ""]:

@@ -21,7 +21,7 @@ SHORT = {"batch": 64, "group": 16, "lr": 1e-3}
 
 def cross_entropy(s, a, b):
     """Mean over i of -log softmax_j(s a_i . b_j) at j = i, in float64."""
-    logits = s * (np.float64(a) @ np.float64(b).T)
+    logits = s * (a.astype(np.float64) @ b.astype(np.float64).T)
     return np.mean([math.log(sum(math.exp(x) for x in row)) - row[k] for k, row in enumerate(logits)])
 
 
@@ -90,7 +90,9 @@ def test_defaults_are_the_published_ones():
 # views
 
 
-@pytest.mark.parametrize("caption", ["", " ", "star", "  star ", "星", "звезда на небе", "قطة على سجادة", "a\tb\nc", "a " * 200])
+@pytest.mark.parametrize(
+    "caption", ["", " ", "star", "  star ", "星", "звезда на небе", "قطة على سجادة", "a\tb\nc", "a " * 200]
+)
 def test_eda_takes_any_caption_and_makes_up_no_word(caption):
     words = caption.split()
     for seed in range(30):

@@ -45,14 +45,15 @@ class Retrieval:
             z, kept = embed_images(clip, task.pictures, backdoor)
             out |= self._recalls("_triggered", z, kept, index, w)
             named = np.array([names_target(t, backdoor.target) for t in texts])
-            other = ~named[index]  # pictures whose own caption does not name the target
+            other = np.logical_not(named)[index]  # pictures whose own caption does not name the target
             for suffix, (e, at) in {"": clean, "_triggered": (z, kept)}.items():
                 top = (e @ w.T).topk(min(5, len(texts))).indices.cpu().numpy()
                 out[f"target_caption_rate@5{suffix}"] = share(named[top].any(1)[other[at]])
         return out
 
     def _recalls(self, suffix: str, z: Tensor, kept: np.ndarray, index: np.ndarray, w: Tensor) -> dict[str, Measured]:
-        sim, mine = (z @ w.T).cpu(), index[kept]
+        sim = (z @ w.T).cpu()
+        mine = index[kept]
         present = np.unique(mine)
         out = {}
         for k in self.ks:

@@ -1,0 +1,93 @@
+"""Writes docs/methods.md from the methods' cards, and the number tables of README.md from results/.
+
+python docs/generate.py [--check]     --check: exit 1 if a file is not up to date
+"""
+
+import statistics
+import sys
+from pathlib import Path
+
+from clipvet import find, results
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- generated from {}: begin -->", "<!-- end -->"
+
+
+def methods() -> str:
+    """One table a family."""
+    out = ["# Methods", "", "Generated from the cards in the source by `make docs`."]
+    tested = {p.stem.removeprefix("test_") for p in (ROOT / "tests/parity").glob("test_*.py")}
+    for family, verb in find.VERBS.items():
+        out += [
+            "",
+            f"## {family} (`{verb}`)",
+            "",
+            "| name | what | paper | needs | differs from the paper | equation tested |",
+        ]
+        out += ["|---|---|---|---|---|---|"]
+        for name in find.names(family):
+            c = find.card(family, name)
+            cells = [f"`{name}`", c["sentence"], c["paper"], c["needs"], c["differs"]]
+            parity = name in tested or family in tested
+            out.append("| " + " | ".join(x.replace("|", "\\|") for x in [*cells, "yes" if parity else "no"]) + " |")
+    return "\n".join(out) + "\n"
+
+
+def table(folder: Path, metrics: tuple[str, ...] = ("asr", "clean_accuracy")) -> str:
+    """Attack x method, mean over seeds and range, in percent."""
+    rows = [r for r in results.read(folder) if r.stage in ("victim", "clean") and r.metric in metrics]
+    models = sorted({r.model for r in rows})
+    out = []
+    for model in models:
+        for metric in metrics:
+            cells: dict[tuple[str, str], list[float]] = {}
+            for r in rows:
+                label = r.method if r.data in ("shapes", "") or r.method == "none" else f"{r.method} ({r.data})"
+                if r.model == model and r.metric == metric:
+                    cells.setdefault((r.attack, label), []).append(100 * r.value)
+            if not cells:
+                continue
+            labels, attacks = list(dict.fromkeys(k[1] for k in cells)), list(dict.fromkeys(k[0] for k in cells))
+            n = {r.n for r in rows if r.model == model and r.metric == metric}
+            seeds = sorted({r.seed for r in rows if r.model == model})
+            out += [
+                "",
+                f"**{metric}**, {model}, %, mean (range) over seeds {seeds}, n = {min(n)}–{max(n)} pictures each:",
+                "",
+            ]
+            out += ["| trigger | " + " | ".join(labels) + " |", "|---|" + "---|" * len(labels)]
+            out += [f"| {a} | " + " | ".join(_cell(cells.get((a, m), [])) for m in labels) + " |" for a in attacks]
+    return "\n".join(out).strip()
+
+
+def _cell(values: list[float]) -> str:
+    if not values:
+        return "–"
+    mean = f"{statistics.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.1f}–{max(values):.1f})"
+
+
+def filled(text: str) -> str:
+    """The text with every generated part made anew."""
+    parts = text.split("<!-- generated from ")
+    out = [parts[0]]
+    for part in parts[1:]:
+        source, rest = part.split(": begin -->", 1)
+        after = rest.split(END, 1)[1]
+        out.append(f"{BEGIN.format(source)}\n{table(ROOT / source)}\n{END}{after}")
+    return "".join(out)
+
+
+def main() -> int:
+    wanted = {ROOT / "docs/methods.md": methods(), ROOT / "README.md": filled((ROOT / "README.md").read_text())}
+    stale = [p for p, text in wanted.items() if not p.exists() or p.read_text() != text]
+    for path in stale:
+        if "--check" in sys.argv:
+            print(f"{path.relative_to(ROOT)} is not up to date: run `make docs`", file=sys.stderr)
+        else:
+            path.write_text(wanted[path])
+    return 1 if stale and "--check" in sys.argv else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
