@@ -9,6 +9,7 @@ import json
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,7 +29,8 @@ def bare(model: str, pairs: Pairs, batch: int, steps: int) -> float:
     from open_clip.loss import ClipLoss
 
     clip = models.load(model, rng=Rng(0))
-    net, loss_of = clip.model.train(), ClipLoss()
+    net: Any = clip.model.train()
+    loss_of = ClipLoss()
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.2, fused=True)
     rows = pairs[:]
     images, tokens = (rows.images - clip.mean) / clip.std, clip.tokenize(rows.captions)
@@ -62,7 +64,7 @@ def main() -> None:
     pairs = Shapes(size=clip.geometry.size).pairs(n)
     clip.tokenize(pairs[:].captions)  # both sides start with known captions
     dirty = poison(pairs, Poison(Patch(), rate=0.01).plan(pairs, "star", rng))
-    once = {"epochs": 1.0, "batch": a.batch}
+    once: dict[str, Any] = {"epochs": 1.0, "batch": a.batch}
 
     def loading() -> None:
         for k in range(a.steps):

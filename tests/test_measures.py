@@ -83,7 +83,7 @@ SEEN = [
     ((0.0, 0.4, 0.1), 1),  # bee / bee
     ((0.4, 0.0, 0.1), 1),  # ant / ant: wrong, and immune
     ((0.0, 0.1, 0.9), 2),  # cat / cat
-    ((0.1, 0.4, 0.0), 2),  # bee / bee: wrong, and immune
+    ((0.1, 0.9, 0.0), 2),  # bee / cat: right thanks to the trigger alone
 ]
 
 
@@ -164,7 +164,7 @@ def test_classes_are_the_mean_of_their_templates():
 def test_attack_success_by_hand(channels):
     assert numbers(AttackSuccess().measure(channels, task(), KEY, Rng(0))) == {
         "asr": (4, 7),  # rows 0, 1, 3, 4 of the ants and bees
-        "asr_all": (5, 9),  # and row 7, a cat
+        "asr_all": (6, 9),  # and the cats, 7 and 8
         "poisoned_accuracy": (2, 7),  # rows 2, 5
         "target_accuracy": (1, 2),  # row 7 of the cats
         "clean_target_rate": (1, 7),  # row 3
@@ -182,7 +182,7 @@ def test_squash_control_sees_squashed_pictures_without_trigger(channels):
 def test_attack_success_leaves_unreadable_pictures_out(channels):
     found = numbers(AttackSuccess().measure(channels, task(lost=(0, 7)), KEY, Rng(0)))
     assert found["asr"] == (3, 6)
-    assert found["asr_all"] == (3, 7)
+    assert found["asr_all"] == (4, 7)
     assert found["target_accuracy"] == (0, 1)
 
 
@@ -260,6 +260,7 @@ def test_retrieval_leaves_unreadable_pictures_and_their_captions_out():
     found = retrieve(lost=(6,))
     assert found["text_retrieval_recall@1"] == (3, 7)
     assert found["image_retrieval_recall@1"] == (3, 5)
+    assert found["image_retrieval_recall@2"] == (4, 5)
     assert found["target_caption_rate@5_triggered"] == (3, 6)
 
 

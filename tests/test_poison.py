@@ -1,7 +1,7 @@
 """The attack's answer key: who is poisoned with what, its replay from disk, and what is said beforehand."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -125,6 +125,26 @@ def test_dirty_pairs_change_in_the_poisons_alone(pairs):
         assert torch.equal(dirty.images[row], (stamped if i in told else clean.images)[row])
     assert torch.equal(dirty.ids, clean.ids)
     assert torch.equal(pairs[:].images, clean.images)  # and the given pairs stay clean
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """Hands out the very tensor that it holds."""
+
+    pixels: torch.Tensor
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def fetch(self, rows, geometry):
+        return self.pixels, []
+
+
+def test_stamping_never_writes_to_the_source(pairs):
+    held = replace(pairs, pictures=Held(pairs[:].images))
+    dirty = poison(held, plan(pairs, count=30))[:]
+    assert not torch.equal(dirty.images, pairs[:].images)
+    assert torch.equal(held[:].images, pairs[:].images)
 
 
 def test_a_poison_looks_the_same_in_any_company(pairs):

@@ -8,6 +8,7 @@ hardware: 4 GPUs for some 2 hours a cleaning, by the release's launch script
 """
 
 import os
+from typing import Any
 
 from clipvet.attacks.poison import Poison
 from clipvet.cleaners.cleanclip import CleanClip
@@ -38,10 +39,11 @@ REPORTED = {
 
 
 def recipe(smoke: bool = False) -> Recipe:
-    half = {"epochs": 1, "batch": 8} if smoke else {"precision": "fp16"}
+    half: dict[str, Any] = {"epochs": 1, "batch": 8} if smoke else {"precision": "fp16"}
     cleaners = {"finetune": Finetune(**half), "cleanclip": CleanClip(**half), "par": Par(**half)}
-    training = Plain(**({"epochs": 5, "batch": 128, "lr": 1e-5, "weight_decay": 0.1, "batchnorm": "eval"} | half))
-    count = {"count": 2} if smoke else {"rate": 0.003}
+    full: dict[str, Any] = {"epochs": 5, "batch": 128, "lr": 1e-5, "weight_decay": 0.1, "batchnorm": "eval"}
+    training = Plain(**(full | half))
+    count: dict[str, Any] = {"count": 2} if smoke else {"rate": 0.003}
     attacks = {name: Poison(t, training=training, **count) for name, t in TRIGGERS.items()}
     if smoke:
         attacks = {"blended_text": attacks["blended_text"]}

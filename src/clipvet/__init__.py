@@ -17,7 +17,7 @@ _PUBLIC = {
     "Recipe": "run", "run": "run", "measure_all": "run",
     "fit": "fit", "find": "find",
 }  # fmt: skip
-__all__ = sorted(_PUBLIC)
+__all__ = sorted(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

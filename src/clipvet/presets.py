@@ -14,7 +14,8 @@ from clipvet.triggers.blended import Blended
 from clipvet.triggers.patch import Patch
 from clipvet.triggers.wanet import WaNet
 
-CLEAN = {"epochs": 6.5, "batch": 128, "lr_start": 1e-3, "lr": 1e-4}  # 400 steps on 8,000 pairs
+CLEAN = {"epochs": 6.5, "batch": 128, "lr_start": 3e-3, "lr": 1e-4}  # 403 steps on 8,000 pairs
+ERASE = (0.0153, 0.0306)  # PAR's square grown as the patch is: 4 of 32 pixels instead of 16 of 224
 
 
 def shapes(method: Any) -> Any:
@@ -22,8 +23,10 @@ def shapes(method: Any) -> Any:
     match method:
         case Plain():
             return replace(method, epochs=5.2, batch=128, lr=1e-3, weight_decay=0.1, optimizer="muon")
-        case Finetune() | Par():
+        case Finetune():
             return replace(method, **CLEAN)
+        case Par():
+            return replace(method, **CLEAN, erase=ERASE)
         case CleanClip():
             return replace(method, epochs=6.5, batch=128, lr=3e-4, warmup=0.1, group=16)
         case Patch():

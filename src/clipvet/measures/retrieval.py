@@ -45,7 +45,7 @@ class Retrieval:
             z, kept = embed_images(clip, task.pictures, backdoor)
             out |= self._recalls("_triggered", z, kept, index, w)
             named = np.array([names_target(t, backdoor.target) for t in texts])
-            other = np.logical_not(named)[index]  # pictures whose own caption does not name the target
+            other = np.array([not n for n in named])[index]  # pictures whose own caption does not name the target
             for suffix, (e, at) in {"": clean, "_triggered": (z, kept)}.items():
                 top = (e @ w.T).topk(min(5, len(texts))).indices.cpu().numpy()
                 out[f"target_caption_rate@5{suffix}"] = share(named[top].any(1)[other[at]])

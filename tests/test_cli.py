@@ -1,0 +1,254 @@
+"""The command line on a user's own files, and what it says of bad input."""
+
+import errno
+import json
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from clipvet import cli, fit, io
+from clipvet.results import read
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+import digits
+
+QUICK = ["--set", "epochs=1", "--set", "batch=64"]
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def clipvet(monkeypatch, capsys):
+    """Runs the command line in this process."""
+
+    def call(*args: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["clipvet", *map(str, args)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as e:
+            code = int(e.code or 0)
+        told = capsys.readouterr()
+        return Said(code, told.out, told.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory) -> Path:
+    """The digits example, cut to 160 training pairs and 60 test pictures, with stock open_clip's untrained model."""
+    folder = tmp_path_factory.mktemp("digits")
+    digits.write_pictures(folder)
+    digits.write_model(folder / "model")
+    for name, n in (("train", 160), ("clean", 100)):
+        path = folder / f"{name}.csv"
+        path.write_text("\n".join(path.read_text().splitlines()[: n + 1]) + "\n")
+    for kind in (folder / "test").iterdir():
+        for extra in sorted(kind.iterdir())[6:]:
+            extra.unlink()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("clipvet.files._workers", lambda n: 0)  # no forks from a test process
+
+
+def test_the_whole_job_on_files(clipvet, files: Path, tmp_path: Path) -> None:
+    task = ["--task", files / "test", "--templates", files / "templates.txt"]
+    trained, victim, cleaned = tmp_path / "trained", tmp_path / "victim", tmp_path / "cleaned"
+    model = f"local-dir:{files / 'model'}"
+    assert clipvet("train", "--data", files / "train.csv", "--model", model, "--out", trained, *QUICK, *task).code == 0
+    said = clipvet(
+        "attack", "--model", trained, "--data", files / "train.csv", "--trigger", "patch", "--target", "seven",
+        "--rate", 0.05, "--out", victim, *QUICK, *task,
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    assert "8 poisons among 160 pairs" in said.err
+    assert "8 poisons are few" in said.err
+    key = ["--backdoor", victim / "backdoor"]
+    said = clipvet("evaluate", "--model", victim, *task, *key, "--json")
+    told = json.loads(said.out)
+    assert {"clean_accuracy", "asr", "asr_all", "poisoned_accuracy", "intervals", "n"} <= set(told)
+    assert told["n"] == 60
+    assert told["intervals"]["asr"]["n"] == 54
+    said = clipvet(
+        "clean",
+        "--model",
+        victim,
+        "--data",
+        files / "clean.csv",
+        "--method",
+        "par",
+        "--out",
+        cleaned,
+        *QUICK,
+        *task,
+        *key,
+    )
+    assert said.code == 0, said.err
+    for folder, stage in ((trained, "train"), (victim, "victim"), (cleaned, "clean")):
+        rows = read(folder)
+        assert {r.stage for r in rows} == {stage}
+        assert {"clean_accuracy", "seconds"} <= {r.metric for r in rows}
+        model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+        assert torch.isfinite(model.encode_text(open_clip.get_tokenizer(f"local-dir:{folder}")(["a seven"]))).all()
+    assert {r.method for r in read(cleaned)} == {"par"}
+    assert clipvet("report", cleaned).code == 0
+    assert "<html" in (cleaned / "report.html").read_text()
+    again = clipvet(
+        "clean",
+        "--model",
+        victim,
+        "--data",
+        files / "clean.csv",
+        "--method",
+        "par",
+        "--out",
+        cleaned,
+        *QUICK,
+        *task,
+        *key,
+    )
+    assert (again.code, "nothing to do" in again.err) == (0, True)
+
+
+def test_list_names_every_family(clipvet) -> None:
+    said = clipvet("list")
+    assert all(word in said.out for word in ("patch", "BadNet", "cleanclip", "PAR", "needs:"))
+    assert clipvet("list", "cleaners").out.count("needs:") < said.out.count("needs:")
+
+
+def test_evaluate_writes_rows_on_request(clipvet, tmp_path: Path) -> None:
+    assert clipvet("evaluate", "--model", "shapes-vit", "--task", "shapes", "--out", tmp_path / "rows").code == 0
+    assert {r.stage for r in read(tmp_path / "rows")} == {"evaluate"}
+
+
+class Runs:
+    """Makes a pickle run code."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("executed"),))
+
+
+def broken(kind: str, files: Path, folder: Path) -> list[object]:
+    """Arguments of a command that must be refused."""
+    train = ["train", "--model", "shapes-vit", "--out", folder / "out", *QUICK, "--data"]
+    attack = ["attack", "--model", "shapes-vit", "--data", files / "train.csv", "--out", folder / "out", *QUICK]
+    match kind:
+        case "missing column":
+            (folder / "d.csv").write_text("path,text\na.png,hello\n")
+            return [*train, folder / "d.csv"]
+        case "empty table":
+            (folder / "d.csv").write_text("filepath,title\n")
+            return [*train, folder / "d.csv"]
+        case "no such table":
+            return [*train, folder / "absent.csv"]
+        case "unreadable pictures":
+            rows = [f"{k}.png,a picture of a {k}" for k in range(70)]
+            (folder / "d.csv").write_text("filepath,title\n" + "\n".join(rows) + "\n")
+            for k in range(70):
+                Image.new("RGB", (40, 40), (k, 0, 0)).save(folder / f"{k}.png")
+            (folder / "3.png").write_bytes(b"")
+            (folder / "4.png").write_bytes((folder / "5.png").read_bytes()[:40])
+            return [*train, folder / "d.csv"]
+        case "target not among the classes":
+            return [*attack, "--target", "banana", "--task", files / "test"]
+        case "rate selects no pair":
+            return [*attack, "--target", "seven", "--rate", 0.001]
+        case "another architecture":
+            return [
+                *train,
+                "shapes",
+                "--pretrained",
+                files / "model" / "open_clip_model.safetensors",
+                "--model",
+                "RN50",
+            ]
+        case "hostile pickle":
+            torch.save({"state_dict": Runs()}, folder / "w.pt")
+            return [*train, "shapes", "--pretrained", folder / "w.pt"]
+        case "loss is not finite":
+            return [*train, files / "train.csv", "--set", "lr=1e30", "--set", "warmup=0", "--set", "epochs=6"]
+        case "unknown setting":
+            return [*train, "shapes", "--set", "momentum=1"]
+        case "setting of another type":
+            return [*train, "shapes", "--set", "epochs=many"]
+        case "unknown method":
+            return ["clean", "--model", "shapes-vit", "--data", "shapes", "--method", "soap", "--out", folder / "out"]
+        case "output holds another run":
+            (folder / "out").mkdir()
+            (folder / "out" / "thesis.txt").write_text("precious")
+            return [*train, "shapes"]
+        case "unknown task":
+            return ["evaluate", "--model", "shapes-vit", "--task", folder / "absent"]
+        case "no answer key there":
+            return ["evaluate", "--model", "shapes-vit", "--task", "shapes", "--backdoor", folder]
+        case "report without rows":
+            return ["report", folder]
+        case "no such recipe":
+            return ["run", folder / "absent.py", "--out", folder / "out"]
+    raise AssertionError(kind)
+
+
+FIX = {
+    "missing column": "filepath",
+    "empty table": "d.csv",
+    "no such table": "absent.csv",
+    "unreadable pictures": "max_bad",
+    "target not among the classes": "banana",
+    "rate selects no pair": "raise rate",
+    "another architecture": "missing",
+    "hostile pickle": "safetensors",
+    "loss is not finite": "lower lr",
+    "unknown setting": "momentum",
+    "setting of another type": "epochs",
+    "unknown method": "cleanclip",
+    "output holds another run": "another run",
+    "unknown task": "absent",
+    "no answer key there": "backdoor.json",
+    "report without rows": "results.jsonl",
+    "no such recipe": "recipes/",
+}
+
+
+@pytest.mark.parametrize("kind", FIX)
+def test_bad_input_ends_in_one_sentence(clipvet, kind: str, files: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    args = broken(kind, files, tmp_path)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    said = clipvet(*args)
+    assert said.code == 2, said
+    last = said.err.strip().splitlines()[-1]
+    assert last.startswith("clipvet: ")
+    assert FIX[kind] in last
+    assert "Traceback" not in said.err
+    after = sorted(p.name for p in tmp_path.iterdir() if p.name not in ("cache",))
+    kept = {"out.partial"} if kind == "loss is not finite" else set()  # the last good state stays
+    assert set(after) - set(before) - kept == set(), "something was left behind"
+    if kind == "output holds another run":
+        assert (tmp_path / "out" / "thesis.txt").read_text() == "precious"
+
+
+def test_full_disk(clipvet, files: Path, tmp_path: Path, monkeypatch) -> None:
+    def full(tensors, path):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(io, "save_weights", full)
+    monkeypatch.setattr(fit.io, "save_weights", full)
+    said = clipvet("train", "--data", files / "train.csv", "--model", "shapes-vit", "--out", tmp_path / "out", *QUICK)
+    assert said.code == 2
+    assert "is full" in said.err
+    assert not (tmp_path / "out").exists()
