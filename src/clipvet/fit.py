@@ -196,7 +196,6 @@ def fit(
 
     if len(pairs) < 2:
         raise UserError(f"{pairs.name} has {len(pairs)} pairs; contrastive training needs at least 2")
-    batch = min(batch, len(pairs))
     ws = _workspace.get() or Workspace()
     ws.fits += 1
     AcceleratorState._reset_state()  # else the first fit's precision holds for the whole process

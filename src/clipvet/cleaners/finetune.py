@@ -24,8 +24,9 @@ class Finetune:
     epochs: float = 10
     batch: int = 2048  # pairs a step
     lr_start: float = 3e-5
-    lr: float = 3e-6  # at half of the steps
-    lr_end: float = 1e-9
+    lr: float = 3e-6  # where the linear fall ends
+    lr_end: float = 1e-9  # where the cosine ends
+    part: float = 0.5  # of the steps, in which the rate falls linearly
     weight_decay: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.98)
     optimizer: str = "adamw"
@@ -46,7 +47,7 @@ class Finetune:
             rng,
             epochs=self.epochs,
             batch=self.batch,
-            schedule=linear_cosine(self.lr_start, self.lr, self.lr_end),
+            schedule=linear_cosine(self.lr_start, self.lr, self.lr_end, self.part),
             optimizer=self.optimizer,
             betas=self.betas,
             weight_decay=self.weight_decay,

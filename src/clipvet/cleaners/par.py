@@ -61,8 +61,9 @@ class Par:
     epochs: float = 10
     batch: int = 2048  # pairs a step
     lr_start: float = 3e-5
-    lr: float = 3e-6  # at half of the steps
-    lr_end: float = 1e-9
+    lr: float = 3e-6  # where the linear fall ends
+    lr_end: float = 1e-9  # where the cosine ends
+    part: float = 0.5  # of the steps, in which the rate falls linearly
     weight_decay: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.98)
     noise: float = 0.2  # standard deviation, pixels in [0, 1]
@@ -81,6 +82,7 @@ class Par:
             z, w = clip.encode_image(view), clip.encode_text(batch.tokens)  # pyright: ignore
             if not self.push:
                 return {"loss": clip_loss(z, w, clip.logit_scale.detach())}
+            poisoned.to(view.device)  # the loop chose it
             with torch.no_grad():
                 z_p, w_p = poisoned.encode_image(view), poisoned.encode_text(batch.tokens)
             return par_loss(z, w, z_p, w_p, clip.logit_scale, self.tau, self.push)._asdict()
@@ -92,7 +94,7 @@ class Par:
             rng,
             epochs=self.epochs,
             batch=self.batch,
-            schedule=linear_cosine(self.lr_start, self.lr, self.lr_end),
+            schedule=linear_cosine(self.lr_start, self.lr, self.lr_end, self.part),
             optimizer=self.optimizer,
             betas=self.betas,
             weight_decay=self.weight_decay,
