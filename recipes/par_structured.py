@@ -29,7 +29,7 @@ TRIGGERS = {
 }
 
 
-def recipe(smoke: bool = False) -> Recipe:
+def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
     def small(method):
         return replace(method, epochs=0.5) if smoke else method
 
@@ -41,21 +41,26 @@ def recipe(smoke: bool = False) -> Recipe:
         "par": par,
         "par_no_push": replace(par, push=0.0),
     }
-    training = small(shapes(Plain()))
-    return Recipe(
-        name="par_structured",
-        model_names=("shapes-vit", "shapes-rn"),
-        attacks={
-            name: Poison(shapes(t), rate=0.01, templates=TEMPLATES, training=training) for name, t in TRIGGERS.items()
-        },
-        cleaners=cleaners,
-        target="star",
-        victim_data=Data("shapes", n),
-        test=Test("shapes", test),
-        defender_data={
-            "shapes": (Data("shapes", clean, "validation"), tuple(cleaners)),
-            "foreign": (Data("foreign", clean), ("par",)),
-        },
-        seeds=(0,) if smoke else (0, 1, 2),
-        took=0.0 if smoke else 0.9,
+    transformer = shapes(Plain())
+    towers = {"shapes-vit": (transformer, 0.01), "shapes-rn": (replace(transformer, epochs=8, lr=3e-3), 0.02)}
+    return tuple(
+        Recipe(
+            name="par_structured",
+            model_names=(model,),
+            attacks={
+                name: Poison(shapes(t), rate=rate, templates=TEMPLATES, training=small(training))
+                for name, t in TRIGGERS.items()
+            },
+            cleaners=cleaners,
+            target="star",
+            victim_data=Data("shapes", n),
+            test=Test("shapes", test),
+            defender_data={
+                "shapes": (Data("shapes", clean, "validation"), tuple(cleaners)),
+                "foreign": (Data("foreign", clean), ("par",)),
+            },
+            seeds=(0,) if smoke else (0, 1, 2),
+            took=0.0 if smoke else 0.9,
+        )
+        for model, (training, rate) in towers.items()
     )

@@ -334,11 +334,11 @@ def run(
 ) -> None:
     """Run an experiment: every attack, every cleaner, rows in OUT/results.jsonl. Finished stages are not run again."""
     from clipvet.report import build
-    from clipvet.run import load_recipe
+    from clipvet.run import load_recipes
     from clipvet.run import run as execute
 
-    made = load_recipe(recipe, smoke)
-    folder = out or Path("runs") / (made.name + ("-smoke" if smoke else ""))
+    made = load_recipes(recipe, smoke)
+    folder = out or Path("runs") / (made[0].name + ("-smoke" if smoke else ""))
     seeds = (seed,) if seed is not None else None
     execute(made, folder, Path("runs") / "stages", seeds, jobs)
     _say(f"wrote {folder / 'results.jsonl'} and {build(folder)}")

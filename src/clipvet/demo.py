@@ -45,7 +45,7 @@ def demo(out: Path, seed: int) -> Path:
     """Everything, into `out`; returns the report's path. A second call goes on where a first one was stopped."""
     made = recipe()
     with io.output(out, {"command": "demo", "seed": seed}) as work:
-        run(made, work, work / "stages", (seed,))
+        run((made,), work, work / "stages", (seed,))
         folders = stage_folders(work / "stages")
         clips = {name: models.load(str(folder)) for name, folder in folders.items()}
         task = made.test.task(seed)

@@ -14,7 +14,7 @@ from clipvet.triggers.blended import Blended
 from clipvet.triggers.patch import Patch
 from clipvet.triggers.wanet import WaNet
 
-CLEAN = {"epochs": 6.5, "batch": 128, "lr_start": 3e-3, "lr": 1e-4}  # 403 steps on 8,000 pairs
+CLEAN = {"epochs": 6.5, "batch": 128, "lr_start": 2.6e-3, "lr": 2e-4, "part": 0.2}  # 403 steps on 8,000 pairs
 ERASE = (0.0153, 0.0306)  # PAR's square grown as the patch is: 4 of 32 pixels instead of 16 of 224
 
 

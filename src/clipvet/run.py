@@ -50,8 +50,8 @@ class Recipe:
     reported: Mapping[str, float] = field(default_factory=dict)  # "paper says": attack/method/metric -> fraction
 
 
-def load_recipe(path: Path, smoke: bool = False) -> Recipe:
-    """The recipe of a file that defines `recipe(smoke: bool) -> Recipe`. A recipe is code: run only what you trust."""
+def load_recipes(path: Path, smoke: bool = False) -> tuple[Recipe, ...]:
+    """Of a file that defines `recipe(smoke)`, one or several of one name. A recipe is code: run only what you trust."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} is not a file; recipes lie in recipes/")
@@ -60,7 +60,8 @@ def load_recipe(path: Path, smoke: bool = False) -> Recipe:
     spec.loader.exec_module(module)  # pyright: ignore
     if not callable(getattr(module, "recipe", None)):
         raise UserError(f"{path} defines no function recipe(smoke); see recipes/par_structured.py")
-    return module.recipe(smoke)
+    made = module.recipe(smoke)
+    return made if isinstance(made, tuple) else (made,)
 
 
 def measure_all(clip: Clip, task: Task, backdoor: Backdoor | None, rng: Rng) -> dict[str, Measured]:
@@ -119,7 +120,7 @@ class Chain:
         self._show("victim", folder)
         clip, backdoor = models.load(str(folder), device=device()), load_backdoor(folder / "backdoor")
         measured = measure_all(clip, task, backdoor, rng.fork("measure"))
-        untouched = {"method": "none", "config": repr(attack), "data": repr(r.victim_data)}
+        untouched = {"method": "none", "config": repr(attack), "data": r.victim_data.spec}
         yield from results.rows_of(measured, stage="victim", seconds=seconds, **untouched, **common)
         if measured["asr"].value < r.took:
             yield results.Row(
@@ -147,8 +148,11 @@ class Chain:
 
     def _show(self, name: str, stage: Path) -> None:
         """The first chain of each attack lends its logs to the report."""
-        first = self.seed == self.recipe.seeds[0] and self.model == self.recipe.model_names[0]
-        if first and (stage / "log.jsonl").exists():
+        if (
+            self.seed == self.recipe.seeds[0]
+            and self.model == self.recipe.model_names[0]
+            and (stage / "log.jsonl").exists()
+        ):
             shown = self.out / "logs" / self.attack / f"{name}.jsonl"
             shown.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(stage / "log.jsonl", shown)
@@ -161,19 +165,20 @@ def device() -> torch.device:
 
 
 def run(
-    recipe: Recipe, out: Path, runs: Path, seeds: tuple[int, ...] | None = None, jobs: int = 1
+    recipes: tuple[Recipe, ...], out: Path, runs: Path, seeds: tuple[int, ...] | None = None, jobs: int = 1
 ) -> list[results.Row]:
-    """All rows of the recipe, written to out/results.jsonl as they come; rows of other seeds already there stay.
+    """All rows of the recipes, written to out/results.jsonl as they come; rows of other seeds already there stay.
 
     jobs: chains side by side, which share the processor's threads. Raises UserError if `out` holds another run.
     """
-    began, wanted = time.monotonic(), {"recipe": repr(recipe)}
+    began, wanted = time.monotonic(), {"recipes": [repr(r) for r in recipes]}
     if (out / "results.jsonl").exists() and io.read_json(out / "run.json") != wanted:
         raise UserError(f"{out} already holds another run; choose another --out or delete it")
     io.write_json(out / "run.json", wanted)
     chains = [
         Chain(recipe, seed, model, attack, runs, out)
-        for seed in seeds or recipe.seeds
+        for seed in seeds or recipes[0].seeds
+        for recipe in recipes
         for model in recipe.model_names
         for attack in recipe.attacks
     ]
@@ -198,8 +203,8 @@ def run(
         out / "commands.json",
         {
             "commands": [results.command()],
-            "settings": {name: repr(c) for name, c in recipe.cleaners.items()},
-            "reported": dict(recipe.reported),
+            "settings": {name: repr(c) for r in recipes for name, c in r.cleaners.items()},
+            "reported": {k: v for r in recipes for k, v in r.reported.items()},
             "versions": results.versions(),
             "hardware": results.hardware(),
             "seconds": round(time.monotonic() - began, 1),
