@@ -4,7 +4,7 @@ import errno
 import json
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import open_clip
 import pytest
@@ -15,7 +15,7 @@ from clipvet import cli, fit, io
 from clipvet.results import read
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-import digits
+import digits  # pyright: ignore[reportMissingImports]
 
 QUICK = ["--set", "epochs=1", "--set", "batch=64"]
 
@@ -60,9 +60,9 @@ def files(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch, tmp_path):
-    import datasets
+    import datasets.config as config
 
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr("clipvet.files._workers", lambda n: 0)  # no forks from a test process
 
 
@@ -103,8 +103,9 @@ def test_the_whole_job_on_files(clipvet, files: Path, tmp_path: Path) -> None:
         rows = read(folder)
         assert {r.stage for r in rows} == {stage}
         assert {"clean_accuracy", "seconds"} <= {r.metric for r in rows}
-        model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-        assert torch.isfinite(model.encode_text(open_clip.get_tokenizer(f"local-dir:{folder}")(["a seven"]))).all()
+        model: Any = open_clip.create_model_and_transforms(f"local-dir:{folder}")[0]
+        tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(["a seven"])
+        assert torch.isfinite(model.encode_text(tokens)).all()
     assert {r.method for r in read(cleaned)} == {"par"}
     assert clipvet("report", cleaned).code == 0
     assert "<html" in (cleaned / "report.html").read_text()

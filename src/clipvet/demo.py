@@ -1,7 +1,10 @@
 """The demo: the whole chain on the embedded world, as one recipe with pictures."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from clipvet import io, models
 from clipvet.answer_key import load_backdoor
@@ -45,7 +48,13 @@ def demo(out: Path, seed: int) -> Path:
     """Everything, into `out`; returns the report's path. A second call goes on where a first one was stopped."""
     made = recipe()
     with io.output(out, {"command": "demo", "seed": seed}) as work:
-        run((made,), work, work / "stages", (seed,))
+        run(
+            (made,),
+            work,
+            work / "stages",
+            (seed,),
+            jobs=1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1),
+        )
         folders = stage_folders(work / "stages")
         clips = {name: models.load(str(folder)) for name, folder in folders.items()}
         task = made.test.task(seed)

@@ -10,8 +10,8 @@ import inspect
 import multiprocessing
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,8 @@ def key(*parts: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Chain:
-    """One victim and all that is done to it: the unit of parallel work."""
+class Victim:
+    """One attack on one model with one seed, and what is done to it: two kinds of stage, each a unit of work."""
 
     recipe: Recipe
     seed: int
@@ -90,72 +90,76 @@ class Chain:
     runs: Path
     out: Path
 
-    def rows(self, progress: bool = False) -> Iterator[results.Row]:
-        r, rng = self.recipe, Rng(self.seed)
-        attack = r.attacks[self.attack]
-        victim_key = key(attack, self.model, r.pretrained, r.victim_data, r.target, self.seed)
-        task = r.test.task(self.seed)
-        common = {"recipe": r.name, "attack": self.attack, "seed": self.seed, "model": self.model}
+    @property
+    def key(self) -> str:
+        r = self.recipe
+        return key(r.attacks[self.attack], self.model, r.pretrained, r.victim_data, r.target, self.seed)
 
-        def stage(folder_key: str, make) -> tuple[Path, float]:
-            """The stage's folder and the seconds that it took."""
-            folder = self.runs / folder_key
-            try:
-                with io.output(folder, {"key": folder_key}) as work:
-                    began = time.monotonic()
-                    with workspace(work, progress=progress):
-                        make(work)
-                    io.write_json(work / "seconds.json", round(time.monotonic() - began, 2))
-            except io.AlreadyDone:
-                pass
-            return folder, float(io.read_json(folder / "seconds.json"))
+    def implant(self, progress: bool = False) -> list[results.Row]:
+        """The victim's rows; a row of stage "refused" among them if the attack did not take."""
+        r, rng, attack = self.recipe, Rng(self.seed), self.recipe.attacks[self.attack]
 
-        def victim(work: Path) -> None:
+        def make(work: Path) -> dict[str, Measured]:
             fresh = models.load(self.model, r.pretrained, device=device(), rng=rng.fork("init"))
             clip, _, backdoor = attack.implant(fresh, r.victim_data.pairs(self.seed), r.target, rng.fork("attack"))
             save_backdoor(backdoor, work / "backdoor")
             models.save(clip, work, {"role": "victim", "method": self.attack, "config": repr(attack)})
+            return self._measure(clip, backdoor)
 
-        folder, seconds = stage(victim_key, victim)
-        self._show("victim", folder)
-        clip, backdoor = models.load(str(folder), device=device()), load_backdoor(folder / "backdoor")
-        measured = measure_all(clip, task, backdoor, rng.fork("measure"))
-        untouched = {"method": "none", "config": repr(attack), "data": r.victim_data.spec}
-        yield from results.rows_of(measured, stage="victim", seconds=seconds, **untouched, **common)
+        measured, seconds = self._stage(self.key, "victim", make, progress)
+        what: dict[str, Any] = {
+            "method": "none",
+            "config": repr(attack),
+            "data": r.victim_data.spec,
+            "seconds": seconds,
+        }
+        rows = self._rows(measured, stage="victim", **what)
         if measured["asr"].value < r.took:
-            yield results.Row(
-                **common, **untouched, stage="refused", metric="asr", seconds=seconds, **measured["asr"]._asdict()
-            )
-            return
-        for source, (data, names) in r.defender_data.items():
-            for name in names:
-                cleaner = r.cleaners[name]
-                clean_key = key(cleaner, victim_key, data, self.seed)
+            rows += self._rows({"asr": measured["asr"]}, stage="refused", **what)
+        return rows
 
-                def clean(work: Path, cleaner=cleaner, data=data, name=name) -> None:
-                    cleaned = cleaner.clean(clip, data.pairs(self.seed), rng.fork("clean"))
-                    measured = measure_all(cleaned, task, backdoor, rng.fork("measure"))
-                    io.write_json(work / "measured.json", measured)
-                    models.save(cleaned, work, {"role": "cleaned", "method": name, "config": repr(cleaner)})
+    def clean(self, source: str, name: str, progress: bool = False) -> list[results.Row]:
+        """Rows of one cleaner with one of the defender's data, on the victim that `implant` left."""
+        rng, cleaner, data = Rng(self.seed), self.recipe.cleaners[name], self.recipe.defender_data[source][0]
 
-                folder, seconds = stage(clean_key, clean)
-                if source == next(iter(r.defender_data)):
-                    self._show(name, folder)
-                found = {k: Measured(*v) for k, v in io.read_json(folder / "measured.json").items()}
-                yield from results.rows_of(
-                    found, stage="clean", method=name, config=repr(cleaner), data=source, seconds=seconds, **common
-                )
+        def make(work: Path) -> dict[str, Measured]:
+            clip = models.load(str(self.runs / self.key), device=device())
+            cleaned = cleaner.clean(clip, data.pairs(self.seed), rng.fork("clean"))
+            models.save(cleaned, work, {"role": "cleaned", "method": name, "config": repr(cleaner)})
+            return self._measure(cleaned, load_backdoor(self.runs / self.key / "backdoor"))
 
-    def _show(self, name: str, stage: Path) -> None:
-        """The first chain of each attack lends its logs to the report."""
-        if (
-            self.seed == self.recipe.seeds[0]
-            and self.model == self.recipe.model_names[0]
-            and (stage / "log.jsonl").exists()
-        ):
-            shown = self.out / "logs" / self.attack / f"{name}.jsonl"
+        label = name if source == next(iter(self.recipe.defender_data)) else f"{name}-{source}"
+        measured, seconds = self._stage(key(cleaner, self.key, data, self.seed), label, make, progress)
+        return self._rows(measured, stage="clean", method=name, config=repr(cleaner), data=source, seconds=seconds)
+
+    def _stage(
+        self, name: str, label: str, make: Callable[[Path], dict[str, Measured]], progress: bool
+    ) -> tuple[dict[str, Measured], float]:
+        """What the stage measured and its seconds, from runs/<name> if it is there; its log is shown to the report."""
+        folder = self.runs / name
+        try:
+            with io.output(folder, {"key": name}) as work:
+                began = time.monotonic()
+                with workspace(work, progress=progress):
+                    measured = make(work)
+                io.write_json(work / "measured.json", [measured, round(time.monotonic() - began, 2)])
+        except io.AlreadyDone:
+            pass
+        told, seconds = io.read_json(folder / "measured.json")
+        measured = {k: Measured(*v) for k, v in told.items()}
+        first = self.seed == self.recipe.seeds[0] and self.model == self.recipe.model_names[0]
+        if first and (folder / "log.jsonl").exists():
+            shown = self.out / "logs" / self.attack / f"{label}.jsonl"
             shown.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(stage / "log.jsonl", shown)
+            shutil.copyfile(folder / "log.jsonl", shown)
+        return measured, seconds
+
+    def _measure(self, clip: Clip, backdoor: Backdoor) -> dict[str, Measured]:
+        return measure_all(clip, self.recipe.test.task(self.seed), backdoor, Rng(self.seed).fork("measure"))
+
+    def _rows(self, measured: Mapping[str, Measured], **what: Any) -> list[results.Row]:
+        where = {"recipe": self.recipe.name, "attack": self.attack, "seed": self.seed, "model": self.model}
+        return results.rows_of(measured, **where, **what)
 
 
 def device() -> torch.device:
@@ -169,36 +173,44 @@ def run(
 ) -> list[results.Row]:
     """All rows of the recipes, written to out/results.jsonl as they come; rows of other seeds already there stay.
 
-    jobs: chains side by side, which share the processor's threads. Raises UserError if `out` holds another run.
+    jobs: stages side by side, one thread each. Raises UserError if `out` holds another run.
     """
     began, wanted = time.monotonic(), {"recipes": [repr(r) for r in recipes]}
     if (out / "results.jsonl").exists() and io.read_json(out / "run.json") != wanted:
         raise UserError(f"{out} already holds another run; choose another --out or delete it")
     io.write_json(out / "run.json", wanted)
-    chains = [
-        Chain(recipe, seed, model, attack, runs, out)
+    rows: dict[tuple, list[results.Row]] = {}
+    for row in results.read(out):
+        rows.setdefault(_place(row), []).append(row)
+
+    def keep(new: list[results.Row]) -> None:
+        rows[_place(new[0])] = new
+        results.write(out, [row for place in sorted(rows) for row in rows[place]])
+        m, asr, accuracy = new[0], *({r.metric: r.value for r in new}[k] for k in ("asr", "clean_accuracy"))
+        told = f"{m.model} seed {m.seed}  {m.attack}: {m.method}, pairs of {m.data}"
+        print(f"{told:64} ASR {asr:6.1%}  accuracy {accuracy:6.1%}  {m.seconds:5.0f} s", flush=True)
+
+    victims = [
+        Victim(recipe, seed, model, attack, runs, out)
         for seed in seeds or recipes[0].seeds
         for recipe in recipes
         for model in recipe.model_names
         for attack in recipe.attacks
     ]
-    rows = {}
-    for row in results.read(out):
-        rows.setdefault((row.seed, row.model, row.attack), []).append(row)
-
-    def done(chain: Chain, new: list[results.Row]) -> None:
-        rows[chain.seed, chain.model, chain.attack] = new
-        results.write(out, [row for k in sorted(rows) for row in rows[k]])
-
     if jobs == 1:
-        for chain in chains:
-            done(chain, list(chain.rows(progress=True)))
+        for victim in victims:
+            keep(made := victim.implant(progress=True))
+            for source, name in _cleanings(victim, made):
+                keep(victim.clean(source, name, progress=True))
     else:
-        threads = max(1, torch.get_num_threads() // jobs)
-        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-            waiting = {pool.submit(_share, chain, threads): chain for chain in chains}
-            for finished in as_completed(waiting):
-                done(waiting[finished], finished.result())
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+            waiting = {pool.submit(v.implant): v for v in victims}
+            while waiting:
+                for finished in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    victim = waiting.pop(finished)
+                    keep(made := finished.result())
+                    for source, name in _cleanings(victim, made):
+                        waiting[pool.submit(victim.clean, source, name)] = victim
     io.write_json(
         out / "commands.json",
         {
@@ -210,9 +222,15 @@ def run(
             "seconds": round(time.monotonic() - began, 1),
         },
     )
-    return [row for k in sorted(rows) for row in rows[k]]
+    return [row for place in sorted(rows) for row in rows[place]]
 
 
-def _share(chain: Chain, threads: int) -> list[results.Row]:
-    torch.set_num_threads(threads)
-    return list(chain.rows())
+def _place(row: results.Row) -> tuple:
+    return row.seed, row.model, row.attack, row.stage == "clean", row.data, row.method
+
+
+def _cleanings(victim: Victim, made: list[results.Row]) -> list[tuple[str, str]]:
+    """What to do next: nothing after a cleaning, nor where the attack did not take."""
+    if made[0].stage != "victim" or made[-1].stage == "refused":
+        return []
+    return [(source, name) for source, (_, names) in victim.recipe.defender_data.items() for name in names]

@@ -44,11 +44,11 @@ class Retrieval:
         if backdoor is not None:
             z, kept = embed_images(clip, task.pictures, backdoor)
             out |= self._recalls("_triggered", z, kept, index, w)
-            named: np.ndarray = np.array([names_target(t, backdoor.target) for t in texts])
-            other = np.array([not n for n in named])[index]  # pictures whose own caption does not name the target
+            named = np.array([names_target(t, backdoor.target) for t in texts])
+            other = 1 - named[index]  # pictures whose own caption does not name the target
             for suffix, (e, at) in {"": clean, "_triggered": (z, kept)}.items():
                 top = (e @ w.T).topk(min(5, len(texts))).indices.cpu().numpy()
-                out[f"target_caption_rate@5{suffix}"] = share(named.take(top).any(1)[other[at]])
+                out[f"target_caption_rate@5{suffix}"] = share(named[top].any(1)[np.flatnonzero(other[at])])
         return out
 
     def _recalls(self, suffix: str, z: Tensor, kept: np.ndarray, index: np.ndarray, w: Tensor) -> dict[str, Measured]:

@@ -1,0 +1,61 @@
+"""Every recipe runs with --smoke; stages are cached; an attack that did not take is not scored."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clipvet import results
+from clipvet.errors import UserError
+from clipvet.report import build
+from clipvet.run import Recipe, load_recipes, run
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted(ROOT.glob("recipes/**/*.py"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_recipe_smoke(path: Path, tmp_path: Path) -> None:
+    made = load_recipes(path, smoke=True)
+    kept = tuple(replace(r, attacks=dict(list(r.attacks.items())[:1])) for r in made)  # one attack is enough here
+    rows = run(kept, tmp_path / "out", tmp_path / "stages")
+    methods = {"none"} | {name for r in kept for name in r.cleaners}
+    assert {r.method for r in rows} == methods
+    assert {r.stage for r in rows} == {"victim", "clean"}
+    assert {r.model for r in rows} == {m for r in kept for m in r.model_names}
+    assert "<html" in build(tmp_path / "out").read_text()
+
+
+def test_stages_are_not_run_again_and_outputs_not_mixed(tmp_path: Path, capsys) -> None:
+    recipe = load_recipes(ROOT / "recipes/par_structured.py", smoke=True)[0]
+    small = replace(recipe, attacks={"patch": recipe.attacks["patch"]}, defender_data={})
+    first = run((small,), tmp_path / "out", tmp_path / "stages")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "stages").rglob("*.safetensors")}
+    again = run((small,), tmp_path / "out2", tmp_path / "stages")
+    assert [r.value for r in first] == [r.value for r in again]
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "stages").rglob("*.safetensors")}
+    with pytest.raises(UserError, match="another run"):
+        run((replace(small, target="ring"),), tmp_path / "out", tmp_path / "stages")
+    other = run((small,), tmp_path / "out", tmp_path / "stages", seeds=(1,))
+    assert {r.seed for r in other} == {0, 1}, "rows of another seed were lost"
+
+
+def test_no_defense_is_scored_unless_the_attack_took(tmp_path: Path, capsys) -> None:
+    recipe: Recipe = load_recipes(ROOT / "recipes/par_structured.py", smoke=True)[0]
+    weak = replace(recipe, attacks={"patch": recipe.attacks["patch"]}, took=0.99)
+    rows = run((weak,), tmp_path / "out", tmp_path / "stages")
+    assert {r.stage for r in rows} == {"victim", "refused"}
+    assert results.read(tmp_path / "out") == rows
+
+
+def test_jobs_side_by_side_give_the_same_rows(tmp_path: Path, capsys) -> None:
+    recipe = load_recipes(ROOT / "recipes/par_structured.py", smoke=True)[0]
+    small = replace(
+        recipe,
+        attacks={"patch": recipe.attacks["patch"]},
+        cleaners={"finetune": recipe.cleaners["finetune"]},
+        defender_data={"shapes": (recipe.defender_data["shapes"][0], ("finetune",))},
+    )
+    one = run((small,), tmp_path / "a", tmp_path / "stages_a")
+    two = run((small,), tmp_path / "b", tmp_path / "stages_b", jobs=2)
+    assert [(r.method, r.metric, r.value) for r in one] == [(r.method, r.metric, r.value) for r in two]
