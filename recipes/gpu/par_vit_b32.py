@@ -22,7 +22,9 @@ def recipe(smoke: bool = False) -> Recipe:
     full: dict[str, Any] = {"precision": "bf16"} | ({"epochs": 1, "batch": 8} if smoke else {})
     cleaners = {"finetune": Finetune(**full), "par": Par(**full)}
     training = Plain(**({"epochs": 1.0, "batch": 2048, "lr": 5e-4} | full))
-    poison: dict[str, Any] = {"templates": TEMPLATES, "training": training} | ({"count": 2} if smoke else {"rate": 0.003})
+    poison: dict[str, Any] = {"templates": TEMPLATES, "training": training} | (
+        {"count": 2} if smoke else {"rate": 0.003}
+    )
     attacks = {"patch": Poison(Patch(), **poison), "triangles": Poison(Blended("triangles"), **poison)}
     n, clean, test = (16, 16, 24) if smoke else (4_000_000, 250_000, 10_000)
     return Recipe(
