@@ -18,8 +18,9 @@ import torch
 from clipvet import io, models
 from clipvet.cleaners.par import Par
 from clipvet.errors import UserError
-from clipvet.fit import fit, optimizers, order, warmup_cosine, workspace
+from clipvet.fit import fit, order, workspace
 from clipvet.losses import clip_loss
+from clipvet.optim import optimizers, warmup_cosine
 from clipvet.results import weights_hash
 from clipvet.rng import Rng
 from clipvet.training.plain import Plain

@@ -7,7 +7,7 @@ that is killed at any moment and started again ends in the same weights.
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -20,34 +20,11 @@ from torch import Tensor, nn
 
 from clipvet import io
 from clipvet.errors import UserError
+from clipvet.optim import Schedule, optimizers, pack, unpack
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
 
 Loss = Callable[[Clip, Batch, Rng], dict[str, Tensor]]  # {"loss": with gradient, other parts: logged}
-Schedule = Callable[[int], Sequence[float]]  # total steps -> the rate of every step
-
-
-def warmup_cosine(lr: float, warmup: float = 0.1, end: float = 0.0) -> Schedule:
-    """Linear from 0 to `lr` over the first `warmup` (fraction of the steps), then cosine to `end`."""
-
-    def rates(total: int) -> list[float]:
-        w = max(1, int(warmup * total))
-        up = [lr * (k + 1) / w for k in range(w)]
-        return up + [end + 0.5 * (lr - end) * (1 + math.cos(math.pi * k / (total - w))) for k in range(total - w)]
-
-    return rates
-
-
-def linear_cosine(start: float, lr: float, end: float, part: float = 0.5) -> Schedule:
-    """PAR's: linear from `start` down to `lr` over the first `part` of the steps, then cosine to `end`."""
-
-    def rates(total: int) -> list[float]:
-        w = max(1, int(part * total))
-        down = np.linspace(start, lr, w).tolist()
-        n = max(1, total - w - 1)
-        return down + [end + 0.5 * (lr - end) * (1 + math.cos(math.pi * k / n)) for k in range(total - w)]
-
-    return rates
 
 
 @dataclass
@@ -96,59 +73,6 @@ class _Rows(torch.utils.data.Dataset):
     def __getitem__(self, rows: np.ndarray) -> Batch:
         batch = self.pairs[rows]
         return batch._replace(tokens=self.tokenize(batch.captions))
-
-
-def optimizers(
-    model: nn.Module, kind: str, weight_decay: float, betas: tuple[float, float], eps: float, muon_lr: float
-) -> list[tuple[torch.optim.Optimizer, float | None]]:
-    """AdamW, and for kind "muon" torch's Muon on the matrices inside the transformer blocks.
-
-    Returns (optimiser, its peak rate, or None where it follows the schedule as it is). No decay for biases, norms
-    and the temperature.
-    """
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    matrices = [p for n, p in named if kind == "muon" and p.ndim == 2 and "resblocks" in n]
-    chosen = {id(p) for p in matrices}
-    rest = [(n, p) for n, p in named if id(p) not in chosen]
-
-    def bare(n: str, p: Tensor) -> bool:
-        return p.ndim < 2 or any(key in n for key in ("bias", "ln", "bn"))
-
-    groups = [
-        {"params": [p for n, p in rest if not bare(n, p)], "weight_decay": weight_decay},
-        {"params": [p for n, p in rest if bare(n, p)], "weight_decay": 0.0},
-    ]
-    groups = [g for g in groups if g["params"]]
-    made: list[tuple[torch.optim.Optimizer, float | None]] = [
-        (torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True), None)
-    ]
-    if kind == "muon":
-        if not hasattr(torch.optim, "Muon"):
-            raise UserError("optimizer=muon needs torch >= 2.9; install it or use optimizer=adamw")
-        if matrices:
-            made.append((torch.optim.Muon(matrices, lr=0.0, weight_decay=weight_decay), muon_lr))
-    elif kind != "adamw":
-        raise UserError(f"optimizer={kind} is not known; use adamw or muon")
-    return made
-
-
-def _pack(step: int, total: int, clip: nn.Module, optims: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    state = {f"clip.{k}": v for k, v in clip.state_dict().items()}
-    for j, o in enumerate(optims):
-        for i, s in o.state_dict()["state"].items():
-            state |= {f"optim.{j}.{i}.{k}": v for k, v in s.items() if isinstance(v, Tensor)}
-    return state | {"at": torch.tensor([step, total])}
-
-
-def _unpack(state: dict[str, Tensor], clip: nn.Module, optims: Sequence[torch.optim.Optimizer]) -> None:
-    clip.load_state_dict({k[5:]: v for k, v in state.items() if k.startswith("clip.")})
-    for j, o in enumerate(optims):
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, v in state.items():
-            if name.startswith(f"optim.{j}."):
-                _, _, i, k = name.split(".", 3)
-                moments.setdefault(int(i), {})[k] = v
-        o.load_state_dict({"state": moments, "param_groups": o.state_dict()["param_groups"]})
 
 
 def order(n: int, batch: int, epochs: float, rng: Rng) -> list[np.ndarray]:
@@ -224,7 +148,7 @@ def fit(
             raise UserError(
                 f"{state.parent} holds a run of {total} steps, not {len(steps)}; delete it or use another --out"
             )
-        _unpack(saved, trained, optims)
+        unpack(saved, trained, optims)
     _rewind(log, ws.fits, start)
 
     model: Any = accelerator.prepare(_Step(trained, loss))
@@ -283,15 +207,17 @@ def fit(
                     f.write(json.dumps(row) + "\n")
             now = time.monotonic()
             last = step + 1 == len(steps)
-            if (
-                state
-                and accelerator.is_main_process
-                and (last or now - saved_at > max(ws.save_seconds, 50 * save_cost))
-            ):
-                io.save_weights(_pack(step + 1, len(steps), trained, optims), state)
+            due = last or now - saved_at > max(ws.save_seconds, 50 * save_cost)
+            if state and due and accelerator.is_main_process and _finite(trained):
+                io.save_weights(pack(step + 1, len(steps), trained, optims), state)
                 saved_at, save_cost = time.monotonic(), time.monotonic() - now
     trained.eval()
     return trained.to(next(iter(clip.parameters())).device)  # pyright: ignore
+
+
+def _finite(model: nn.Module) -> bool:
+    """Whether the state is worth keeping: a step can break the weights before a loss shows it."""
+    return all(bool(torch.isfinite(p).all()) for p in model.parameters())
 
 
 def _split(batch: Batch, n: int) -> list[Batch]:

@@ -14,8 +14,9 @@ from clipvet import models
 from clipvet.augment import noise_and_erase
 from clipvet.cleaners.finetune import Finetune
 from clipvet.cleaners.par import Par, par_loss
-from clipvet.fit import linear_cosine, order, workspace
+from clipvet.fit import order, workspace
 from clipvet.losses import clip_loss, squared_distance
+from clipvet.optim import linear_cosine
 from clipvet.rng import Rng
 from clipvet.training.plain import Plain
 

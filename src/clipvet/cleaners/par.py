@@ -21,9 +21,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipvet.augment import noise_and_erase
-from clipvet.fit import fit, linear_cosine
+from clipvet.fit import fit
 from clipvet.losses import clip_loss, squared_distance
 from clipvet.models import clone
+from clipvet.optim import linear_cosine
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
 

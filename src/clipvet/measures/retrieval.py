@@ -48,7 +48,8 @@ class Retrieval:
             other = 1 - named[index]  # pictures whose own caption does not name the target
             for suffix, (e, at) in {"": clean, "_triggered": (z, kept)}.items():
                 top = (e @ w.T).topk(min(5, len(texts))).indices.cpu().numpy()
-                out[f"target_caption_rate@5{suffix}"] = share(named[top].any(1)[np.flatnonzero(other[at])])
+                hit = np.asarray(named[top].any(1))
+                out[f"target_caption_rate@5{suffix}"] = share(hit[np.flatnonzero(other[at])])
         return out
 
     def _recalls(self, suffix: str, z: Tensor, kept: np.ndarray, index: np.ndarray, w: Tensor) -> dict[str, Measured]:

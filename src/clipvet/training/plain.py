@@ -13,8 +13,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from clipvet.fit import fit, warmup_cosine
+from clipvet.fit import fit
 from clipvet.losses import clip_loss
+from clipvet.optim import warmup_cosine
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
 
