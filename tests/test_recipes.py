@@ -1,5 +1,9 @@
 """Every recipe runs with --smoke; stages are cached; an attack that did not take is not scored."""
 
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,3 +69,26 @@ def test_jobs_side_by_side_give_the_same_rows(tmp_path: Path, capsys) -> None:
     one = run((small,), tmp_path / "a", tmp_path / "stages_a")
     two = run((small,), tmp_path / "b", tmp_path / "stages_b", jobs=2)
     assert [(r.method, r.metric, r.value) for r in one] == [(r.method, r.metric, r.value) for r in two]
+
+
+def test_a_killed_run_leaves_no_worker(tmp_path: Path) -> None:
+    """Workers of a run that is killed would go on writing to stages which the next run resumes."""
+    code = f"""
+import os, signal, sys, threading
+from concurrent.futures import ProcessPoolExecutor
+import multiprocessing, time
+from clipvet.run import _worker
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _worker, (os.getpid(),))
+    open({str(tmp_path / "pid")!r}, "w").write(str(pool.submit(os.getpid).result()))
+    pool.submit(time.sleep, 60)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    (tmp_path / "killed.py").write_text(code)
+    assert subprocess.run([sys.executable, tmp_path / "killed.py"]).returncode == -signal.SIGKILL
+    worker = int((tmp_path / "pid").read_text())
+    for _ in range(100):
+        if not Path(f"/proc/{worker}").exists() or "Z" in Path(f"/proc/{worker}/stat").read_text().split()[2]:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"worker {worker} outlives its parent")

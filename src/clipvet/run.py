@@ -8,7 +8,9 @@ import hashlib
 import importlib.util
 import inspect
 import multiprocessing
+import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -203,7 +205,7 @@ def run(
             for source, name in _cleanings(victim, made):
                 keep(victim.clean(source, name, progress=True))
     else:
-        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _worker, (os.getpid(),)) as pool:
             waiting = {pool.submit(v.implant): v for v in victims}
             while waiting:
                 for finished in wait(waiting, return_when=FIRST_COMPLETED).done:
@@ -223,6 +225,18 @@ def run(
         },
     )
     return [row for place in sorted(rows) for row in rows[place]]
+
+
+def _worker(parent: int) -> None:
+    """One thread, and an end as soon as the parent is gone: a killed run must leave nobody who writes to its stages."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    torch.set_num_threads(1)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _place(row: results.Row) -> tuple:
