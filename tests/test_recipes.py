@@ -50,6 +50,21 @@ def test_stages_are_not_run_again_and_outputs_not_mixed(tmp_path: Path, capsys) 
     assert {r.seed for r in other} == {0, 1}, "rows of another seed were lost"
 
 
+def test_a_stage_is_known_by_its_settings_and_sources(monkeypatch) -> None:
+    import inspect
+
+    from clipvet.attacks.poison import Poison
+    from clipvet.run import key
+    from clipvet.triggers.patch import Patch
+
+    first = key(Poison(), "data", 0)
+    assert key(Poison(), "data", 0) == first
+    assert len({first, key(Poison(Patch(seed=1)), "data", 0), key(Poison(), "data", 1)}) == 3
+    honest = inspect.getsource
+    monkeypatch.setattr(inspect, "getsource", lambda m: honest(m) + "# mended" * m.__name__.endswith("triggers.patch"))
+    assert key(Poison(), "data", 0) != first, "a stage outlives a fix of its trigger"
+
+
 def test_no_defense_is_scored_unless_the_attack_took(tmp_path: Path, capsys) -> None:
     recipe: Recipe = load_recipes(ROOT / "recipes/par_structured.py", smoke=True)[0]
     weak = replace(recipe, attacks={"patch": recipe.attacks["patch"]}, took=0.99)

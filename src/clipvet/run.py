@@ -4,6 +4,7 @@ Every stage lives in runs/<key>/, where the key is a hash of what went in and of
 stage is not run again, and a killed one goes on where its last state was saved.
 """
 
+import dataclasses
 import hashlib
 import importlib.util
 import inspect
@@ -76,9 +77,16 @@ def measure_all(clip: Clip, task: Task, backdoor: Backdoor | None, rng: Rng) -> 
 
 
 def key(*parts: Any) -> str:
-    """Hash of stage inputs: their reprs, and the source of the methods' own files."""
-    sources = [inspect.getsource(inspect.getmodule(p)) for p in parts if hasattr(type(p), "needs")]  # pyright: ignore
-    return hashlib.sha256("\n".join([__version__, *map(repr, parts), *sources]).encode()).hexdigest()[:16]
+    """Hash of stage inputs: their reprs, and the source files of the methods and of what they own (a trigger, say)."""
+    files = sorted({source for p in parts for source in _sources(p)})
+    return hashlib.sha256("\n".join([__version__, *map(repr, parts), *files]).encode()).hexdigest()[:16]
+
+
+def _sources(part: Any) -> list[str]:
+    if not dataclasses.is_dataclass(part):
+        return []
+    owned = [source for f in dataclasses.fields(part) for source in _sources(getattr(part, f.name))]
+    return [inspect.getsource(inspect.getmodule(type(part))), *owned]  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)
