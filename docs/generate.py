@@ -52,7 +52,7 @@ def table(folder: Path, metrics: tuple[str, ...] = ("asr", "clean_accuracy")) ->
             seeds = sorted({r.seed for r in rows if r.model == model})
             out += [
                 "",
-                f"**{metric}**, {model}, %, mean (range) over seeds {seeds}, n = {min(n)}–{max(n)} pictures each:",
+                f"**{metric}**, {model}, %, mean (range) over seeds {seeds}, n = {'–'.join(map(str, sorted({min(n), max(n)})))} pictures each:",
                 "",
             ]
             out += ["| trigger | " + " | ".join(labels) + " |", "|---|" + "---|" * len(labels)]

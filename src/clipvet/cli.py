@@ -65,10 +65,6 @@ def _task(
     return Test(name, size=size, classes=classes, templates=templates).task(seed) if name else None
 
 
-def _world_size(clip: "Clip") -> int:
-    return clip.geometry.size
-
-
 def _method(family: str, name: str, data: str, settings: list[str], **fields: Any) -> Any:
     from dataclasses import replace
 
@@ -78,9 +74,9 @@ def _method(family: str, name: str, data: str, settings: list[str], **fields: An
     method = find.load(family, name)(**fields)
     if data in ("shapes", "foreign"):
         method = presets.shapes(method)
-        for name in ("trigger", "training"):
-            if hasattr(method, name):
-                method = replace(method, **{name: presets.shapes(getattr(method, name))})
+        for part in ("trigger", "training"):
+            if hasattr(method, part):
+                method = replace(method, **{part: presets.shapes(getattr(method, part))})
     return values.apply(method, settings)
 
 
@@ -141,8 +137,8 @@ def train(
     config = {"command": "train", "data": data, "n": n, "model": model, "pretrained": pretrained, "method": repr(how)}
     with _output(out, config | {"seed": seed}) as work:
         clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
-        source = _data(data, n, "train", _world_size(clip), image_key, caption_key)
-        pairs, test = source.pairs(seed), _task(task, data, _world_size(clip), classes, templates, seed)
+        source = _data(data, n, "train", clip.geometry.size, image_key, caption_key)
+        pairs, test = source.pairs(seed), _task(task, data, clip.geometry.size, classes, templates, seed)
         _say(f"training {model} on {pairs.name} with {how!r}")
         began = time.monotonic()
         with workspace(work, progress=True):
@@ -193,7 +189,7 @@ def attack(
 
     rng = Rng(seed)
     clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
-    test = _task(task, data, _world_size(clip), classes, templates, seed)
+    test = _task(task, data, clip.geometry.size, classes, templates, seed)
     if test and target not in test.classes:
         raise UserError(f"--target '{target}' is not among the task's classes: {', '.join(test.classes[:20])}")
     how = _method("attacks", attack_name, data, [], trigger=find.load("triggers", trigger)())
@@ -202,7 +198,7 @@ def attack(
     how = values.apply(how, ([f"rate={rate}"] if rate is not None else []) + set_)
     config = {"command": "attack", "data": data, "n": n, "model": model, "pretrained": pretrained, "attack": repr(how)}
     with _output(out, config | {"target": target, "seed": seed}) as work:
-        pairs = _data(data, n, "train", _world_size(clip), image_key, caption_key).pairs(seed)
+        pairs = _data(data, n, "train", clip.geometry.size, image_key, caption_key).pairs(seed)
         if attack_name == "poison":
             fine_tuning = pretrained is not None or Path(model.removeprefix("local-dir:")).is_dir()
             facts, warnings = preflight(how, pairs, target, clip, fine_tuning)
@@ -249,7 +245,7 @@ def evaluate(
     began = time.monotonic()
     clip = models.load(model, pretrained, device=device(), rng=Rng(seed).fork("init"))
     key = load_backdoor(backdoor) if backdoor else None
-    test = _task(task, "", _world_size(clip), classes, templates, seed)
+    test = _task(task, "", clip.geometry.size, classes, templates, seed)
     assert test is not None
     measured = measure_all(clip, test, key, Rng(seed).fork("measure"))
     if out:
@@ -304,9 +300,9 @@ def clean(
     with _output(out, config | {"seed": seed}) as work:
         clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
         key = load_backdoor(backdoor) if backdoor else None
-        test = _task(task, data, _world_size(clip), classes, templates, seed)
+        test = _task(task, data, clip.geometry.size, classes, templates, seed)
         split_n = 8000 if data == "shapes" and n is None else n
-        pairs = _data(data, split_n, "validation", _world_size(clip), image_key, caption_key).pairs(seed)
+        pairs = _data(data, split_n, "validation", clip.geometry.size, image_key, caption_key).pairs(seed)
         _say(f"cleaning {model} on {pairs.name} with {how!r}")
         began = time.monotonic()
         with workspace(work, progress=True):
