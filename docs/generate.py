@@ -49,10 +49,11 @@ def table(folder: Path, metrics: tuple[str, ...] = ("asr", "clean_accuracy")) ->
                 continue
             labels, attacks = list(dict.fromkeys(k[1] for k in cells)), list(dict.fromkeys(k[0] for k in cells))
             n = {r.n for r in rows if r.model == model and r.metric == metric}
+            shown = "–".join(map(str, sorted({min(n), max(n)})))
             seeds = sorted({r.seed for r in rows if r.model == model})
             out += [
                 "",
-                f"**{metric}**, {model}, %, mean (range) over seeds {seeds}, n = {'–'.join(map(str, sorted({min(n), max(n)})))} pictures each:",
+                f"**{metric}**, {model}, %, mean (range) over seeds {seeds}, n = {shown} pictures each:",
                 "",
             ]
             out += ["| trigger | " + " | ".join(labels) + " |", "|---|" + "---|" * len(labels)]
