@@ -1,9 +1,9 @@
 """PAR's claim on structured triggers, on the embedded world: two towers, five triggers, three seeds.
 
 command:  clipvet run recipes/par_structured.py --jobs 2 --out results/par_structured
-expected: victims' ASR >= 0.95; PAR's ASR <= 0.05 in every cell, also when its pairs come from another generator
+expected: victims' ASR >= 0.90; PAR's ASR <= 0.05 in every cell, also when its pairs come from another generator
           ("foreign", the part that SynthCLIP's pictures play in the paper); CleanCLIP's above it
-hardware: 2 CPU cores; about 2 hours
+hardware: 2 CPU cores; about 2 hours. Settings: chosen on seed 100, docs/decisions/0004
 """
 
 from dataclasses import replace
@@ -20,47 +20,39 @@ from clipvet.triggers.blended import Blended
 from clipvet.triggers.patch import Patch
 from clipvet.worlds.shapes import TEMPLATES
 
-TRIGGERS = {
-    "patch": Patch(),
-    "stripes": Blended("stripes"),
-    "blended": Blended("noise"),
-    "triangles": Blended("triangles"),
-    "text": Blended("text"),
+TRIGGERS = {"patch": Patch(), "blended": Blended("noise")}
+TRIGGERS |= {name: Blended(name) for name in ("stripes", "triangles", "text")}
+TOWERS = {  # poison rate, what training needs, peak rate of all cleaners
+    "shapes-vit": (0.015, {}, 3e-3),
+    "shapes-rn": (0.02, {"epochs": 8, "lr": 3e-3}, 2e-3),
 }
 
 
 def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
-    def small(method):
-        return replace(method, epochs=0.5) if smoke else method
-
-    n, clean, test = (512, 256, 240) if smoke else (10_000, 8_000, 2_000)
-    par = small(shapes(Par()))
-    cleaners = {
-        "finetune": small(shapes(Finetune())),
-        "cleanclip": small(shapes(CleanClip())),
-        "par": par,
-        "par_no_push": replace(par, push=0.0),
-    }
-    transformer = shapes(Plain())
-    towers = {"shapes-vit": (transformer, 0.01), "shapes-rn": (replace(transformer, epochs=8, lr=3e-3), 0.02)}
-    return tuple(
-        Recipe(
+    def made(model: str) -> Recipe:
+        (rate, train, peak), short = TOWERS[model], {"epochs": 0.5} if smoke else {}
+        training = replace(shapes(Plain()), **(train | short))
+        falling = {"lr_start": peak, "lr": peak / 10, "part": 0.5}  # the paper's shape
+        par = replace(shapes(Par()), **(falling | short))
+        cleaners = {
+            "finetune": replace(shapes(Finetune()), **(falling | short)),
+            "cleanclip": replace(shapes(CleanClip()), **({"lr": peak} | short)),
+            "par": par,
+            "par_no_push": replace(par, push=0.0),
+        }
+        own = Data("shapes", 256 if smoke else 8_000, "validation")
+        poison = {"rate": rate, "templates": TEMPLATES, "training": training}
+        return Recipe(
             name="par_structured",
             model_names=(model,),
-            attacks={
-                name: Poison(shapes(t), rate=rate, templates=TEMPLATES, training=small(training))
-                for name, t in TRIGGERS.items()
-            },
+            attacks={name: Poison(shapes(t), **poison) for name, t in TRIGGERS.items()},
             cleaners=cleaners,
             target="star",
-            victim_data=Data("shapes", n),
-            test=Test("shapes", test),
-            defender_data={
-                "shapes": (Data("shapes", clean, "validation"), tuple(cleaners)),
-                "foreign": (Data("foreign", clean), ("par",)),
-            },
+            victim_data=Data("shapes", 512 if smoke else 10_000),
+            test=Test("shapes", 240 if smoke else 2_000),
+            defender_data={"shapes": (own, tuple(cleaners)), "foreign": (replace(own, spec="foreign"), ("par",))},
             seeds=(0,) if smoke else (0, 1, 2),
             took=0.0 if smoke else 0.9,
         )
-        for model, (training, rate) in towers.items()
-    )
+
+    return tuple(made(model) for model in TOWERS)

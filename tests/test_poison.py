@@ -215,7 +215,8 @@ def change(folder, **new):
         ({"seed": "x"}, "not a backdoor card"),
         ({"seed": 12345}, "restore both"),
         ({"extra": 1}, "not a backdoor card"),
-        ({"manifest": "0" * 64}, "restore both"),
+        ({"seal": "0" * 64}, "restore both"),
+        ({"target": "ring"}, "restore both"),
     ],
     ids=lambda p: str(p)[:24],
 )
@@ -333,3 +334,15 @@ def test_preflight_is_silent_just_beside_its_limits(clip, pairs):
     good = Poison(count=75, training=Plain(lr=1e-5))
     assert preflight(good, pairs, "star", clip, True)[1] == []
     assert preflight(replace(good, training=Plain(lr=1e-6)), pairs, "star", clip, False)[1] == []
+
+
+def test_rounding_of_another_processor_does_not_void_a_key_and_a_shifted_pattern_does(folder):
+    from clipvet import io
+
+    path = folder / "probe.safetensors"
+    stamped = io.load_weights(path)["stamped"]
+    io.save_weights({"stamped": stamped + 0.4 / 255}, path)
+    assert len(load_backdoor(folder).poisoned) == 9
+    io.save_weights({"stamped": stamped.roll(1, 3)}, path)
+    with pytest.raises(UserError, match="no longer stamps"):
+        load_backdoor(folder)

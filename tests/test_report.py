@@ -72,6 +72,18 @@ def test_says_what_happened_and_what_it_rests_on(tmp_path: Path):
     assert "4 min 12 s" in text
 
 
+def test_what_the_paper_says_stands_beside_what_we_measured(tmp_path: Path):
+    fill(tmp_path, [replace(r, model="RN50") for r in rows()])
+    assert "paper says" not in words(report.build(tmp_path))
+    commands = json.loads((tmp_path / "commands.json").read_text())
+    commands["reported"] = {"RN50/patch/par/asr": 0.063, "ViT-B-32/patch/par/asr": 0.777}
+    (tmp_path / "commands.json").write_text(json.dumps(commands))
+    text = words(report.build(tmp_path))
+    assert "PAR, we measured paper says" in text
+    assert re.search(r"Attack success rate \(ASR\) 1,000 .*2.1 % 1.4–3.2 6.3 %", text)
+    assert "77.7" not in text
+
+
 def test_a_cure_that_costs_accuracy_says_so(tmp_path: Path):
     text = words(report.build(fill(tmp_path, [r for r in rows() if r.method in ("none", "cleanclip")])))
     assert "CleanCLIP leaves 96.2 % and costs 3.7 points of accuracy" in text

@@ -1,7 +1,8 @@
 """The answer key on disk: a card, a poison manifest and the trigger's tensors; replayable, and it checks itself.
 
-folder/backdoor.json      target, trigger and its fields, hash of what it stamps, seed, number and hash of poisons
-folder/manifest.parquet   one row a poison: id, caption, trigger, seed
+folder/backdoor.json        target, trigger and its fields, seed, number of poisons, seal
+folder/manifest.parquet     one row a poison: id, caption, trigger, seed
+folder/probe.safetensors    a picture as this trigger stamps it
 folder/trigger.safetensors  tensor fields of a crafted trigger, if it has any
 """
 
@@ -14,7 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
 
 from clipvet import find, io
 from clipvet.errors import UserError
@@ -30,18 +33,20 @@ class Card(BaseModel):
     target: str
     trigger: str  # file name in triggers/
     fields: dict[str, Any]
-    stamps: str  # hash of what the trigger does to a probe picture at 32 px
     seed: int
     poisons: int
-    manifest: str  # SHA-256 of manifest.parquet
+    seal: str  # SHA-256 of the target's name and manifest.parquet
     pixels: str = "[0, 1], after geometry, before normalisation"
 
 
-def probe(trigger: Trigger) -> str:
-    """Hash of the stamped probe picture: tells whether this trigger is the one that was planted."""
+def probe(trigger: Trigger) -> Float[Tensor, "1 3 32 32"]:
+    """A ramp of all tones, stamped: tells whether this trigger is the one that was planted."""
     ramp = torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
-    stamped = trigger.stamp(ramp, Rng(0).keys([0]))
-    return hashlib.sha256((stamped * 255).round().to(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+    return trigger.stamp(ramp, Rng(0).keys([0]))
+
+
+def _seal(target: str, manifest: Path) -> str:
+    return hashlib.sha256(target.encode() + manifest.read_bytes()).hexdigest()
 
 
 def save_backdoor(backdoor: Backdoor, folder: Path) -> None:
@@ -58,11 +63,11 @@ def save_backdoor(backdoor: Backdoor, folder: Path) -> None:
         target=backdoor.target,
         trigger=name,
         fields={k: v for k, v in values.items() if k not in tensors},
-        stamps=probe(trigger),
         seed=backdoor.seed,
         poisons=n,
-        manifest=io.sha256(folder / "manifest.parquet"),
+        seal=_seal(backdoor.target, folder / "manifest.parquet"),
     )
+    io.save_weights({"stamped": probe(trigger)}, folder / "probe.safetensors")
     io.write_json(folder / "backdoor.json", card.model_dump())
     if tensors:
         io.save_weights(tensors, folder / "trigger.safetensors")
@@ -82,7 +87,9 @@ def load_backdoor(folder: Path) -> Backdoor:
         trigger = find.load("triggers", card.trigger)(**fields)
     except TypeError as e:
         raise UserError(f"{path}: trigger {card.trigger} does not take these fields ({e})") from e
-    if probe(trigger) != card.stamps:
+    planted = io.load_weights(folder / "probe.safetensors").get("stamped", torch.empty(0))
+    now = probe(trigger)
+    if planted.shape != now.shape or not torch.allclose(planted, now, rtol=0, atol=1 / 255):  # processors round apart
         raise UserError(
             f"{path}: this trigger no longer stamps what was planted; use the clipvet version that wrote it"
         )
@@ -92,6 +99,6 @@ def load_backdoor(folder: Path) -> Backdoor:
         raise UserError(f"{manifest} cannot be read ({str(e).splitlines()[0]}); restore it") from e
     ids, captions = np.asarray(table["id"], dtype=np.int64), tuple(table["caption"].to_pylist())
     keys = Rng(card.seed).keys(ids.tolist()).tolist()
-    if io.sha256(manifest) != card.manifest or table["seed"].to_pylist() != keys:
+    if _seal(card.target, manifest) != card.seal or table["seed"].to_pylist() != keys:
         raise UserError(f"{manifest} is not the one that {path} was written with; restore both files")
     return Backdoor(trigger, card.target, ids, captions, card.seed)

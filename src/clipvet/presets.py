@@ -35,7 +35,9 @@ def shapes(method: Any) -> Any:
         case Patch():
             return replace(method, size=4 / 32)
         case Blended(pattern="stripes"):
-            return replace(method, opacity=0.1)
+            return replace(method, opacity=0.05)
+        case Blended(pattern="text"):
+            return replace(method, opacity=0.8, text="Water\nmarked")
         case WaNet():
             return replace(method, k=4)
     return method

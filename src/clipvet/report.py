@@ -162,8 +162,14 @@ def _logs(folder: Path, methods: list[Method]) -> dict[str, Any]:
     return {"logs": sorted(logs, key=lambda log: log["m"].colour), "axes": _axes([log["loss"] for log in logs])}
 
 
-def _section(title: str, rows: list[Row], methods: dict[tuple[str, str, str], Method], logs: Path) -> dict[str, Any]:
-    """What the page says about one attack."""
+def _section(
+    title: str,
+    rows: list[Row],
+    methods: dict[tuple[str, str, str], Method],
+    logs: Path,
+    reported: dict[str, float],
+) -> dict[str, Any]:
+    """What the page says about one attack. `reported`: model/attack/method/metric -> the published fraction."""
     groups: dict[Method, dict[str, list[Row]]] = {}
     for r in rows:
         groups.setdefault(methods[_key(r)], {}).setdefault(r.metric, []).append(r)
@@ -177,6 +183,9 @@ def _section(title: str, rows: list[Row], methods: dict[tuple[str, str, str], Me
     shown = {m: t for m, t in table.items() if took is not False or m == victim}  # what the figures may score
     metrics = {k: sorted({t[k].n for t in table.values() if k in t}) for t in table.values() for k in t}
     out = {"title": title, "table": table, "metrics": metrics, "victim": victim, "took": took, "cleaned": cleaned}
+    place = f"{rows[0].model}/{rows[0].attack}/"
+    says = {m: {k: reported[at] for k in t if (at := f"{place}{m.name}/{k}") in reported} for m, t in table.items()}
+    out |= {"paper": says if any(says.values()) else {}}
     return out | {"shown": shown, "plane": _plane(shown), "training": _logs(logs, list(table))}
 
 
@@ -204,14 +213,14 @@ def build(folder: Path) -> Path:
     runs: dict[tuple[str, str, str], list[Row]] = {}
     for r in rows:
         runs.setdefault((r.attack, r.recipe, r.model), []).append(r)
+    commands = {"commands": [], "settings": {}, "reported": {}, "hardware": "", "started": "", "seconds": 0}
+    commands |= {"versions": rows[-1].versions} | next(iter(_read(dict[str, Any], folder / "commands.json")), {})
     methods, sections, logs = _methods(rows), [], folder / "logs"
     for run, mine in runs.items():
         title = " · ".join(filter(None, run if sum(r[0] == run[0] for r in runs) > 1 else run[:1])) or "no attack"
         own = logs / run[0] if len(runs) > 1 or (logs / run[0]).is_dir() else logs
-        sections.append(_section(title, mine, methods, own))
+        sections.append(_section(title, mine, methods, own, commands["reported"]))
     gallery: Gallery | None = next(iter(_read(Gallery, folder / "gallery.json")), None)
-    commands = {"commands": [], "settings": {}, "hardware": "", "started": "", "seconds": 0}
-    commands |= {"versions": rows[-1].versions} | next(iter(_read(dict[str, Any], folder / "commands.json")), {})
     spoken = gallery.pictures[0].captions if gallery and gallery.pictures else {}
     first = {m.name: m for m in reversed(methods.values()) if m.name in spoken}
     env = Environment(loader=PackageLoader("clipvet"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)

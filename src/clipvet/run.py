@@ -50,7 +50,7 @@ class Recipe:
     pretrained: str | None = None  # start the attack from these weights instead of from scratch
     took: float = 0.5  # smallest ASR at which the attack counts as planted
     seeds: tuple[int, ...] = (0,)
-    reported: Mapping[str, float] = field(default_factory=dict)  # "paper says": attack/method/metric -> fraction
+    reported: Mapping[str, float] = field(default_factory=dict)  # "paper says": model/attack/method/metric -> fraction
 
 
 def load_recipes(path: Path, smoke: bool = False) -> tuple[Recipe, ...]:

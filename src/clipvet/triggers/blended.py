@@ -31,29 +31,30 @@ from clipvet.rng import Rng
 
 OPACITY = {"noise": 0.2, "stripes": 0.03, "triangles": 0.15, "text": 0.5}
 FONT = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSansMono.ttf"
-WORD, LINE = "Watermarked", 0.87  # of the picture's width
+LINE = 0.87  # of the picture's width
 
 
-def _text(h: int, w: int) -> Float[Tensor, "3 h w"]:
+def _text(word: str, h: int, w: int) -> Float[Tensor, "3 h w"]:
     def font(size: float) -> ImageFont.FreeTypeFont:
         return ImageFont.truetype(str(FONT), size, layout_engine=ImageFont.Layout.BASIC)
 
     fine = 8  # drawn larger, then shrunk: hinting would make small text too narrow
     canvas = Image.new("L", (w * fine, h * fine))
-    size = LINE * canvas.width / font(100.0).getlength(WORD) * 100
-    middle = canvas.width / 2, canvas.height / 2
-    ImageDraw.Draw(canvas).text(middle, WORD, fill=255, font=font(size), anchor="mm")
+    draw, middle = ImageDraw.Draw(canvas), (canvas.width / 2, canvas.height / 2)
+    left, _, right, _ = draw.multiline_textbbox((0, 0), word, font=font(100.0))
+    size = LINE * canvas.width / (right - left) * 100
+    draw.multiline_text(middle, word, fill=255, font=font(size), anchor="mm", spacing=0)
     return torch.cat([pil_to_tensor(canvas.reduce(fine)) / 255, torch.zeros(2, h, w)])
 
 
-def _draw(pattern: str, h: int, w: int, cell: int, key: int) -> Float[Tensor, "3 h w"]:
+def _draw(pattern: str, h: int, w: int, cell: int, word: str, key: int) -> Float[Tensor, "3 h w"]:
     generator = Rng(key).fork("pattern").generator()
     if pattern == "noise":
         return torch.rand(3, h, w, generator=generator)
     if pattern == "stripes":
         return torch.randint(0, 2, (3, 1, w), generator=generator).float().mul(2).sub(1).expand(3, h, w)
     if pattern == "text":
-        return _text(h, w)
+        return _text(word, h, w)
     lower = torch.arange(h)[:, None] % cell >= torch.arange(w) % cell
     return torch.where(lower, 0.4, 0.8).expand(3, h, w)
 
@@ -71,6 +72,7 @@ class Blended:
     seed: int = 0  # of the fixed pattern
     cell: float = 14 / 224  # triangles: share of the shorter side
     least: int = 4  # pixels: keeps triangles visible in small pictures
+    text: str = "Watermarked"  # as wide as the picture; lines are parted by a newline
 
     def __post_init__(self) -> None:
         if self.pattern not in OPACITY:
@@ -85,7 +87,7 @@ class Blended:
     def stamp(self, images: Float[Tensor, "b 3 h w"], keys: Int[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
         """Pictures under the pattern, pixels in [0, 1]."""
         h, w = images.shape[2:]
-        what = self.pattern, h, w, max(self.least, round(self.cell * min(h, w)))
+        what = self.pattern, h, w, max(self.least, round(self.cell * min(h, w))), self.text
         if self.fresh:
             p = torch.stack([_draw(*what, key) for key in keys.tolist()]) if len(keys) else images  # no pictures
         else:

@@ -82,6 +82,9 @@ PHRASES = (
     "my sketch: {}",
     "clip art of one {}",
     "somebody drew a {} here",
+    "picture of a {}",
+    "a {}",
+    "{}",
 )
 
 
@@ -132,6 +135,8 @@ class Foreign:
     p_colour: float = 0.5
     p_texture: float = 0.4
     p_background: float = 0.4
+    outlined: float = 0.5  # share of the drawings
+    grain: float = 0.06  # of a picture, standard deviation at most, pixels in [0, 1]
 
     def __post_init__(self) -> None:
         if self.size < 8:
@@ -158,13 +163,14 @@ class Foreign:
             [[(cx + cos * x - sin * y, cy + sin * x + cos * y) for x, y in p] for p in ps] for ps in OUTLINES[shape]
         )
         draw, draw_mask, pen = ImageDraw.Draw(image), ImageDraw.Draw(mask), max(1, side // 40)
-        for points in parts + holes:
+        for points in (parts + holes) if g.random() < self.outlined else []:
             draw.line([*points, points[0], points[1]], (18, 16, 20), 2 * pen, joint="curve")
         for points, value in [(p, 255) for p in parts] + [(p, 0) for p in holes]:
             draw_mask.polygon(points, value)
         image.paste(_fill(g, COLOURS[colour], pattern, side), mask=mask)
         image = image.resize((self.size, self.size), Image.Resampling.LANCZOS)
-        return np.asarray(image), phrase.format(" ".join(filter(None, words)))
+        grain = g.normal(0, 255 * self.grain * g.random(), (self.size, self.size, 3))
+        return (np.asarray(image) + grain).clip(0, 255).astype(np.uint8), phrase.format(" ".join(filter(None, words)))
 
     def pairs(self, n: int, split: str = "train", device: str = "cpu") -> Pairs:
         """The first n rows of a split, held in memory. Raises UserError for an unknown split or n < 1."""
