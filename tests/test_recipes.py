@@ -54,15 +54,20 @@ def test_a_stage_is_known_by_its_settings_and_sources(monkeypatch) -> None:
     import inspect
 
     from clipvet.attacks.poison import Poison
+    from clipvet.data import Data
     from clipvet.run import key
     from clipvet.triggers.patch import Patch
 
     first = key(Poison(), "data", 0)
     assert key(Poison(), "data", 0) == first
     assert len({first, key(Poison(Patch(seed=1)), "data", 0), key(Poison(), "data", 1)}) == 3
+    world = key(Data("foreign"))
     honest = inspect.getsource
-    monkeypatch.setattr(inspect, "getsource", lambda m: honest(m) + "# mended" * m.__name__.endswith("triggers.patch"))
+    monkeypatch.setattr(
+        inspect, "getsource", lambda m: honest(m) + "# mended" * m.__name__.endswith(("patch", "foreign"))
+    )
     assert key(Poison(), "data", 0) != first, "a stage outlives a fix of its trigger"
+    assert key(Data("foreign")) != world, "a stage outlives a fix of its world"
 
 
 def test_no_defense_is_scored_unless_the_attack_took(tmp_path: Path, capsys) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from clipvet.errors import UserError
 from clipvet.types import Pairs, Task
+from clipvet.worlds.foreign import Foreign
+from clipvet.worlds.shapes import Shapes
 
 
 @dataclass(frozen=True)
@@ -23,16 +25,18 @@ class Data:
     separator: str | None = None
     lazy: bool = False  # render on demand, for sets larger than memory
 
+    def world(self, seed: int = 0) -> Shapes | Foreign | None:
+        """The embedded world that the name stands for."""
+        kinds = {"shapes": Shapes, "foreign": Foreign}
+        return kinds[self.spec](size=self.size, seed=seed) if self.spec in kinds else None
+
     def pairs(self, seed: int = 0) -> Pairs:
         """The pairs; an embedded world is drawn from `seed`."""
-        if self.spec == "shapes":
-            from clipvet.worlds.shapes import Shapes
-
-            return Shapes(size=self.size, seed=seed).pairs(self.n or 10_000, split=self.split, lazy=self.lazy)
-        if self.spec == "foreign":
-            from clipvet.worlds.foreign import Foreign
-
-            return Foreign(size=self.size, seed=seed).pairs(self.n or 8_000, split=self.split)
+        match self.world(seed):
+            case Shapes() as shapes:
+                return shapes.pairs(self.n or 10_000, split=self.split, lazy=self.lazy)
+            case Foreign() as foreign:
+                return foreign.pairs(self.n or 8_000, split=self.split)
         from clipvet.files import open_pairs
 
         pairs = open_pairs(self.spec, image_key=self.image_key, caption_key=self.caption_key, separator=self.separator)
@@ -50,11 +54,12 @@ class Test:
     classes: Path | None = None
     templates: Path | None = None
 
-    def task(self, seed: int = 0) -> Task:
-        if self.spec == "shapes":
-            from clipvet.worlds.shapes import Shapes
+    def world(self, seed: int = 0) -> Shapes | None:
+        return Shapes(size=self.size, seed=seed) if self.spec == "shapes" else None
 
-            return Shapes(size=self.size, seed=seed).task(self.n, by=self.by)
+    def task(self, seed: int = 0) -> Task:
+        if world := self.world(seed):
+            return world.task(self.n, by=self.by)
         if not Path(self.spec).is_dir():
             raise UserError(f"task '{self.spec}' is neither 'shapes' nor a folder with one folder per class")
         from clipvet.files import open_task

@@ -85,7 +85,9 @@ def key(*parts: Any) -> str:
 def _sources(part: Any) -> list[str]:
     if not dataclasses.is_dataclass(part):
         return []
-    owned = [source for f in dataclasses.fields(part) for source in _sources(getattr(part, f.name))]
+    parts = [getattr(part, f.name) for f in dataclasses.fields(part)]
+    parts += [part.world()] if isinstance(part, (Data, Test)) else []
+    owned = [source for p in parts for source in _sources(p)]
     return [inspect.getsource(inspect.getmodule(type(part))), *owned]  # pyright: ignore[reportArgumentType]
 
 
@@ -103,7 +105,7 @@ class Victim:
     @property
     def key(self) -> str:
         r = self.recipe
-        return key(r.attacks[self.attack], self.model, r.pretrained, r.victim_data, r.target, self.seed)
+        return key(r.attacks[self.attack], self.model, r.pretrained, r.victim_data, r.test, r.target, self.seed)
 
     def implant(self, progress: bool = False) -> list[results.Row]:
         """The victim's rows; a row of stage "refused" among them if the attack did not take."""
