@@ -24,7 +24,7 @@ TRIGGERS = {"patch": Patch(), "blended": Blended("noise")}
 TRIGGERS |= {name: Blended(name) for name in ("stripes", "triangles", "text")}
 TOWERS = {  # poison rate, what training needs, peak rate of all cleaners
     "shapes-vit": (0.015, {}, 3e-3),
-    "shapes-rn": (0.02, {"epochs": 8, "lr": 3e-3}, 2e-3),
+    "shapes-rn": (0.025, {"epochs": 8, "lr": 3e-3}, 2e-3),
 }
 
 
@@ -39,8 +39,9 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
             "cleanclip": replace(shapes(CleanClip()), **({"lr": peak} | short)),
             "par": par,
             "par_no_push": replace(par, push=0.0),
+            "par_foreign": replace(par, lr_start=2e-3, lr=2e-4),  # on foreign pairs 3e-3 breaks the model
         }
-        own = Data("shapes", 256 if smoke else 8_000, "validation")
+        own, other = (Data(world, 256 if smoke else 8_000, "validation") for world in ("shapes", "foreign"))
         poison = {"rate": rate, "templates": TEMPLATES, "training": training}
         return Recipe(
             name="par_structured",
@@ -50,7 +51,7 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
             target="star",
             victim_data=Data("shapes", 512 if smoke else 10_000),
             test=Test("shapes", 240 if smoke else 2_000),
-            defender_data={"shapes": (own, tuple(cleaners)), "foreign": (replace(own, spec="foreign"), ("par",))},
+            defender_data={"shapes": (own, tuple(cleaners)[:4]), "foreign": (other, ("par_foreign",))},
             seeds=(0,) if smoke else (0, 1, 2),
             took=0.0 if smoke else 0.9,
         )
