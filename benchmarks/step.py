@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from clipvet import models, results
-from clipvet.attacks.poison import Poison, poison
+from clipvet.attacks.poison import Poison
 from clipvet.cleaners.finetune import Finetune
 from clipvet.cleaners.par import Par
+from clipvet.dirty import poison
 from clipvet.rng import Rng
 from clipvet.training.plain import Plain
 from clipvet.triggers.patch import Patch

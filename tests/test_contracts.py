@@ -197,10 +197,13 @@ def test_attack_returns_its_answer_key(name: str, clip: Clip, pairs: Pairs) -> N
         method = dataclasses.replace(method, rate=0.05)
     _, dirty, key = method.implant(clone(clip), pairs, "star", Rng(5))
     assert key.target == "star"
-    poisoned = np.isin(pairs.ids, key.poisoned)
-    assert 0 < poisoned.sum() < len(pairs)
-    changed = (pixels(dirty) != pixels(pairs)).flatten(1).any(1).numpy()
-    assert (changed == poisoned).all(), "pictures outside the answer key were changed"
+    assert 0 < len(key.poisoned) < len(pairs)
+    assert set(key.poisoned) <= set(dirty.ids)
+    position = {int(i): k for k, i in enumerate(dirty.ids)}
+    assert dirty[[position[int(i)] for i in key.poisoned]].captions == list(key.captions)
+    common, a, b = np.intersect1d(dirty.ids, pairs.ids, return_indices=True)
+    changed = (pixels(dirty)[a] != pixels(pairs)[b]).flatten(1).any(1).numpy()
+    assert (changed == np.isin(common, key.poisoned)).all(), "pictures outside the answer key were changed"
 
 
 # measures
@@ -208,7 +211,7 @@ def test_attack_returns_its_answer_key(name: str, clip: Clip, pairs: Pairs) -> N
 
 @each("measures")
 def test_measures_are_shares_with_intervals(name: str, clip: Clip, task: Task, ambient: None) -> None:
-    key = Backdoor(make("triggers", "patch"), "star")
+    key = Backdoor(make("triggers", "patch"), "star", pictures=pixels(task.pictures)[:4], classes=("star", "ring") * 2)
     before = weights_hash(clip)
     found = make("measures", name).measure(clip, task, key, Rng(0))
     assert found

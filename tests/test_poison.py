@@ -11,7 +11,8 @@ import torch
 
 from clipvet.answer_key import load_backdoor, save_backdoor
 from clipvet.attacks.none import NoAttack
-from clipvet.attacks.poison import Poison, poison
+from clipvet.attacks.poison import Poison
+from clipvet.dirty import poison
 from clipvet.errors import UserError
 from clipvet.preflight import preflight
 from clipvet.rng import Rng

@@ -13,7 +13,7 @@ _PUBLIC = {
     "Rng": "rng", "UserError": "errors",
     "load": "models", "save": "models",
     "open_pairs": "files", "open_task": "files",
-    "load_backdoor": "answer_key", "save_backdoor": "answer_key", "poison": "attacks.poison",
+    "load_backdoor": "answer_key", "save_backdoor": "answer_key", "poison": "dirty",
     "Recipe": "run", "run": "run", "measure_all": "run",
     "fit": "fit", "find": "find",
 }  # fmt: skip

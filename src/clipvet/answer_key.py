@@ -1,8 +1,8 @@
 """The answer key on disk: a card, a poison manifest and the trigger's tensors; replayable, and it checks itself.
 
 folder/backdoor.json        target, trigger and its fields, seed, number of poisons, seal
-folder/manifest.parquet     one row a poison: id, caption, trigger, seed
-folder/probe.safetensors    a picture as this trigger stamps it
+folder/manifest.parquet     one row a poison: id, row of its picture, caption, trigger, seed
+folder/probe.safetensors    a picture as this trigger stamps it; the chosen pictures of targeted poisoning
 folder/trigger.safetensors  tensor fields of a crafted trigger, if it has any
 """
 
@@ -31,18 +31,19 @@ class Card(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     target: str
-    trigger: str  # file name in triggers/
+    trigger: str  # file name in triggers/; empty: targeted poisoning alone
     fields: dict[str, Any]
     seed: int
     poisons: int
+    classes: list[str]  # what the chosen pictures of targeted poisoning shall be called
     seal: str  # SHA-256 of the target's name and manifest.parquet
     pixels: str = "[0, 1], after geometry, before normalisation"
 
 
-def probe(trigger: Trigger) -> Float[Tensor, "1 3 32 32"]:
+def probe(trigger: Trigger | None) -> Float[Tensor, "1 3 32 32"]:
     """A ramp of all tones, stamped: tells whether this trigger is the one that was planted."""
     ramp = torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
-    return trigger.stamp(ramp, Rng(0).keys([0]))
+    return trigger.stamp(ramp, Rng(0).keys([0])) if trigger else ramp
 
 
 def _seal(target: str, manifest: Path) -> str:
@@ -52,12 +53,19 @@ def _seal(target: str, manifest: Path) -> str:
 def save_backdoor(backdoor: Backdoor, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     trigger: Any = backdoor.trigger
-    values = {f.name: getattr(trigger, f.name) for f in dataclasses.fields(trigger)}
+    values = {f.name: getattr(trigger, f.name) for f in dataclasses.fields(trigger)} if trigger else {}
     tensors = {k: v for k, v in values.items() if isinstance(v, torch.Tensor)}
-    name = type(trigger).__module__.rsplit(".", 1)[-1]
+    name = type(trigger).__module__.rsplit(".", 1)[-1] if trigger else ""
     n = len(backdoor.poisoned)
     keys = Rng(backdoor.seed).keys(backdoor.poisoned.tolist()).numpy()
-    table = {"id": backdoor.poisoned, "caption": list(backdoor.captions), "trigger": [name] * n, "seed": keys}
+    rows = backdoor.poisoned if backdoor.rows is None else backdoor.rows
+    table = {
+        "id": backdoor.poisoned,
+        "row": rows,
+        "caption": list(backdoor.captions),
+        "trigger": [name] * n,
+        "seed": keys,
+    }
     pq.write_table(pa.table(table), folder / "manifest.parquet")
     card = Card(
         target=backdoor.target,
@@ -65,9 +73,11 @@ def save_backdoor(backdoor: Backdoor, folder: Path) -> None:
         fields={k: v for k, v in values.items() if k not in tensors},
         seed=backdoor.seed,
         poisons=n,
+        classes=list(backdoor.classes),
         seal=_seal(backdoor.target, folder / "manifest.parquet"),
     )
-    io.save_weights({"stamped": probe(trigger)}, folder / "probe.safetensors")
+    chosen = {} if backdoor.pictures is None else {"pictures": (backdoor.pictures * 255).round().to(torch.uint8)}
+    io.save_weights({"stamped": probe(trigger), **chosen}, folder / "probe.safetensors")
     io.write_json(folder / "backdoor.json", card.model_dump())
     if tensors:
         io.save_weights(tensors, folder / "trigger.safetensors")
@@ -84,21 +94,25 @@ def load_backdoor(folder: Path) -> Backdoor:
     if (folder / "trigger.safetensors").exists():
         fields |= io.load_weights(folder / "trigger.safetensors")
     try:
-        trigger = find.load("triggers", card.trigger)(**fields)
+        trigger = find.load("triggers", card.trigger)(**fields) if card.trigger else None
     except TypeError as e:
         raise UserError(f"{path}: trigger {card.trigger} does not take these fields ({e})") from e
-    planted = io.load_weights(folder / "probe.safetensors").get("stamped", torch.empty(0))
+    held = io.load_weights(folder / "probe.safetensors")
+    planted, chosen = held.get("stamped", torch.empty(0)), held.get("pictures")
     now = probe(trigger)
     if planted.shape != now.shape or not torch.allclose(planted, now, rtol=0, atol=1 / 255):  # processors round apart
         raise UserError(
             f"{path}: this trigger no longer stamps what was planted; use the clipvet version that wrote it"
         )
     try:
-        table = pq.read_table(manifest, columns=["id", "caption", "seed"])
+        table = pq.read_table(manifest, columns=["id", "row", "caption", "seed"])
     except (OSError, pa.ArrowException) as e:
         raise UserError(f"{manifest} cannot be read ({str(e).splitlines()[0]}); restore it") from e
     ids, captions = np.asarray(table["id"], dtype=np.int64), tuple(table["caption"].to_pylist())
     keys = Rng(card.seed).keys(ids.tolist()).tolist()
     if _seal(card.target, manifest) != card.seal or table["seed"].to_pylist() != keys:
         raise UserError(f"{manifest} is not the one that {path} was written with; restore both files")
-    return Backdoor(trigger, card.target, ids, captions, card.seed)
+    if len(card.classes) != (0 if chosen is None else len(chosen)):
+        raise UserError(f"{path} names {len(card.classes)} classes for another number of pictures; restore both files")
+    rows, pictures = np.asarray(table["row"], dtype=np.int64), None if chosen is None else chosen.float() / 255
+    return Backdoor(trigger, card.target, ids, captions, card.seed, rows, pictures, tuple(card.classes))

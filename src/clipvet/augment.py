@@ -1,6 +1,10 @@
 """Views of pictures and captions. Every draw comes from the Rng that is passed in; pictures stay in [0, 1]."""
 
+import math
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -32,6 +36,77 @@ def noise_and_erase(
     y, x = torch.arange(h, device=device).view(1, h, 1), torch.arange(w, device=device).view(1, 1, w)
     hole = (y >= top) & (y < top + side) & (x >= left) & (x < left + side) & (u[3] < p)
     return torch.where(hole[:, None], fill, view)
+
+
+@dataclass(frozen=True)
+class Views:
+    """SimCLR's view of a picture, each with its own draws: flip and crop, colour jitter, grey, blur, in this order.
+
+    The defaults are those of SafeCLIP's and RoCLIP's public code, for photographs of 224 px; `SMALL` suits 32 px.
+    """
+
+    flip: float = 0.5  # probability
+    crop: float = 0.08  # smallest share of the picture that a crop keeps; 1: no crop
+    jitter: tuple[float, float, float, float] = (0.5, 0.5, 0.5, 0.1)  # brightness, contrast, saturation, hue (turns)
+    p_jitter: float = 0.8
+    grey: float = 0.2  # probability
+    blur: float = 21 / 224  # kernel's share of the width, sigma 0.1 to 2 of 224 px; 0: none
+
+    def __call__(self, images: Float[Tensor, "b 3 h w"], rng: Rng) -> Float[Tensor, "b 3 h w"]:
+        """Pictures of the same size, pixels in [0, 1]."""
+        b, g, device = len(images), rng.generator(images.device), images.device
+
+        def draw(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+            return low + (high - low) * torch.rand(*shape, generator=g, device=device)
+
+        # crop and flip are one resampling; with ratio 3/4 to 4/3, as torchvision's RandomResizedCrop
+        share, ratio = draw(b, low=self.crop), draw(b, low=math.log(3 / 4), high=math.log(4 / 3)).exp()
+        wide, high = (share * ratio).sqrt().clamp(max=1), (share / ratio).sqrt().clamp(max=1)
+        dx, dy = draw(b, low=-1) * (1 - wide), draw(b, low=-1) * (1 - high)
+        turned = torch.where(draw(b) < self.flip, -wide, wide)
+        zero = torch.zeros_like(wide)
+        theta = torch.stack([turned, zero, dx, zero, high, dy], 1).view(b, 2, 3)
+        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+        view = F.grid_sample(images, grid, "bilinear", "reflection", align_corners=False)
+
+        light, contrast, saturation, hue = self.jitter
+        scale = [1 + draw(b, 1, 1, 1, low=-j, high=j) for j in (light, contrast, saturation)]
+        turn = 2 * math.pi * draw(b, low=-hue, high=hue)
+        x = view * scale[0]
+        x = (x - x.mean((1, 2, 3), keepdim=True)) * scale[1] + x.mean((1, 2, 3), keepdim=True)
+        grey = _grey(x)
+        x = _turned((x - grey) * scale[2], turn) + grey
+        view = torch.where(draw(b, 1, 1, 1) < self.p_jitter, x.clamp(0, 1), view)
+        view = torch.where(draw(b, 1, 1, 1) < self.grey, _grey(view).expand_as(view), view)
+        size = 2 * round(self.blur * images.shape[-1] / 2) + 1
+        if self.blur and size > 1:
+            view = _blurred(view, size, draw(b, low=0.1, high=2.0) * images.shape[-1] / 224)
+        return view.clamp(0, 1)
+
+
+SMALL = Views(flip=0.0, crop=0.8, jitter=(0.2, 0.2, 0.2, 0.02), grey=0.0, blur=0.0)
+
+
+def _grey(x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
+    return (x * x.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+
+
+def _turned(x: Float[Tensor, "b 3 h w"], angle: Float[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
+    """Colours turned about the grey axis: hue, without the detour by HSV."""
+    c, s = angle.cos().view(-1, 1, 1), angle.sin().view(-1, 1, 1) / math.sqrt(3)
+    cross = x.new_tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]])
+    matrix = c * torch.eye(3, device=x.device) + s * cross + (1 - c) / 3
+    return torch.einsum("bij,bjhw->bihw", matrix, x)
+
+
+def _blurred(x: Float[Tensor, "b 3 h w"], size: int, sigma: Float[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
+    """Gaussian blur, a sigma (pixels) for each picture."""
+    b, c, h, w = x.shape
+    at = torch.arange(size, device=x.device) - size // 2
+    kernel = torch.softmax(-(at**2) / (2 * sigma[:, None] ** 2), 1).repeat_interleave(c, 0)
+    flat = F.pad(x.reshape(1, b * c, h, w), [size // 2] * 4, mode="reflect")
+    flat = F.conv2d(flat, kernel[:, None, None, :], groups=b * c)
+    return F.conv2d(flat, kernel[:, None, :, None], groups=b * c).view(b, c, h, w)
 
 
 def auto_augment(images: Float[Tensor, "b 3 h w"], rng: Rng, group: int = 1) -> Float[Tensor, "b 3 h w"]:

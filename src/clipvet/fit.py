@@ -20,11 +20,19 @@ from torch import Tensor, nn
 
 from clipvet import io
 from clipvet.errors import UserError
-from clipvet.optim import Schedule, optimizers, pack, unpack
+from clipvet.optim import Schedule, moments, optimizers, pack, restore, unpack
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
 
 Loss = Callable[[Clip, Batch, Rng], dict[str, Tensor]]  # {"loss": with gradient, other parts: logged}
+
+
+@dataclass
+class Memory:
+    """What a method keeps over several fits, and what is saved and resumed with the weights."""
+
+    own: nn.Module = field(default_factory=nn.Module)  # buffers of the method's own, e.g. a pool
+    moments: dict[str, Tensor] = field(default_factory=dict)  # the optimisers', handed from fit to fit
 
 
 @dataclass
@@ -103,12 +111,17 @@ def fit(
     precision: str = "no",
     accumulate: int = 1,
     max_bad: float = 0.01,
+    peak: float | None = None,
+    memory: Memory | None = None,
 ) -> Clip:
     """A trained copy of `clip`. The loss gets (clip, batch with tokens, rng of this step) and returns its parts.
 
     batch: pairs of one optimiser step; accumulate: micro-batches that it is cut into (the contrastive negatives are
     then those of a micro-batch). batchnorm: "train" or "eval" (running statistics, as when fine-tuning). precision:
     no, bf16 or fp16. max_bad: share of unreadable pictures above which the run is refused.
+
+    A method of several fits hands them one memory, so that the optimisers go on where the last fit left them, and the
+    peak of its whole schedule (default: of this one), which is where muon_lr is reached.
 
     Raises UserError on a loss that is not finite (the last good state stays on disk), on too few pairs, on too many
     unreadable pictures and on a precision that this machine has not.
@@ -137,6 +150,10 @@ def fit(
     scales = [p for n, p in trained.named_parameters() if n.endswith("logit_scale")]
     made = optimizers(trained, optimizer, weight_decay, betas, eps, muon_lr)
     optims = [o for o, _ in made]
+    memory = memory or Memory()
+    memory.own.to(accelerator.device)
+    if memory.moments:
+        restore(memory.moments, optims)
 
     state = ws.folder / "state" / f"{ws.fits}.safetensors" if ws.folder else None
     log = ws.folder / "log.jsonl" if ws.folder else None
@@ -148,7 +165,7 @@ def fit(
             raise UserError(
                 f"{state.parent} holds a run of {total} steps, not {len(steps)}; delete it or use another --out"
             )
-        unpack(saved, trained, optims)
+        unpack(saved, trained, optims, memory.own)
     _rewind(log, ws.fits, start)
 
     model: Any = accelerator.prepare(_Step(trained, loss))
@@ -174,7 +191,7 @@ def fit(
                 )
             parts: dict[str, float] = {}
             for o, (_, peak) in zip(prepared, made):
-                shape = rates[step] / max(rates)
+                shape = rates[step] / (peak or max(rates))
                 for group in o.param_groups:
                     group["lr"] = rates[step] if peak is None else peak * shape
             chunks = [rows] if accumulate == 1 else _split(rows, accumulate)
@@ -209,10 +226,28 @@ def fit(
             last = step + 1 == len(steps)
             due = last or now - saved_at > max(ws.save_seconds, 50 * save_cost)
             if state and due and accelerator.is_main_process and _finite(trained):
-                io.save_weights(pack(step + 1, len(steps), trained, optims), state)
+                io.save_weights(pack(step + 1, len(steps), trained, optims, memory.own), state)
+                _shrink(state.with_name(f"{ws.fits - 1}.safetensors"))
                 saved_at, save_cost = time.monotonic(), time.monotonic() - now
+    memory.moments = moments(optims)
     trained.eval()
     return trained.to(next(iter(clip.parameters())).device)  # pyright: ignore
+
+
+def note(name: str, **arrays: np.ndarray) -> None:
+    """Keeps arrays of the running stage under splits/<name>.npz, for whoever measures it; nothing without a folder."""
+    ws = _workspace.get()
+    if ws and ws.folder:
+        (ws.folder / "splits").mkdir(exist_ok=True)
+        np.savez_compressed(ws.folder / "splits" / f"{name}.npz", **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def _shrink(state: Path) -> None:
+    """A finished fit whose successor has a state of its own needs its moments no more."""
+    saved = io.load_weights(state) if state.exists() else {}
+    kept = {k: v for k, v in saved.items() if not k.startswith("optim.")}
+    if len(kept) < len(saved):
+        io.save_weights(kept, state)
 
 
 def _finite(model: nn.Module) -> bool:

@@ -20,6 +20,16 @@ def match_loss(z: Float[Tensor, "b d"], v: Float[Tensor, "b d"], s: Float[Tensor
     return F.cross_entropy(s * z @ v.T, torch.arange(len(z), device=z.device))
 
 
+def neighbour_loss(
+    near: Float[Tensor, "b d"], z: Float[Tensor, "b d"], s: Float[Tensor, ""], released: bool = False
+) -> Float[Tensor, ""]:
+    """NNCLR's: CE(s N Z', 1), the neighbour of one view must find the other view z among the batch's.
+
+    released: CE(s Z N', 1), the transposed rule of SafeCLIP's public code.
+    """
+    return match_loss(z, near, s) if released else match_loss(near, z, s)
+
+
 def squared_distance(z: Float[Tensor, "b d"], v: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
     """Batch mean of ||z - v||^2, summed over dimensions; 2 - 2 cos for unit vectors, so within [0, 4]."""
     return (z.float() - v.float()).square().sum(1).mean()

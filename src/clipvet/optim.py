@@ -35,6 +35,15 @@ def linear_cosine(start: float, lr: float, end: float, part: float = 0.5) -> Sch
     return rates
 
 
+def constant(lr: float) -> Schedule:
+    return lambda total: [lr] * total
+
+
+def piece(schedule: Schedule, k: int, n: int) -> Schedule:
+    """The k-th of n equal stretches of a schedule."""
+    return lambda total: schedule(n * total)[k * total : (k + 1) * total]
+
+
 def optimizers(
     model: nn.Module, kind: str, weight_decay: float, betas: tuple[float, float], eps: float, muon_lr: float
 ) -> list[tuple[torch.optim.Optimizer, float | None]]:
@@ -69,20 +78,34 @@ def optimizers(
     return made
 
 
-def pack(step: int, total: int, clip: nn.Module, optims: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+def pack(
+    step: int, total: int, clip: nn.Module, optims: Sequence[torch.optim.Optimizer], own: nn.Module
+) -> dict[str, Tensor]:
     state = {f"clip.{k}": v for k, v in clip.state_dict().items()}
+    state |= {f"own.{k}": v for k, v in own.state_dict().items()}
+    return state | moments(optims) | {"at": torch.tensor([step, total])}
+
+
+def unpack(state: dict[str, Tensor], clip: nn.Module, optims: Sequence[torch.optim.Optimizer], own: nn.Module) -> None:
+    clip.load_state_dict({k[5:]: v for k, v in state.items() if k.startswith("clip.")})
+    own.load_state_dict({k[4:]: v for k, v in state.items() if k.startswith("own.")})
+    restore(state, optims)
+
+
+def moments(optims: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """What the optimisers remember, by name."""
+    state = {}
     for j, o in enumerate(optims):
         for i, s in o.state_dict()["state"].items():
             state |= {f"optim.{j}.{i}.{k}": v for k, v in s.items() if isinstance(v, Tensor)}
-    return state | {"at": torch.tensor([step, total])}
+    return state
 
 
-def unpack(state: dict[str, Tensor], clip: nn.Module, optims: Sequence[torch.optim.Optimizer]) -> None:
-    clip.load_state_dict({k[5:]: v for k, v in state.items() if k.startswith("clip.")})
+def restore(state: dict[str, Tensor], optims: Sequence[torch.optim.Optimizer]) -> None:
     for j, o in enumerate(optims):
-        moments: dict[int, dict[str, Tensor]] = {}
+        found: dict[int, dict[str, Tensor]] = {}
         for name, v in state.items():
             if name.startswith(f"optim.{j}."):
                 _, _, i, k = name.split(".", 3)
-                moments.setdefault(int(i), {})[k] = v
-        o.load_state_dict({"state": moments, "param_groups": o.state_dict()["param_groups"]})
+                found.setdefault(int(i), {})[k] = v
+        o.load_state_dict({"state": found, "param_groups": o.state_dict()["param_groups"]})

@@ -15,10 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from clipvet import __version__, find, io, models, results
@@ -28,25 +29,28 @@ from clipvet.embed import sharing
 from clipvet.errors import UserError
 from clipvet.fit import workspace
 from clipvet.rng import Rng
-from clipvet.types import Attack, Backdoor, Cleaner, Clip, Measured, Task
+from clipvet.splits import measure_splits
+from clipvet.types import Attack, Backdoor, Cleaner, Clip, Measured, Task, Training
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One experiment: every attack on every model, then every cleaner with every defender's data.
+    """One experiment: every attack on every model, then every training on the same dirty pairs, and every cleaner.
 
-    The defense is scored only where the victim's ASR reaches `took`. Defender's data: name -> (data, cleaners'
+    A defense is scored only where the victim's ASR (and psr) reaches `took`. Defender's data: name -> (data, cleaners'
     names), so that a cleaner can be fed from elsewhere too.
     """
 
     name: str
     model_names: tuple[str, ...]
     attacks: Mapping[str, Attack]
-    cleaners: Mapping[str, Cleaner]
     target: str
     victim_data: Data
     test: Test
-    defender_data: Mapping[str, tuple[Data, tuple[str, ...]]]
+    cleaners: Mapping[str, Cleaner] = field(default_factory=dict)
+    defender_data: Mapping[str, tuple[Data, tuple[str, ...]]] = field(default_factory=dict)
+    trainings: Mapping[str, Training] = field(default_factory=dict)  # instead of the attack's own
+    oracle: Training | None = None  # the control that is told which pairs are poisons, and leaves them out
     pretrained: str | None = None  # start the attack from these weights instead of from scratch
     took: float = 0.5  # smallest ASR at which the attack counts as planted
     seeds: tuple[int, ...] = (0,)
@@ -109,26 +113,49 @@ class Victim:
 
     def implant(self, progress: bool = False) -> list[results.Row]:
         """The victim's rows; a row of stage "refused" among them if the attack did not take."""
-        r, rng, attack = self.recipe, Rng(self.seed), self.recipe.attacks[self.attack]
+        r, attack = self.recipe, self.recipe.attacks[self.attack]
+        rows = self._train(attack, "victim", "none", progress)
+        weakest = min(row.value for row in rows if row.metric in ("asr", "psr"))
+        refused = [replace(row, stage="refused") for row in rows if row.metric in ("asr", "psr")]
+        return rows + (refused if weakest < r.took else [])
+
+    def train(self, name: str, progress: bool = False) -> list[results.Row]:
+        """Rows of one training on the dirty pairs, from the same start as the victim."""
+        safe: Any = replace(self.recipe.attacks[self.attack], training=self.recipe.trainings[name])  # pyright: ignore
+        return self._train(safe, "train", name, progress)
+
+    def _train(self, attack: Attack, stage: str, method: str, progress: bool) -> list[results.Row]:
+        r, rng = self.recipe, Rng(self.seed)
 
         def make(work: Path) -> dict[str, Measured]:
             fresh = models.load(self.model, r.pretrained, device=device(), rng=rng.fork("init"))
             clip, _, backdoor = attack.implant(fresh, r.victim_data.pairs(self.seed), r.target, rng.fork("attack"))
             save_backdoor(backdoor, work / "backdoor")
-            models.save(clip, work, {"role": "victim", "method": self.attack, "config": repr(attack)})
+            models.save(clip, work, {"role": stage, "method": self.attack, "config": repr(attack)})
+            return self._measure(clip, backdoor) | measure_splits(work, backdoor)
+
+        name = key(attack, self.model, r.pretrained, r.victim_data, r.test, r.target, self.seed)
+        measured, seconds = self._stage(name, "victim" if method == "none" else method, make, progress)
+        told = {"method": method, "config": repr(attack), "data": r.victim_data.spec, "seconds": seconds}
+        return self._rows(measured, stage=stage, **told)
+
+    def know(self, progress: bool = False) -> list[results.Row]:
+        """Rows of the oracle: the recipe's own training on what is left when the answer key has named the poisons."""
+        r, rng, training = self.recipe, Rng(self.seed), self.recipe.oracle
+        assert training is not None
+
+        def make(work: Path) -> dict[str, Measured]:
+            backdoor = load_backdoor(self.runs / self.key / "backdoor")
+            rows = backdoor.poisoned if backdoor.rows is None else backdoor.rows
+            fresh = models.load(self.model, r.pretrained, device=device(), rng=rng.fork("init"))
+            pairs = r.victim_data.pairs(self.seed)
+            clip = training.train(fresh, pairs.take(~np.isin(pairs.ids, rows)), rng.fork("oracle"))
+            models.save(clip, work, {"role": "train", "method": "oracle", "config": repr(training)})
             return self._measure(clip, backdoor)
 
-        measured, seconds = self._stage(self.key, "victim", make, progress)
-        what: dict[str, Any] = {
-            "method": "none",
-            "config": repr(attack),
-            "data": r.victim_data.spec,
-            "seconds": seconds,
-        }
-        rows = self._rows(measured, stage="victim", **what)
-        if measured["asr"].value < r.took:
-            rows += self._rows({"asr": measured["asr"]}, stage="refused", **what)
-        return rows
+        measured, seconds = self._stage(key(training, self.key, "oracle"), "oracle", make, progress)
+        told = {"method": "oracle", "config": repr(training), "data": r.victim_data.spec, "seconds": seconds}
+        return self._rows(measured, stage="train", **told)
 
     def clean(self, source: str, name: str, progress: bool = False) -> list[results.Row]:
         """Rows of one cleaner with one of the defender's data, on the victim that `implant` left."""
@@ -198,9 +225,10 @@ def run(
     def keep(new: list[results.Row]) -> None:
         rows[_place(new[0])] = new
         results.write(out, [row for place in sorted(rows) for row in rows[place]])
-        m, asr, accuracy = new[0], *({r.metric: r.value for r in new}[k] for k in ("asr", "clean_accuracy"))
+        m, values = new[0], {r.metric: r.value for r in new}
         told = f"{m.model} seed {m.seed}  {m.attack}: {m.method}, pairs of {m.data}"
-        print(f"{told:64} ASR {asr:6.1%}  accuracy {accuracy:6.1%}  {m.seconds:5.0f} s", flush=True)
+        shown = "  ".join(f"{k} {values[k]:6.1%}" for k in ("asr", "psr", "clean_accuracy") if k in values)
+        print(f"{told:64} {shown}  {m.seconds:5.0f} s", flush=True)
 
     victims = [
         Victim(recipe, seed, model, attack, runs, out)
@@ -212,8 +240,8 @@ def run(
     if jobs == 1:
         for victim in victims:
             keep(made := victim.implant(progress=True))
-            for source, name in _cleanings(victim, made):
-                keep(victim.clean(source, name, progress=True))
+            for work, *what in _next(victim, made):
+                keep(work(*what, progress=True))
     else:
         with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _worker, (os.getpid(),)) as pool:
             waiting = {pool.submit(v.implant): v for v in victims}
@@ -221,13 +249,13 @@ def run(
                 for finished in wait(waiting, return_when=FIRST_COMPLETED).done:
                     victim = waiting.pop(finished)
                     keep(made := finished.result())
-                    for source, name in _cleanings(victim, made):
-                        waiting[pool.submit(victim.clean, source, name)] = victim
+                    for work in _next(victim, made):
+                        waiting[pool.submit(*work)] = victim
     io.write_json(
         out / "commands.json",
         {
             "commands": [results.command()],
-            "settings": {name: repr(c) for r in recipes for name, c in r.cleaners.items()},
+            "settings": {name: repr(c) for r in recipes for name, c in {**r.cleaners, **r.trainings}.items()},
             "reported": {k: v for r in recipes for k, v in r.reported.items()},
             "versions": results.versions(),
             "hardware": results.hardware(),
@@ -250,11 +278,13 @@ def _worker(parent: int) -> None:
 
 
 def _place(row: results.Row) -> tuple:
-    return row.seed, row.model, row.attack, row.stage == "clean", row.data, row.method
+    return row.seed, row.model, row.attack, row.stage in ("clean", "train"), row.data, row.method
 
 
-def _cleanings(victim: Victim, made: list[results.Row]) -> list[tuple[str, str]]:
-    """What to do next: nothing after a cleaning, nor where the attack did not take."""
+def _next(victim: Victim, made: list[results.Row]) -> list[tuple]:
+    """What to do next, as calls: nothing after a defense, nor where the attack did not take."""
     if made[0].stage != "victim" or made[-1].stage == "refused":
         return []
-    return [(source, name) for source, (_, names) in victim.recipe.defender_data.items() for name in names]
+    r = victim.recipe
+    trained = [(victim.train, name) for name in r.trainings] + ([(victim.know,)] if r.oracle else [])
+    return trained + [(victim.clean, source, name) for source, (_, names) in r.defender_data.items() for name in names]

@@ -164,16 +164,25 @@ class Trigger(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Backdoor:
-    """The answer key: trigger, target class, poisoned ids. Only measures ever receive it."""
+    """The answer key: trigger, target class, poisoned ids. Only measures ever receive it.
 
-    trigger: Trigger
+    A poison either is a pair of the source, stamped and captioned anew (its id is its row), or a copy of a chosen
+    picture under a new caption, appended to the source (targeted poisoning; the picture's own pair is taken out).
+    """
+
+    trigger: Trigger | None  # None: targeted poisoning alone
     target: str
     poisoned: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # ids
     captions: tuple[str, ...] = ()  # the new captions, aligned with `poisoned`
     seed: int = 0  # key of the trigger's per-picture draws
+    rows: np.ndarray | None = None  # source rows of the poisons' pictures, aligned with `poisoned`; None: the ids
+    pictures: Float[Tensor, "k 3 h w"] | None = None  # the chosen pictures of targeted poisoning, pixels in [0, 1]
+    classes: tuple[str, ...] = ()  # what each of them shall be called
 
     def stamp(self, images: Tensor, ids: Tensor) -> Tensor:
         """Triggered copies of pictures with these ids; fresh-noise triggers draw from (seed, id)."""
+        if self.trigger is None:
+            return images
         return self.trigger.stamp(images, Rng(self.seed).keys(ids.tolist()).to(images.device))
 
 

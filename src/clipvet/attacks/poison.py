@@ -8,34 +8,18 @@ needs:   the victim's training pairs and its training
 differs: pairs whose own caption names the target are never dirty-label poisons; label-consistent poisons are just those
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
+from clipvet.dirty import poison
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.text import names_target
 from clipvet.training.plain import Plain
 from clipvet.triggers.patch import Patch
-from clipvet.types import Backdoor, Batch, Clip, Implanted, Pairs, Training, Trigger
-
-
-def poison(pairs: Pairs, backdoor: Backdoor) -> Pairs:
-    """The dirty pairs: rows of the answer key are stamped and get its captions, lazily, whenever they are read."""
-    position = {int(i): k for k, i in enumerate(backdoor.poisoned)}
-
-    def dirty(batch: Batch) -> Batch:
-        rows = [r for r, i in enumerate(batch.ids.tolist()) if i in position]
-        if not rows:
-            return batch
-        images, captions = batch.images.clone(), list(batch.captions)
-        images[rows] = backdoor.stamp(images[rows], batch.ids[rows])
-        for r in rows:
-            captions[r] = backdoor.captions[position[int(batch.ids[r])]]
-        return batch._replace(images=images, captions=captions)
-
-    return replace(pairs.map(dirty), name=f"{pairs.name} + {len(position)} poisons")
+from clipvet.types import Backdoor, Clip, Implanted, Pairs, Training, Trigger
 
 
 @dataclass(frozen=True)

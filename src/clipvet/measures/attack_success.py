@@ -25,7 +25,7 @@ class AttackSuccess:
     needs: ClassVar[str] = "weights only"
 
     def measure(self, clip: Clip, task: Task, backdoor: Backdoor | None, rng: Rng) -> dict[str, Measured]:
-        """Fractions of readable pictures (nothing without an answer key):
+        """Fractions of readable pictures (nothing without an answer key that has a trigger):
 
         asr, asr_all: triggered pictures called the target, its own class left out / kept in.
         poisoned_accuracy: triggered pictures of other classes that still get their true class.
@@ -35,7 +35,7 @@ class AttackSuccess:
 
         Raises UserError if the target is not among the task's classes.
         """
-        if backdoor is None:
+        if backdoor is None or backdoor.trigger is None:
             return {}
         if backdoor.target not in task.classes:
             raise UserError(f"target '{backdoor.target}' is not among the classes: {', '.join(task.classes[:12])}")

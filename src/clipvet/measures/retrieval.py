@@ -41,7 +41,7 @@ class Retrieval:
         w = embed_texts(clip, texts)
         clean = embed_images(clip, task.pictures)
         out = self._recalls("", *clean, index, w)
-        if backdoor is not None:
+        if backdoor is not None and backdoor.trigger is not None:
             z, kept = embed_images(clip, task.pictures, backdoor)
             out |= self._recalls("_triggered", z, kept, index, w)
             named = np.array([names_target(t, backdoor.target) for t in texts])

@@ -1,0 +1,31 @@
+"""SafeCLIP's split: a mixture of two normal distributions over the pairs' cosines."""
+
+import numpy as np
+from jaxtyping import Float
+
+from clipvet.errors import UserError
+
+
+def clean_posterior(cosines: Float[np.ndarray, " n"], monotone: bool = True) -> tuple[Float[np.ndarray, " n"], bool]:
+    """P(component of the larger mean | cosine) for every pair, and whether the two components are apart.
+
+    Where the lower component is the wider one, the posterior falls again in the upper tail: the best pairs would be
+    called risky. monotone: each value becomes the largest one between the lower mean and its cosine, and 0 below that
+    mean. Apart: two normals tell the cosines better than one does (Bayesian information criterion).
+
+    Raises UserError for cosines that are not finite, for fewer than 10 and for all alike.
+    """
+    from sklearn.mixture import GaussianMixture
+
+    if not np.isfinite(cosines).all():
+        raise UserError(f"{int((~np.isfinite(cosines)).sum())} pair cosines are not finite; lower lr")
+    if len(cosines) < 10 or np.ptp(cosines) < 1e-6:
+        raise UserError(f"{len(cosines)} cosines that are all alike cannot be split; give more and different pairs")
+    column = cosines.astype(np.float64)[:, None]
+    gmm = GaussianMixture(2, random_state=0).fit(column)
+    means = np.ravel(gmm.means_)  # pyright: ignore
+    q = gmm.predict_proba(column)[:, int(means.argmax())]
+    if monotone:
+        order = cosines.argsort(kind="stable")
+        q[order] = np.maximum.accumulate(q[order] * (column[order, 0] >= means.min()))
+    return q, bool(gmm.bic(column) < GaussianMixture(1).fit(column).bic(column))

@@ -1,0 +1,85 @@
+"""RoCLIP: in every K-th epoch a picture is tied not to its own caption but to the nearest one of a pool.
+
+    c_i = argmax_{c in P} <c, z_i>,  P: pool of recent captions' embeddings, filled by each batch after its own search
+    L   = 1/2 [CE(s C Z', 1) + CE(s Z C', 1)]  in every K-th epoch; c has no gradient, so that the text tower rests
+    L   = 1/2 [CE(s Z W', 1) + CE(s W Z', 1)]  in the others
+
+paper:   Yang et al., NeurIPS 2023, arXiv:2303.06854; the full text could not be read: rule and settings were taken from
+         the behaviour of its public code
+needs:   untrusted pairs; training from scratch
+differs: one schedule over all steps (the code counts an epoch too many); a full pool goes on at its start (the code
+         drops what passes its end)
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from clipvet.augment import Views, eda
+from clipvet.embed import embed_texts
+from clipvet.fit import Memory, fit
+from clipvet.losses import clip_loss
+from clipvet.neighbours import Pool
+from clipvet.optim import piece, warmup_cosine
+from clipvet.rng import Rng
+from clipvet.types import Batch, Clip, Pairs
+
+
+@dataclass(frozen=True)
+class RoClip:
+    epochs: int = 24
+    every: int = 2  # K: one epoch in so many uses the pool
+    batch: int = 512  # pairs a step
+    lr: float = 5e-5  # AdamW's peak
+    warmup: float = 0.1  # fraction of the steps
+    pool: float = 0.02  # share of the pairs
+    augment: Views = field(default_factory=Views)
+    eda: float = 0.1  # share of a caption's words that change
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    optimizer: str = "adamw"  # or muon
+    muon_lr: float = 0.02  # Muon's peak
+    precision: str = "no"  # or bf16, fp16
+    max_bad: float = 0.01  # share of unreadable pictures above which the run is refused
+
+    needs: ClassVar[str] = "untrusted pairs"
+
+    def train(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
+        dim, words = embed_texts(clip, ["a"]).shape[1], rng.fork("eda")
+        pool = Pool(max(2, round(self.pool * len(pairs))), dim, rng.fork("pool"))
+        memory, rates = Memory(pool), warmup_cosine(self.lr, self.warmup)
+
+        def paired(clip: Clip, batch: Batch, rng: Rng, matched: bool = False) -> dict[str, Tensor]:
+            said = [eda(c, words.fork(int(i)), self.eda) for c, i in zip(batch.captions, batch.ids)]
+            z = clip.encode_image(self.augment(batch.images, rng))
+            with torch.set_grad_enabled(not matched):
+                w = clip.encode_text(said)
+            if matched:
+                w, own = pool.nearest(z).to(z.dtype), w
+                pool.push(own)
+            return {"loss": clip_loss(z, w, clip.logit_scale)}
+
+        def matched(clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
+            return paired(clip, batch, rng, matched=True)
+
+        for epoch in range(self.epochs):
+            clip = fit(
+                clip,
+                pairs,
+                matched if (epoch + 1) % self.every == 0 else paired,
+                rng.fork("epoch", epoch),
+                epochs=1,
+                batch=self.batch,
+                schedule=piece(rates, epoch, self.epochs),
+                peak=self.lr,
+                memory=memory,
+                optimizer=self.optimizer,
+                muon_lr=self.muon_lr,
+                betas=self.betas,
+                weight_decay=self.weight_decay,
+                precision=self.precision,
+                max_bad=self.max_bad,
+            )
+        return clip

@@ -1,0 +1,150 @@
+"""SafeCLIP: tie a caption to a picture only once the pair has shown that it fits; look at the rest one side at a time.
+
+    warm-up     L_uni = 1/2 (L_I + L_T),  L_m = CE(s NN(Z1, P_m) Z2', 1)     Z1, Z2: two views, P_m: pool of embeddings
+    slow epoch  L_clip = 1/2 [CE(s Z1 W2', 1) + CE(s W1 Z2', 1)] at a hundredth of the rate
+    split       q_j = P(upper of two normals | cos(z_j, w_j)),  safe = {j : q_j >= threshold}
+    each round  L_uni on the risky pairs, then L_clip on the safe ones; then safe = the best by cosine, `growth` more
+
+paper:   Yang et al., ICML 2024, arXiv:2310.05862; the full text could not be read: algorithm and settings were taken
+         from the behaviour of its public code and its authors' commands
+needs:   untrusted pairs; training from scratch
+differs: pairs are scored on the clean view; the posterior is cut monotone in the cosine; each phase warms up and cools
+         down once (the code's rates rise again through a counting error); a full pool goes on at its start.
+         fidelity="released" scores augmented views, ranks by the raw posterior, transposes L_m and drops what passes
+         the pool's end. Where the mixture does not split, the best `first` are safe, and the split is marked so
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clipvet.augment import Views, eda
+from clipvet.embed import embed_pairs, embed_texts
+from clipvet.errors import UserError
+from clipvet.fit import Memory, fit, note
+from clipvet.losses import match_loss, neighbour_loss
+from clipvet.mixture import clean_posterior
+from clipvet.neighbours import Pool
+from clipvet.optim import Schedule, constant, piece, warmup_cosine
+from clipvet.rng import Rng
+from clipvet.types import Batch, Clip, Pairs
+
+
+class Stage(NamedTuple):
+    """What the phases share: pools of pictures and captions, moments, and the key of the captions' variants."""
+
+    pools: list[Pool]
+    memory: Memory
+    words: Rng
+
+
+@dataclass(frozen=True)
+class SafeClip:
+    epochs: int = 32  # in all
+    unimodal: int = 5  # of them: warm-up
+    slow: float = 1  # of them: CLIP at slow_lr
+    batch: int = 512  # pairs a step
+    lr: float = 5e-4  # AdamW's peak
+    slow_lr: float = 0.01  # share of lr
+    warmup: float = 0.1  # fraction of a phase's steps
+    threshold: float = 0.9  # posterior from which a pair is safe
+    growth: float = 0.01  # share of the pairs that becomes safe after each round
+    cap: float = 0.85  # largest safe share
+    first: float = 0.15  # safe share where the mixture does not split
+    pool: float = 0.02  # share of the pairs
+    risky: bool = True  # learn from the risky pairs too
+    augment: Views = field(default_factory=Views)
+    eda: float = 0.1  # share of a caption's words that change
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    optimizer: str = "adamw"  # or muon
+    muon_lr: float = 0.02  # Muon's peak
+    fidelity: str = "correct"  # or released
+    precision: str = "no"  # or bf16, fp16
+    max_bad: float = 0.01  # share of unreadable pictures above which the run is refused
+
+    needs: ClassVar[str] = "untrusted pairs"
+
+    def train(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
+        """Raises UserError for fewer pairs than two batches and where the cosines are all alike or not finite."""
+        clip, stage = self.prepare(clip, pairs, rng)
+        rounds = max(1, round(self.epochs - self.unimodal - self.slow))
+        share, rates = 0.0, warmup_cosine(self.lr, self.warmup)
+        for k in range(rounds):
+            cosines = self.cosines(clip, pairs, stage, rng.fork("score", k))
+            safe, by_mixture = self.split(cosines, share or None)
+            note(f"round_{k:03}", safe=pairs.ids[safe], cosines=cosines, by_mixture=np.array(by_mixture))
+            share = min((share or safe.mean()) + self.growth, self.cap)
+            for loss, chosen in ((self.alone, ~safe), (self.together, safe)):
+                if chosen.sum() >= 2 and (self.risky or loss == self.together):
+                    draws = rng.fork("round", k, loss.__name__)
+                    clip = self._fit(clip, pairs.take(chosen), loss, draws, 1, piece(rates, k, rounds), stage)
+        return clip
+
+    def prepare(self, clip: Clip, pairs: Pairs, rng: Rng) -> tuple[Clip, Stage]:
+        """The model after warm-up and slow epoch, whose cosines can be split, and what the rounds go on with."""
+        if len(pairs) < 2 * self.batch:
+            raise UserError(f"{pairs.name}: {len(pairs)} pairs are fewer than two batches; lower batch={self.batch}")
+        size, dim = max(2, round(self.pool * len(pairs))), embed_texts(clip, ["a"]).shape[1]
+        pools = [Pool(size, dim, rng.fork("pool", k), wrap=self.fidelity != "released") for k in range(2)]
+        stage = Stage(pools, Memory(nn.ModuleList(pools)), rng.fork("eda"))
+        fast, slow = warmup_cosine(self.lr, self.warmup), constant(self.lr * self.slow_lr)
+        if self.unimodal:
+            clip = self._fit(clip, pairs, self.alone, rng.fork("unimodal"), self.unimodal, fast, stage)
+        if self.slow:
+            clip = self._fit(clip, pairs, self.together, rng.fork("slow"), self.slow, slow, stage)
+        return clip, stage
+
+    def cosines(self, clip: Clip, pairs: Pairs, stage: Stage, rng: Rng) -> np.ndarray:
+        """cos(picture, caption) of every pair, shape (n,); -1 where the picture cannot be read."""
+
+        def seen(b: Batch) -> Batch:
+            return b._replace(
+                images=self.augment(b.images, rng.fork(b.ids[:1].tolist())), captions=self.said(b, stage, 0)
+            )
+
+        z, w, kept = embed_pairs(clip, pairs.map(seen) if self.fidelity == "released" else pairs)
+        out = np.full(len(pairs), -1.0, np.float32)
+        out[kept] = (z * w).sum(1).cpu().numpy()
+        return out
+
+    def split(self, cosines: np.ndarray, share: float | None) -> tuple[np.ndarray, bool]:
+        """Which pairs are safe, shape (n,) bool: by threshold or the best `share`; and whether that went as planned."""
+        q, apart = clean_posterior(cosines, monotone=self.fidelity != "released")
+        safe = q >= self.threshold
+        if share is None and apart and 2 <= safe.sum() <= self.cap * len(q):
+            return safe, True
+        rank = np.lexsort((cosines, q)) if self.fidelity == "released" and share else cosines.argsort(kind="stable")
+        return np.isin(np.arange(len(q)), rank[-max(2, int((share or self.first) * len(q))) :]), share is not None
+
+    def said(self, batch: Batch, stage: Stage, view: int) -> list[str]:
+        """A variant of each caption, the same in every epoch."""
+        return [eda(c, stage.words.fork(int(i), view), self.eda) for c, i in zip(batch.captions, batch.ids)]
+
+    def alone(self, stage: Stage, clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
+        """L_uni: the pool's neighbour of one view must find the other view, for pictures and for captions."""
+        views = [self.augment(batch.images, rng.fork(v)) for v in (0, 1)], [self.said(batch, stage, v) for v in (0, 1)]
+        losses = []
+        for pool, encode, (one, two) in zip(stage.pools, (clip.encode_image, clip.encode_text), views):
+            with torch.no_grad():
+                first = encode(one)  # pyright: ignore
+            near = pool.nearest(first).to(first.dtype)
+            losses.append(neighbour_loss(near, encode(two), clip.logit_scale, self.fidelity == "released"))  # pyright: ignore
+            pool.push(first)
+        return {"loss": (losses[0] + losses[1]) / 2, "unimodal_img": losses[0], "unimodal_txt": losses[1]}
+
+    def together(self, stage: Stage, clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
+        """L_clip, between one view of the pictures and the other of the captions."""
+        z1, z2 = (clip.encode_image(self.augment(batch.images, rng.fork(v))) for v in (0, 1))
+        w1, w2 = (clip.encode_text(self.said(batch, stage, v)) for v in (0, 1))
+        loss = (match_loss(z1, w2, clip.logit_scale) + match_loss(w1, z2, clip.logit_scale)) / 2
+        return {"loss": loss, "clip": loss}
+
+    def _fit(self, clip: Clip, pairs: Pairs, loss, rng: Rng, epochs: float, schedule: Schedule, stage: Stage) -> Clip:
+        same = ("batch", "optimizer", "muon_lr", "betas", "weight_decay", "precision", "max_bad")
+        own = {"epochs": epochs, "schedule": schedule, "peak": self.lr, "memory": stage.memory}
+        return fit(clip, pairs, partial(loss, stage), rng, **own, **{name: getattr(self, name) for name in same})
