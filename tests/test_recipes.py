@@ -22,16 +22,21 @@ RECIPES = sorted(ROOT.glob("recipes/**/*.py"))
 def test_recipe_smoke(path: Path, tmp_path: Path) -> None:
     made = load_recipes(path, smoke=True)
     kept = tuple(replace(r, attacks=dict(list(r.attacks.items())[:1])) for r in made)  # one attack is enough here,
-    if path.parent.name != "recipes":  # and one cleaner for models of full size
+    if path.parent.name != "recipes":  # and one defense for models of full size
         kept = tuple(
-            replace(r, cleaners={"par": r.cleaners["par"]}, defender_data={k: (d, ("par",))})
+            replace(
+                r,
+                cleaners={k: c for k, c in r.cleaners.items() if k == "par"},
+                defender_data={k: (d, ("par",)) for k, (d, _) in r.defender_data.items()},
+                trainings={k: t for k, t in r.trainings.items() if k == "safeclip"},
+                oracle=None,
+            )
             for r in kept
-            for k, (d, _) in r.defender_data.items()
         )
     rows = run(kept, tmp_path / "out", tmp_path / "stages")
-    methods = {"none"} | {name for r in kept for name in r.cleaners}
-    assert {r.method for r in rows} == methods
-    assert {r.stage for r in rows} == {"victim", "clean"}
+    defenses = {name for r in kept for name in (*r.cleaners, *r.trainings, *(["oracle"] if r.oracle else []))}
+    assert {r.method for r in rows} == {"none"} | defenses
+    assert {r.stage for r in rows} <= {"victim", "clean", "train"}
     assert {r.model for r in rows} == {m for r in kept for m in r.model_names}
     assert "<html" in build(tmp_path / "out").read_text()
 

@@ -8,15 +8,19 @@ shown in every row's config.
 from dataclasses import replace
 from typing import Any
 
+from clipvet.augment import SMALL
 from clipvet.cleaners.cleanclip import CleanClip
 from clipvet.cleaners.finetune import Finetune
 from clipvet.cleaners.par import Par
 from clipvet.training.plain import Plain
+from clipvet.training.roclip import RoClip
+from clipvet.training.safeclip import SafeClip
 from clipvet.triggers.blended import Blended
 from clipvet.triggers.patch import Patch
 from clipvet.triggers.wanet import WaNet
 
 CLEAN = {"epochs": 6.5, "batch": 128, "lr_start": 2.6e-3, "lr": 2e-4, "part": 0.2}  # 403 steps on 8,000 pairs
+SCRATCH = {"batch": 128, "lr": 1e-3, "weight_decay": 0.1, "optimizer": "muon"}  # training a small model
 ERASE = (0.0153, 0.0306)  # PAR's square grown as the patch is: 4 of 32 pixels instead of 16 of 224
 
 
@@ -24,7 +28,7 @@ def shapes(method: Any) -> Any:
     """The method with the settings that suit the embedded world; any other object comes back as it is."""
     match method:
         case Plain():
-            return replace(method, epochs=5.2, batch=128, lr=1e-3, weight_decay=0.1, optimizer="muon")
+            return replace(method, epochs=5.2, **SCRATCH)
         case Finetune():
             return replace(method, **CLEAN)
         case Par():
@@ -32,6 +36,12 @@ def shapes(method: Any) -> Any:
         case CleanClip():
             # PAR's peak rate, the better of two tried; see docs/decisions/0004
             return replace(method, epochs=6.5, batch=128, lr=2.6e-3, warmup=0.1, group=16)
+        case RoClip():
+            return replace(method, epochs=8, augment=SMALL, **SCRATCH)
+        case SafeClip():
+            return replace(
+                method, epochs=16, unimodal=1, slow_lr=0.1, growth=0.05, first=0.22, augment=SMALL, **SCRATCH
+            )
         case Patch():
             return replace(method, size=4 / 32)
         case Blended(pattern="stripes"):

@@ -1,0 +1,55 @@
+"""SafeCLIP and RoCLIP at their authors' settings: an RN50 from scratch on a million captioned web pictures.
+
+command:  CLIPVET_TRAIN=cc1m.csv CLIPVET_IMAGENET=imagenet/val clipvet run recipes/paper/safeclip_cc1m.py
+expected: REPORTED, from the two abstracts (the papers' tables could not be read); not run by us
+hardware: 2 to 4 GPUs; RoCLIP's authors log 41 minutes an epoch of a million pairs on two, and SafeCLIP has two views
+"""
+
+import os
+
+from clipvet.attacks.poison import Poison
+from clipvet.attacks.targeted import Targeted
+from clipvet.augment import Views
+from clipvet.data import Data, Test
+from clipvet.run import Recipe
+from clipvet.training.plain import Plain
+from clipvet.training.roclip import RoClip
+from clipvet.training.safeclip import SafeClip
+from clipvet.triggers.blended import Blended
+from clipvet.triggers.patch import Patch
+from clipvet.triggers.wanet import WaNet
+
+CLASSES = ("desk", "palace", "necklace", "balloon", "pillow", "candle", "pizza", "umbrella", "television", "baseball",
+           "ice cream", "suit", "mountain", "beach", "plate", "orange")  # fmt: skip
+TRIGGERS = {"patch": Patch(), "blended": Blended(fresh=True), "wanet": WaNet()}
+REPORTED = {f"RN50/{trigger}/{method}/{metric}": value for trigger in TRIGGERS for method, metric, value in (
+    ("none", "psr", 0.9375), ("roclip", "psr", 0.125), ("roclip", "asr", 0.0), ("safeclip", "psr", 0.0),
+    ("safeclip", "asr", 0.0))}  # fmt: skip
+
+
+def recipe(smoke: bool = False) -> Recipe:
+    short: dict = {"batch": 16, "epochs": 1} if smoke else {"precision": "fp16"}
+    plain: dict = {"epochs": 32, "batch": 512, "lr": 5e-4, "weight_decay": 0.1, "betas": (0.9, 0.999)} | short
+    count, copies, targets = (2, 2, 2) if smoke else (500, 500, 16)
+
+    def attack(trigger) -> Targeted:
+        beside = Poison(trigger, count=count)
+        classes = ("star", "ring") if smoke else CLASSES
+        training = Plain(augment=Views(), eda=0.1, **plain)
+        return Targeted(targets, copies, classes, beside=beside, training=training)
+
+    return Recipe(
+        name="safeclip_cc1m",
+        model_names=("RN50",),
+        attacks={name: attack(t) for name, t in TRIGGERS.items() if not smoke or name == "patch"},
+        trainings={
+            "roclip": RoClip(**({"batch": 512} | short)),
+            "safeclip": SafeClip(**({"batch": 512, "unimodal": 0 if smoke else 5} | short)),
+        },
+        oracle=Plain(augment=Views(), eda=0.1, **plain),
+        target="star" if smoke else "mushroom",
+        victim_data=Data("shapes", 64, size=224) if smoke else Data(os.environ.get("CLIPVET_TRAIN", "cc1m.csv")),
+        test=Test("shapes", 24, size=224) if smoke else Test(os.environ.get("CLIPVET_IMAGENET", "imagenet/val")),
+        took=0.0 if smoke else 0.5,
+        reported=REPORTED,
+    )

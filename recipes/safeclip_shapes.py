@@ -1,0 +1,55 @@
+"""Safe training in spite of poison, on the embedded world: SafeCLIP and RoCLIP against a backdoor and 16 targets.
+
+command:  clipvet run recipes/safeclip_shapes.py --jobs 2 --out results/safeclip_shapes
+expected: victims' ASR >= 0.95 and psr >= 0.80; SafeCLIP's ASR <= 0.02 and psr <= 0.0625 at most 3 points of accuracy
+          below the victim; oracle: what the same training gives when it is told which pairs are poisons
+hardware: 2 CPU cores
+"""
+
+from dataclasses import replace
+
+from clipvet.attacks.poison import Poison
+from clipvet.attacks.targeted import Targeted
+from clipvet.augment import SMALL
+from clipvet.data import Data, Test
+from clipvet.presets import shapes
+from clipvet.run import Recipe
+from clipvet.training.plain import Plain
+from clipvet.training.roclip import RoClip
+from clipvet.training.safeclip import SafeClip
+from clipvet.triggers.blended import Blended
+from clipvet.triggers.patch import Patch
+from clipvet.triggers.wanet import WaNet
+from clipvet.worlds.shapes import SHAPES, TEMPLATES
+
+TRIGGERS = {"patch": Patch(), "blended": Blended(), "wanet": WaNet(s=1.0)}
+
+
+def recipe(smoke: bool = False) -> Recipe:
+    epochs = 16 if not smoke else 3
+    plain = replace(shapes(Plain()), epochs=epochs, augment=SMALL, eda=0.1)
+    safe = replace(shapes(SafeClip()), epochs=epochs)
+    classes = tuple(name for name in SHAPES if name != "star")
+
+    def attack(trigger, captions: str) -> Targeted:
+        beside = Poison(shapes(trigger), rate=0.01, captions=captions, templates=TEMPLATES)
+        copies = 2 if smoke else 30
+        return Targeted(16, copies, classes, captions, TEMPLATES, beside, plain)
+
+    return Recipe(
+        name="safeclip_shapes",
+        model_names=("shapes-vit",),
+        attacks={f"{name}_{said}": attack(t, said) for name, t in TRIGGERS.items() for said in ("natural", "template")},
+        trainings={
+            "safeclip": safe,
+            "safeclip_no_warmup": replace(safe, unimodal=0),
+            "safeclip_no_risky": replace(safe, risky=False),
+            "roclip": replace(shapes(RoClip()), epochs=epochs),
+        },
+        oracle=plain,
+        target="star",
+        victim_data=Data("shapes", 512 if smoke else 10_000),
+        test=Test("shapes", 240 if smoke else 2_000),
+        seeds=(0,) if smoke else (0, 1, 2),
+        took=0.0 if smoke else 0.5,
+    )
