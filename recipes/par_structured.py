@@ -24,7 +24,7 @@ TRIGGERS = {"patch": Patch(), "blended": Blended("noise")}
 TRIGGERS |= {name: Blended(name) for name in ("stripes", "triangles", "text")}
 TOWERS = {  # poison rate, what training needs, peak rate of all cleaners
     "shapes-vit": (0.015, {}, 3e-3),
-    "shapes-rn": (0.025, {"epochs": 8, "lr": 3e-3}, 2e-3),
+    "shapes-rn": (0.04, {"epochs": 8, "lr": 3e-3}, 2e-3),
 }
 
 
