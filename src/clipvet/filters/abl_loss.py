@@ -7,8 +7,8 @@ paper:   Li et al., NeurIPS 2021, arXiv:2110.11571; the text was not read: loss,
          those of its public code, which is for classifiers
 needs:   untrusted pairs; white-box weights
 differs: for pairs it is ours: the contrastive loss instead of cross-entropy over labels, AdamW and its rate instead of
-         SGD at 0.1; training goes on from the given weights (the paper starts afresh: give a fresh or clean model);
-         a pair's loss is the mean over `draws` random batches
+         SGD at 0.1; training goes on from the given weights (the paper starts afresh: give a fresh or clean model); a
+         pair's loss is the mean over `draws` random batches
 """
 
 from dataclasses import dataclass

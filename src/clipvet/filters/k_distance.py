@@ -5,7 +5,8 @@
 paper:   Ramaswamy et al., SIGMOD 2000; on backdoored CLIP: Huang et al., ICLR 2025, arXiv:2502.01385; neither text was
          read: the formula is that of the latter's public code's behaviour
 needs:   untrusted pairs; a model that was trained on them
-differs: the reference is a random subset of the whole set, drawn `draws` times (the code: the batch at hand); k is DAO's
+differs: the reference is a random subset of the whole set, drawn `draws` times (the code: the batch at hand); k is
+         DAO's
 """
 
 from dataclasses import dataclass

@@ -5,8 +5,9 @@
 paper:   maximum-likelihood estimate: Amsaleg et al., KDD 2015; on backdoored CLIP: Huang et al., ICLR 2025,
          arXiv:2502.01385; neither text was read: formula and k are those of the latter's public code's behaviour
 needs:   untrusted pairs; a model that was trained on them
-differs: the reference is a random subset of the whole set, drawn `draws` times (the code: the batch at hand); a point is never its own
-         neighbour; ratios are floored at 1e-4 (the code adds 1e-4); at most 1000; 0 where k copies lie around
+differs: the reference is a random subset of the whole set, drawn `draws` times (the code: the batch at hand); a point
+         is never its own neighbour; ratios are floored at 1e-4 (the code adds 1e-4); at most 1000; 0 where k copies lie
+         around
 """
 
 from dataclasses import dataclass
