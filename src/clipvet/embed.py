@@ -38,41 +38,43 @@ def embed_images(
 
     backdoor: stamp its trigger first. geometry: instead of the model's own, e.g. squashed.
     """
-    seen = _seen(clip, pairs, backdoor, geometry)
+    seen = see(clip, pairs, backdoor, geometry)
     return seen.z, seen.kept
 
 
 class Embedded(NamedTuple):
-    """Readable pairs: both towers' embeddings, positions in `pairs`, captions; `bad` lists (id, reason) of the rest."""
+    """Readable pairs: both towers' embeddings, positions in `pairs`, captions."""
 
     z: Float[Tensor, "n d"]
     w: Float[Tensor, "n d"]
     kept: np.ndarray
     captions: list[str]
-    bad: list[tuple[int, str]]
 
 
 def embed_pairs(clip: Clip, pairs: Pairs) -> Embedded:
     """Pictures and captions as the pairs deliver them, in one pass. Equal captions are encoded once."""
-    seen, cache = _seen(clip, pairs, None, None), _shared.get()
+    seen, cache = see(clip, pairs), _shared.get()
     if cache is not None and (clip, pairs) in cache:
         return cache[clip, pairs]
     texts = {c: k for k, c in enumerate(dict.fromkeys(seen.captions))}
     w = embed_texts(clip, list(texts))[[texts[c] for c in seen.captions]]
-    found = Embedded(seen.z, w, seen.kept, seen.captions, seen.bad)
+    found = Embedded(seen.z, w, seen.kept, seen.captions)
     if cache is not None:
         cache[clip, pairs] = found
     return found
 
 
-class _Seen(NamedTuple):
-    z: Tensor
+class Seen(NamedTuple):
+    """Readable pairs: picture embeddings, positions in `pairs`, captions; `bad` lists (id, reason) of the rest."""
+
+    z: Float[Tensor, "n d"]
     kept: np.ndarray
     captions: list[str]
     bad: list[tuple[int, str]]
 
 
-def _seen(clip: Clip, pairs: Pairs, backdoor: Backdoor | None, geometry: Geometry | None) -> _Seen:
+def see(clip: Clip, pairs: Pairs, backdoor: Backdoor | None = None, geometry: Geometry | None = None) -> Seen:
+    """One pass over the pictures."""
     cache = _shared.get()
     key = (clip, pairs, backdoor, geometry)  # by identity: all but the geometry have no value equality
     if cache is None:
@@ -83,7 +85,7 @@ def _seen(clip: Clip, pairs: Pairs, backdoor: Backdoor | None, geometry: Geometr
 
 
 @torch.no_grad()
-def _see(clip: Clip, pairs: Pairs, backdoor: Backdoor | None, geometry: Geometry | None, batch: int = 256) -> _Seen:
+def _see(clip: Clip, pairs: Pairs, backdoor: Backdoor | None, geometry: Geometry | None, batch: int = 256) -> Seen:
     pairs = pairs.at(geometry or clip.geometry)
     out, kept, captions, bad = [], [], [], []
     for k in range(0, len(pairs), batch):
@@ -97,7 +99,7 @@ def _see(clip: Clip, pairs: Pairs, backdoor: Backdoor | None, geometry: Geometry
         bad += rows.bad
     if not out:
         raise UserError(f"{pairs.name}: none of its {len(pairs)} pictures could be read; check the files")
-    return _Seen(torch.cat(out), np.array(kept, dtype=np.int64), captions, bad)
+    return Seen(torch.cat(out), np.array(kept, dtype=np.int64), captions, bad)
 
 
 @torch.no_grad()
@@ -129,7 +131,8 @@ def nearest(x: Float[Tensor, "n d"], k: int, among: np.ndarray | None = None, bl
     n = len(x)
     m = n if among is None else len(among)
     if k < 1 or k >= m:
-        raise UserError(f"k={k} neighbours need more than {k} pairs to look among, there are {m}; lower k to {m - 1}")
+        lower = f", or lower k (--set k={m - 1})" if m > 1 else ""
+        raise UserError(f"k={k} neighbours need more than {k} pairs to look among, there are {m}; give more{lower}")
     rows = torch.arange(n, device=x.device) if among is None else torch.as_tensor(among, device=x.device)
     pool, at = (
         x if among is None else x[rows],

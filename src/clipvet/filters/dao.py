@@ -34,7 +34,7 @@ class Dao:
     features: Of = "image"  # or text, pair
 
     needs: ClassVar[str] = "untrusted pairs"
-    phrase: ClassVar[str] = "{k}-NN neighbourhood sparser than its neighbours', weighted by dimension: {score:.2f}"
+    phrase: ClassVar[str] = "{k}-NN sparsity {score:.2f} above its neighbours'"
 
     def score(self, clip: Clip, pairs: Pairs, rng: Rng) -> Float[Tensor, " n"]:
         def dao(near: Neighbours) -> Tensor:
