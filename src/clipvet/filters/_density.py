@@ -41,7 +41,7 @@ def over_references(
     small = reference is not None and reference < len(x)
     scores = []
     for draw in range(draws if small else 1):
-        among = rng.fork("reference", draw).keys(ids).numpy().argsort()[:reference] if small else None
+        among = rng.fork("reference", draw).keys(ids.tolist()).numpy().argsort()[:reference] if small else None
         near = nearest(x, k, np.sort(among) if among is not None else None)
         scores.append(f(near._replace(distance=near.distance.clamp_min(NEAR))))
     return aligned(torch.stack(scores).mean(0), kept, len(pairs))

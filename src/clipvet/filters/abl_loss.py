@@ -72,7 +72,7 @@ class AblLoss:
         ids, total = pairs.ids[found.kept], torch.zeros(len(found.kept))
         with torch.no_grad():
             for draw in range(self.draws):
-                order = rng.fork("company", draw).keys(ids).numpy().argsort()
+                order = rng.fork("company", draw).keys(ids.tolist()).numpy().argsort()
                 for rows in np.array_split(order, max(1, len(order) // self.batch)):
                     total[rows] += pair_losses(found.z[rows], found.w[rows], trained.logit_scale).float().cpu()
         return aligned(-total / self.draws, found.kept, len(pairs))

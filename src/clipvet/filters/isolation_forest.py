@@ -9,7 +9,7 @@ differs: scikit-learn's forest; the trees' samples are drawn from the whole set 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,9 +35,10 @@ class IsolationForest:
 
         x, kept = features(clip, pairs, self.features)
         x = x.cpu().numpy()
-        order = rng.fork("order").keys(pairs.ids[kept]).numpy().argsort()  # by id, lest the pairs' order matter
-        forest = ensemble.IsolationForest(
-            n_estimators=self.trees, max_samples=min(self.sample, len(x)), random_state=rng.key % 2**32
-        )
+        order = (
+            rng.fork("order").keys(pairs.ids[kept].tolist()).numpy().argsort()
+        )  # by id, lest the pairs' order matter
+        sample: Any = min(self.sample, len(x))  # scikit-learn's stub knows the word "auto" alone
+        forest = ensemble.IsolationForest(n_estimators=self.trees, max_samples=sample, random_state=rng.key % 2**32)
         scores = -forest.fit(x[order]).score_samples(x)
         return aligned(torch.from_numpy(np.asarray(scores)), kept, len(pairs))

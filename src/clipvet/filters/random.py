@@ -26,4 +26,4 @@ class Random:
 
     def score(self, clip: Clip, pairs: Pairs, rng: Rng) -> Float[Tensor, " n"]:
         _, kept = embed_images(clip, pairs)  # unreadable pictures have no score here either
-        return aligned(rng.keys(pairs.ids[kept]).double() / 2**63, kept, len(pairs))
+        return aligned(rng.keys(pairs.ids[kept].tolist()).double() / 2**63, kept, len(pairs))
