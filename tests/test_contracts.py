@@ -212,9 +212,9 @@ def scored(name: str, clip: Clip, pairs: Pairs) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def suspicion(clip: Clip, pairs: Pairs) -> dict[str, Any]:
+def suspicion(planted: Any) -> dict[str, Any]:
     """Two runs of every filter, under different ambient seeds, and whether it left its inputs alone."""
-    out = {}
+    out, clip, pairs = {}, planted.clip, planted.pairs
     for name in find.names("filters"):
         given, before, seen = clone(clip), weights_hash(clip), pixels(pairs)  # a copy, lest one's fault be another's
         runs = []
@@ -227,8 +227,8 @@ def suspicion(clip: Clip, pairs: Pairs) -> dict[str, Any]:
 
 
 @each("filters")
-def test_score_is_one_finite_number_a_pair(name: str, suspicion: dict, pairs: Pairs) -> None:
-    assert suspicion[name][0].shape == (len(pairs),)
+def test_score_is_one_finite_number_a_pair(name: str, suspicion: dict, planted: Any) -> None:
+    assert suspicion[name][0].shape == (len(planted.pairs),)
     assert np.isfinite(suspicion[name][0]).all()
 
 
@@ -252,10 +252,10 @@ def _trains(name: str) -> bool:
 
 
 @pytest.mark.parametrize("name", [n for n in find.names("filters") if not _trains(n)])
-def test_score_follows_its_pair(name: str, suspicion: dict, clip: Clip, pairs: Pairs) -> None:
+def test_score_follows_its_pair(name: str, suspicion: dict, planted: Any) -> None:
     """In another order each pair keeps its score. What trains sees other batches then, and is left out."""
-    at = Rng(2).numpy().permutation(len(pairs))
-    again = scored(name, clone(clip), pairs.take(at))
+    at = Rng(2).numpy().permutation(len(planted.pairs))
+    again = scored(name, clone(planted.clip), planted.pairs.take(at))
     assert again == pytest.approx(suspicion[name][0][at], abs=1e-3), f"filters/{name} depends on the order of pairs"
 
 
