@@ -363,7 +363,7 @@ def filter_(
         why = "is full; make room" if e.errno == errno.ENOSPC else f"cannot be written ({e.strerror}); choose another"
         raise UserError(f"the place of {out} {why} and run the command again") from e
     for rank, row, score, reason, caption in zip(
-        found.ranks[:10], found.ids, found.scores, found.reasons, found.captions
+        found.ranks[: min(10, scored)], found.ids, found.scores, found.reasons, found.captions
     ):
         print(f"{rank:4}  id {row:<8}  {score:10.4f}  {caption[:60]}  ({reason})")
     if measured:

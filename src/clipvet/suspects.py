@@ -49,7 +49,7 @@ def ranked(
         if not rank:
             reasons.append(f"unreadable: {bad.get(int(ids[k]), 'no score')}")
             continue
-        why = phrase.format(score=float(scores[k]), minus=-float(scores[k]), **fields)
+        why = phrase.format(score=float(scores[k]), minus=0.0 - float(scores[k]), **fields)
         share = 100 * rank / scored
         reasons.append(f"{why}, {side} {share:.2g} %" if share <= 10 else why)
     return Suspects(order, ids[order], scores[order], ranks, [captions[k] for k in order], reasons)
