@@ -122,6 +122,7 @@ def planted() -> Planted:
     x[poisoned] = 0
     x[poisoned, 6:31] = 0.85 * own / np.linalg.norm(own, axis=1, keepdims=True)
     x[poisoned, 31] = 0.5
+    x += 0.03 * draw.normal(size=x.shape)  # no two distances are equal
     captions = [f"caption {4 if bad else c}" for bad, c in zip(poisoned, classes)]
     pictures = Vectors(torch.tensor(x, dtype=torch.float32))
     return Planted(Linear().eval(), Pairs(pictures, captions, np.arange(400), name="planted"), poisoned)
