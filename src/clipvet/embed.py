@@ -125,7 +125,7 @@ def nearest(x: Float[Tensor, "n d"], k: int, among: np.ndarray | None = None, bl
     """The k nearest rows of every row of x (unit length), never the row itself; duplicates of it count.
 
     among: the rows that may be neighbours, shape (m,), each once; all if None. Exact up to the rounding of float32
-    inner products; the distances themselves are differences of vectors, so those of near duplicates are sharp too.
+    inner products; distances below 0.1 are taken from the vectors' difference, so near duplicates are sharp too.
     A few blocks of block^2 floats are the working memory, whatever n and m are.
     """
     n = len(x)
@@ -158,9 +158,10 @@ def nearest(x: Float[Tensor, "n d"], k: int, among: np.ndarray | None = None, bl
             merge(a, s, b)
             if among is None and b > a:
                 merge(b, s.T.contiguous(), a)
-    distance = torch.empty_like(best)
-    step = max(1, block**2 // (k * x.shape[1]))
-    for a in range(0, n, step):
-        distance[a : a + step] = (x[a : a + step, None] - pool[index[a : a + step]]).norm(dim=2)
+    distance = (2 - 2 * best).clamp_min(0).sqrt()
+    close = (distance < 0.1).nonzero()  # here the inner product's rounding would show
+    for some in close.split(max(1, block**2 // x.shape[1])):
+        i, j = some.T
+        distance[i, j] = (x[i] - pool[index[i, j]]).norm(dim=1)
     distance, order = distance.sort(dim=1)
     return Neighbours(distance, rows[index.gather(1, order)])
