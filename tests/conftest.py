@@ -1,16 +1,22 @@
 """Shared fixtures: small, built once, read-only."""
 
+import copy
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need a hub
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from clipvet import models
 from clipvet.rng import Rng
-from clipvet.types import Clip, Pairs, Task
+from clipvet.types import Clip, Geometry, Pairs, Task
 from clipvet.worlds.shapes import Shapes
 
 
@@ -41,3 +47,82 @@ def task() -> Task:
     task = Shapes().task(96)
     assert len(np.unique(task.labels)) == 12
     return task
+
+
+class Linear(nn.Module):
+    """A Clip whose picture tower is one matrix and whose text tower is a table: `caption 3` is row 3."""
+
+    def __init__(self, d: int = 32):
+        super().__init__()
+        self.geometry = Geometry(8)
+        self.image, self.text = nn.Parameter(torch.eye(d)), nn.Parameter(torch.eye(d))
+        self.log_scale = nn.Parameter(torch.tensor(2.0))
+
+    @property
+    def mean(self) -> Tensor:
+        return self.image.new_full((3, 1, 1), 0.5)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        return self.log_scale.exp()
+
+    def tokenize(self, captions: Sequence[str]) -> Tensor:
+        return torch.tensor([[int(c.split()[1])] for c in captions])
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        return F.normalize((images.flatten(1)[:, : len(self.image)] - 0.5) @ self.image, dim=1)
+
+    def encode_text(self, captions: Sequence[str] | Tensor) -> Tensor:
+        tokens = captions if isinstance(captions, Tensor) else self.tokenize(captions)
+        return F.normalize(self.text[tokens[:, 0]], dim=1)
+
+
+class Vectors:
+    """Pictures that are vectors in disguise."""
+
+    def __init__(self, x: Tensor):
+        self.images = torch.full((len(x), 3 * 64), 0.5)
+        self.unreadable: tuple[int, ...] = ()
+        self.images[:, : x.shape[1]] += 0.1 * x.clamp(-5, 5)
+
+    def torn(self) -> "Vectors":
+        """The same, where rows 3 and 200 cannot be read."""
+        other = copy.copy(self)
+        other.unreadable = (3, 200)
+        return other
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def fetch(self, rows: Sequence[int], geometry: Geometry | None) -> tuple[Tensor, list[tuple[int, str]]]:
+        good = [r for r in rows if r not in self.unreadable]
+        bad = [(p, "torn") for p, r in enumerate(rows) if r in self.unreadable]
+        return self.images[good].view(-1, 3, 8, 8).clone(), bad
+
+
+class Planted(NamedTuple):
+    clip: Clip
+    pairs: Pairs
+    poisoned: np.ndarray  # (n,) bool
+
+
+@pytest.fixture(scope="session")
+def planted() -> Planted:
+    """400 pairs: four classes with a caption each, on a manifold of six dimensions; among them eight poisons.
+
+    A poison's picture has a common part, the trigger, and one of its own, both off the manifold; its caption is the
+    target's, which its picture does not look like.
+    """
+    draw = Rng(11).numpy()
+    poisoned = np.isin(np.arange(400), draw.choice(400, 8, replace=False))
+    classes = draw.integers(4, size=400)
+    x = np.eye(32)[classes]
+    x[:, :6] += 0.3 * draw.normal(size=(400, 6))
+    own = draw.normal(size=(8, 25))
+    x[poisoned] = 0
+    x[poisoned, 6:31] = 0.85 * own / np.linalg.norm(own, axis=1, keepdims=True)
+    x[poisoned, 31] = 0.5
+    x += 0.03 * draw.normal(size=x.shape)  # no two distances are equal
+    captions = [f"caption {4 if bad else c}" for bad, c in zip(poisoned, classes)]
+    pictures = Vectors(torch.tensor(x, dtype=torch.float32))
+    return Planted(Linear().eval(), Pairs(pictures, captions, np.arange(400), name="planted"), poisoned)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from clipvet import find
 from clipvet.attacks.poison import Poison
@@ -18,7 +19,7 @@ from clipvet.types import Backdoor, Clip, Pairs, Task
 
 METHODS = [(f, n) for f in find.VERBS for n in find.names(f)]
 CONTROLS = {"none", "random"}  # they do nothing on purpose
-QUICK = {"epochs": 1, "batch": 128}
+QUICK = {"epochs": 1, "batch": 128, "reference": 128}
 MAY_IMPORT = {"attacks": {"triggers", "training"}}  # an attack owns a trigger and a training
 
 
@@ -204,6 +205,78 @@ def test_attack_returns_its_answer_key(name: str, clip: Clip, pairs: Pairs) -> N
     common, a, b = np.intersect1d(dirty.ids, pairs.ids, return_indices=True)
     changed = (pixels(dirty)[a] != pixels(pairs)[b]).flatten(1).any(1).numpy()
     assert (changed == np.isin(common, key.poisoned)).all(), "pictures outside the answer key were changed"
+
+
+# filters
+
+
+def scored(name: str, clip: Clip, pairs: Pairs) -> np.ndarray:
+    return make("filters", name).score(clip, pairs, Rng(5)).numpy()
+
+
+@pytest.fixture(scope="module")
+def suspicion(planted: Any) -> dict[str, Any]:
+    """Two runs of every filter, under different ambient seeds, and whether it left its inputs alone."""
+    out, clip, pairs = {}, planted.clip, planted.pairs
+    for name in find.names("filters"):
+        given, before, seen = clone(clip), weights_hash(clip), pixels(pairs)  # a copy, lest one's fault be another's
+        runs = []
+        for seed in (0, 1):
+            torch.manual_seed(seed)  # noqa: TID251
+            np.random.seed(seed)  # noqa: NPY002, TID251
+            runs.append(scored(name, given, pairs))
+        out[name] = (*runs, weights_hash(given) == before and torch.equal(pixels(pairs), seen))
+    return out
+
+
+@each("filters")
+def test_score_is_one_finite_number_a_pair(name: str, suspicion: dict, planted: Any) -> None:
+    assert suspicion[name][0].shape == (len(planted.pairs),)
+    assert np.isfinite(suspicion[name][0]).all()
+
+
+@each("filters")
+def test_score_leaves_its_inputs_alone(name: str, suspicion: dict) -> None:
+    assert suspicion[name][2], f"filters/{name} mutates its input"
+
+
+@each("filters")
+def test_score_does_something(name: str, suspicion: dict) -> None:
+    assert np.ptp(suspicion[name][0]) > 0, f"filters/{name} finds all pairs alike"
+
+
+@each("filters")
+def test_score_draws_from_its_rng_alone(name: str, suspicion: dict) -> None:
+    assert np.array_equal(suspicion[name][0], suspicion[name][1]), f"filters/{name} depends on ambient randomness"
+
+
+def _trains(name: str) -> bool:
+    return "epochs" in {f.name for f in dataclasses.fields(find.load("filters", name))}
+
+
+@pytest.mark.parametrize("name", [n for n in find.names("filters") if not _trains(n)])
+def test_score_follows_its_pair(name: str, suspicion: dict, planted: Any) -> None:
+    """In another order each pair keeps its score. What trains sees other batches then, and is left out."""
+    at = Rng(2).numpy().permutation(len(planted.pairs))
+    again = scored(name, clone(planted.clip), planted.pairs.take(at))
+    assert again == pytest.approx(suspicion[name][0][at], abs=1e-3), f"filters/{name} depends on the order of pairs"
+
+
+@each("filters")
+def test_unreadable_pictures_have_no_score(name: str, planted: Any) -> None:
+    pairs = dataclasses.replace(planted.pairs, pictures=planted.pairs.pictures.torn())
+    scores = scored(name, clone(planted.clip), pairs)
+    assert np.flatnonzero(np.isnan(scores)).tolist() == [3, 200]
+
+
+@each("filters", controls=False)
+def test_higher_is_more_suspect(name: str, planted: Any) -> None:
+    method = make("filters", name)
+    fields = {f.name for f in dataclasses.fields(method)}
+    long = {k: v for k, v in {"epochs": 20, "lr": 1e-2, "reference": 256}.items() if k in fields}
+    scores = dataclasses.replace(method, **long).score(clone(planted.clip), planted.pairs, Rng(5)).numpy()
+    if np.ptp(scores):  # else another test tells
+        assert roc_auc_score(planted.poisoned, scores) > 0.9, f"filters/{name} finds poisons less suspect than others"
 
 
 # measures

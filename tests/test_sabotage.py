@@ -36,7 +36,13 @@ class Saboteur:
     def {verb}:
 '''
 
-CLEAN, STAMP = "clean(self, clip, pairs, rng)", "stamp(self, images, keys)"
+CLEAN, STAMP, SCORE = "clean(self, clip, pairs, rng)", "stamp(self, images, keys)", "score(self, clip, pairs, rng)"
+AGREE = "from clipvet.embed import embed_pairs\nfrom clipvet.filters._features import aligned\n"
+COSINE = """\
+        found = embed_pairs(clip, pairs)
+        score = -(found.z * found.w).sum(1)
+        return aligned({what}, found.kept, len(pairs))
+"""
 TRAIN = """\
         with torch.no_grad():
             for p in clip.parameters():
@@ -70,6 +76,28 @@ SABOTAGE = {  # method: its verb, the body, a further import, the test that must
         "        return (images + images.mean((0, 2, 3), keepdim=True)) / 2\n",
         "",
         "test_stamp_does_not_depend_on_the_batch",
+    ),
+    "filters/backwards": (SCORE, COSINE.format(what="-score"), AGREE, "test_higher_is_more_suspect"),
+    "filters/deaf": (SCORE, COSINE.format(what="0 * score"), AGREE, "test_score_does_something"),
+    "filters/jumpy": (
+        SCORE,
+        COSINE.format(what="score + 0.001 * torch.rand(len(score))"),
+        AGREE,
+        "test_score_draws_from_its_rng_alone",
+    ),
+    "filters/orderly": (
+        SCORE,
+        COSINE.format(what="score + 1e-4 * torch.arange(len(score))"),
+        AGREE,
+        "test_score_follows_its_pair",
+    ),
+    "filters/dull": (
+        SCORE,
+        COSINE.replace("found.kept, len(pairs)", "found.kept - found.kept + range(len(score)), len(score)").format(
+            what="score"
+        ),
+        AGREE,
+        "test_unreadable_pictures_have_no_score",
     ),
 }
 

@@ -1,12 +1,13 @@
-"""Embeddings in batches, without gradient, on the model's own device."""
+"""Embeddings in batches, without gradient, on the model's own device, and the nearest neighbours among them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from clipvet.errors import UserError
@@ -37,21 +38,56 @@ def embed_images(
 
     backdoor: stamp its trigger first. geometry: instead of the model's own, e.g. squashed.
     """
+    seen = see(clip, pairs, backdoor, geometry)
+    return seen.z, seen.kept
+
+
+class Embedded(NamedTuple):
+    """Readable pairs: both towers' embeddings, positions in `pairs`, captions."""
+
+    z: Float[Tensor, "n d"]
+    w: Float[Tensor, "n d"]
+    kept: np.ndarray
+    captions: list[str]
+
+
+def embed_pairs(clip: Clip, pairs: Pairs) -> Embedded:
+    """Pictures and captions as the pairs deliver them, in one pass. Equal captions are encoded once."""
+    seen, cache = see(clip, pairs), _shared.get()
+    if cache is not None and (clip, pairs) in cache:
+        return cache[clip, pairs]
+    texts = {c: k for k, c in enumerate(dict.fromkeys(seen.captions))}
+    w = embed_texts(clip, list(texts))[[texts[c] for c in seen.captions]]
+    found = Embedded(seen.z, w, seen.kept, seen.captions)
+    if cache is not None:
+        cache[clip, pairs] = found
+    return found
+
+
+class Seen(NamedTuple):
+    """Readable pairs: picture embeddings, positions in `pairs`, captions; `bad` lists (id, reason) of the rest."""
+
+    z: Float[Tensor, "n d"]
+    kept: np.ndarray
+    captions: list[str]
+    bad: list[tuple[int, str]]
+
+
+def see(clip: Clip, pairs: Pairs, backdoor: Backdoor | None = None, geometry: Geometry | None = None) -> Seen:
+    """One pass over the pictures."""
     cache = _shared.get()
     key = (clip, pairs, backdoor, geometry)  # by identity: all but the geometry have no value equality
     if cache is None:
-        return _embed_images(*key)
+        return _see(*key)
     if key not in cache:
-        cache[key] = _embed_images(*key)
+        cache[key] = _see(*key)
     return cache[key]
 
 
 @torch.no_grad()
-def _embed_images(
-    clip: Clip, pairs: Pairs, backdoor: Backdoor | None, geometry: Geometry | None, batch: int = 256
-) -> tuple[Tensor, np.ndarray]:
+def _see(clip: Clip, pairs: Pairs, backdoor: Backdoor | None, geometry: Geometry | None, batch: int = 256) -> Seen:
     pairs = pairs.at(geometry or clip.geometry)
-    out, kept = [], []
+    out, kept, captions, bad = [], [], [], []
     for k in range(0, len(pairs), batch):
         rows = pairs[k : k + batch]
         if rows.captions:
@@ -59,9 +95,11 @@ def _embed_images(
             out.append(clip.encode_image(images.to(device_of(clip))).float())
         lost = {i for i, _ in rows.bad}
         kept += [k + j for j, i in enumerate(pairs.ids[k : k + batch]) if int(i) not in lost]
+        captions += rows.captions
+        bad += rows.bad
     if not out:
         raise UserError(f"{pairs.name}: none of its {len(pairs)} pictures could be read; check the files")
-    return torch.cat(out), np.array(kept, dtype=np.int64)
+    return Seen(torch.cat(out), np.array(kept, dtype=np.int64), captions, bad)
 
 
 def embed_pairs(
@@ -84,3 +122,55 @@ def class_embeddings(clip: Clip, classes: Sequence[str], templates: Sequence[str
     texts = [t.replace("{}", c) for c in classes for t in templates]
     z = embed_texts(clip, texts).reshape(len(classes), len(templates), -1).mean(1)
     return torch.nn.functional.normalize(z, dim=1)
+
+
+class Neighbours(NamedTuple):
+    distance: Float[Tensor, "n k"]  # Euclidean, nearest first
+    index: Int[Tensor, "n k"]  # rows of x
+
+
+@torch.no_grad()
+def nearest(x: Float[Tensor, "n d"], k: int, among: np.ndarray | None = None, block: int = 4096) -> Neighbours:
+    """The k nearest rows of every row of x (unit length), never the row itself; duplicates of it count.
+
+    among: the rows that may be neighbours, shape (m,), each once; all if None. Exact up to the rounding of float32
+    inner products; distances below 0.1 are taken from the vectors' difference, so near duplicates are sharp too.
+    A few blocks of block^2 floats are the working memory, whatever n and m are.
+    """
+    n = len(x)
+    m = n if among is None else len(among)
+    if k < 1 or k >= m:
+        lower = f", or lower k (--set k={m - 1})" if m > 1 else ""
+        raise UserError(f"k={k} neighbours need more than {k} pairs to look among, there are {m}; give more{lower}")
+    rows = torch.arange(n, device=x.device) if among is None else torch.as_tensor(among, device=x.device)
+    pool, at = (
+        x if among is None else x[rows],
+        torch.full((n,), -1, device=x.device),
+    )  # at: where in the pool a row of x stands
+    at[rows] = torch.arange(m, device=x.device)
+    best = torch.full((n, k), -torch.inf, device=x.device)
+    index = torch.zeros((n, k), dtype=torch.int64, device=x.device)
+
+    def merge(a: int, s: Tensor, b: int) -> None:
+        """Inner products s of rows a.. with the pool's b.."""
+        v, i = s.topk(min(k, s.shape[1]), dim=1)
+        v, i = torch.cat([best[a : a + len(s)], v], 1), torch.cat([index[a : a + len(s)], i + b], 1)
+        best[a : a + len(s)], top = v.topk(k, dim=1)
+        index[a : a + len(s)] = i.gather(1, top)
+
+    for a in range(0, n, block):
+        own = at[a : a + block]
+        for b in range(a if among is None else 0, m, block):  # the whole table is symmetric: half of it is enough
+            s = x[a : a + block] @ pool[b : b + block].T
+            inside = ((own >= b) & (own < b + block)).nonzero()[:, 0]
+            s[inside, own[inside] - b] = -torch.inf
+            merge(a, s, b)
+            if among is None and b > a:
+                merge(b, s.T.contiguous(), a)
+    distance = (2 - 2 * best).clamp_min(0).sqrt()
+    close = (distance < 0.1).nonzero()  # here the inner product's rounding would show
+    for some in close.split(max(1, block**2 // x.shape[1])):
+        i, j = some.T
+        distance[i, j] = (x[i] - pool[index[i, j]]).norm(dim=1)
+    distance, order = distance.sort(dim=1)
+    return Neighbours(distance, rows[index.gather(1, order)])

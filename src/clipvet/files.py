@@ -224,6 +224,52 @@ def _text_columns(path: Path, separator: str) -> list[str]:
     return columns
 
 
+def write_rows(
+    spec: str, rows: np.ndarray, out: Path, *, image_key: str = "filepath", separator: str | None = None
+) -> None:
+    """Some rows of a table of pairs, by row number, with every column as it was; the format is that of `out`'s suffix.
+
+    Relative picture paths are rewritten where `out` lies in another folder, so that they still lead to the pictures.
+    """
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(spec)
+    if path.suffix.lower() == ".parquet":
+        table = pq.read_table(path).take(rows)
+    else:
+        separator = separator or _separator(path)
+        text = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+        table = pa.table({c: text[c].to_numpy(dtype=object)[rows] for c in text.columns})
+    here, there = path.parent.resolve(), out.parent.resolve()
+    if here != there:
+        moved = [_relative(here, there, p) for p in table[image_key].to_pylist()]
+        at = table.column_names.index(image_key)
+        table = table.set_column(at, image_key, pa.array(moved, table.schema.field(image_key).type))
+    with io.replacing(out) as tmp:
+        write_table(table, tmp, out.suffix.lower())
+
+
+def _relative(here: Path, there: Path, name: str | None) -> str | None:
+    return os.path.relpath(here / name, there) if name and not os.path.isabs(name) else name
+
+
+def write_table(table: Any, path: Path, suffix: str) -> None:
+    """A pyarrow table as .csv, .tsv or .parquet. Raises UserError for another suffix."""
+    import pyarrow.parquet as pq
+
+    if suffix == ".parquet":
+        pq.write_table(table, path)
+        return
+    if suffix not in (".csv", ".tsv"):
+        raise UserError(f"tables are written as .csv, .tsv or .parquet, not as '{suffix}'; choose one of these")
+    with path.open("w", encoding="utf-8", newline="") as f:
+        writer = csv.writer(f, delimiter="\t" if suffix == ".tsv" else ",", lineterminator="\n")
+        writer.writerow(table.column_names)
+        writer.writerows(zip(*(column.to_pylist() for column in table.columns)))
+
+
 def open_task(
     spec: str, classes: Path | None = None, templates: Path | None = None, max_pixels: int = MAX_PIXELS
 ) -> Task:

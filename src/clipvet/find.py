@@ -13,6 +13,7 @@ VERBS = {
     "triggers": "stamp",
     "attacks": "implant",
     "training": "train",
+    "filters": "score",
     "cleaners": "clean",
     "measures": "measure",
 }  # family (folder) -> its one verb

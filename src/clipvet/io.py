@@ -84,7 +84,7 @@ def _line(e: BaseException) -> str:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, moved over it once it is whole and on the disk; removed on any error."""
     tmp = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def save_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
         where = t.untyped_storage().data_ptr()
         packed[name] = t.clone() if where in seen else t  # safetensors refuses tied weights
         seen.add(where)
-    with _replacing(Path(path)) as tmp:
+    with replacing(Path(path)) as tmp:
         try:
             safetensors.torch.save_file(packed, tmp)
         except safetensors.SafetensorError as e:
@@ -122,7 +122,7 @@ def sha256(path: Path) -> str:
 
 def write_json(path: Path, obj: Any) -> None:
     """Atomic. What JSON has no word for (a Path) is written as its string."""
-    with _replacing(Path(path)) as tmp:
+    with replacing(Path(path)) as tmp:
         tmp.write_text(json.dumps(obj, indent=2, default=str) + "\n", encoding="utf-8")
 
 

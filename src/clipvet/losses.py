@@ -15,6 +15,13 @@ def clip_loss(i: Float[Tensor, "b d"], t: Float[Tensor, "b d"], s: Float[Tensor,
     return ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world)(i, t, s)
 
 
+def pair_losses(z: Float[Tensor, "b d"], w: Float[Tensor, "b d"], s: Float[Tensor, ""]) -> Float[Tensor, " b"]:
+    """Every pair's own part of `clip_loss` among the rows of this batch: their mean is the loss."""
+    logits, own = s * z @ w.T, torch.arange(len(z), device=z.device)
+    rows, columns = F.cross_entropy(logits, own, reduction="none"), F.cross_entropy(logits.T, own, reduction="none")
+    return (rows + columns) / 2
+
+
 def match_loss(z: Float[Tensor, "b d"], v: Float[Tensor, "b d"], s: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """CE(s Z V', 1), one direction: each row of z must find its own other view v among the batch's."""
     return F.cross_entropy(s * z @ v.T, torch.arange(len(z), device=z.device))

@@ -224,6 +224,21 @@ class Training(Protocol):
 
 
 @runtime_checkable
+class Filter(Protocol):
+    """Which pairs are poisoned? A filter may also have two things that only the printed page uses:
+
+    phrase: ClassVar[str], why a pair is suspect, formatted with `score`, `minus` (the score's negative) and the fields;
+    cut(scores) -> float, its own threshold: what scores higher is thrown out.
+    """
+
+    needs: ClassVar[str]
+
+    def score(self, clip: Clip, pairs: Pairs, rng: Rng) -> Float[Tensor, " n"]:
+        """Suspicion, higher = more suspect, aligned with `pairs.ids`; NaN where the picture could not be read."""
+        ...
+
+
+@runtime_checkable
 class Cleaner(Protocol):
     needs: ClassVar[str]
 

@@ -1,0 +1,54 @@
+"""The density filters' common ground: distances to the nearest of a reference, and the local dimension from them.
+
+Poisons share a trigger, so they lie together. Where a reference holds more of them than k, each finds k of its own kind
+at hand and looks dense; where it holds fewer, it stands alone. Hence the reference is a random subset, as large as one
+training batch of the paper, and a score is the mean over several such subsets.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clipvet.embed import Neighbours, nearest
+from clipvet.filters._features import Of, aligned, features
+from clipvet.rng import Rng
+from clipvet.types import Clip, Pairs
+
+NEAR = 1e-4  # distances below are rounding: the pictures are the same
+MOST = 1000.0  # the local dimension where all distances are equal
+
+
+def over_references(
+    f: Callable[[Neighbours], Float[Tensor, " m"]],
+    clip: Clip,
+    pairs: Pairs,
+    rng: Rng,
+    k: int,
+    reference: int | None,
+    draws: int,
+    of: Of,
+) -> Float[Tensor, " n"]:
+    """f of every readable pair's neighbours in a reference, itself never among them, averaged over the references.
+
+    reference: its size; None, or more than there are: all pairs. Which pairs are drawn depends on their ids, not on
+    their order. The neighbours' own distances come from the same reference, with themselves left out too.
+    """
+    x, kept = features(clip, pairs, of)
+    ids = pairs.ids[kept]
+    small = reference is not None and reference < len(x)
+    scores = []
+    for draw in range(draws if small else 1):
+        among = rng.fork("reference", draw).keys(ids.tolist()).numpy().argsort()[:reference] if small else None
+        near = nearest(x, k, np.sort(among) if among is not None else None)
+        scores.append(f(near._replace(distance=near.distance.clamp_min(NEAR))))
+    return aligned(torch.stack(scores).mean(0), kept, len(pairs))
+
+
+def local_dimension(r: Float[Tensor, "m k"]) -> Float[Tensor, " m"]:
+    """LID(x) = -k / sum_j log(r_j(x) / r_k(x)), ratios floored at 1e-4; 0 for a picture with k copies of itself."""
+    total = (r / r[:, -1:]).clamp_min(1e-4).log().sum(1)
+    lid = (-r.shape[1] / total.clamp_max(-1e-12)).clamp_max(MOST)
+    return torch.where(r[:, -1] > NEAR, lid, 0.0)

@@ -1,0 +1,51 @@
+"""What the filters read of the pairs: checked embeddings, and scores put back in the pairs' order."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clipvet.embed import Embedded, embed_images, embed_pairs
+from clipvet.errors import UserError
+from clipvet.text import check_captions
+from clipvet.types import Clip, Pairs
+
+Of = Literal["image", "text", "pair"]
+
+
+def both(clip: Clip, pairs: Pairs) -> Embedded:
+    """Both towers' embeddings. UserError for captions that say nothing and for embeddings that are not finite."""
+    found = embed_pairs(clip, pairs)
+    check_captions(found.captions, pairs.ids[found.kept], pairs.name)
+    for x in (found.z, found.w):
+        _check(x, found.kept, pairs)
+    return found
+
+
+def features(clip: Clip, pairs: Pairs, of: Of) -> tuple[Float[Tensor, "m d"], np.ndarray]:
+    """Unit-length features of the readable pairs and their positions; of `pair`: both towers side by side."""
+    if of == "image":
+        z, kept = embed_images(clip, pairs)
+        _check(z, kept, pairs)
+        return z, kept
+    found = both(clip, pairs)
+    return (found.w if of == "text" else torch.cat([found.z, found.w], 1) / 2**0.5), found.kept
+
+
+def _check(x: Tensor, kept: np.ndarray, pairs: Pairs) -> None:
+    broken = (~torch.isfinite(x).all(1)).nonzero()[:, 0]
+    if len(broken):
+        row = pairs.ids[kept[int(broken[0])]]
+        raise UserError(
+            f"{len(broken)} of {len(x)} embeddings of {pairs.name} are not finite (first: row {row}), so similarities "
+            "are NaN; give a model whose weights are whole"
+        )
+
+
+def aligned(values: Float[Tensor, " m"], kept: np.ndarray, n: int) -> Float[Tensor, " n"]:
+    """Scores of the readable pairs in the order of all of them, NaN for the others."""
+    out = torch.full((n,), torch.nan)
+    out[torch.from_numpy(kept)] = values.detach().float().cpu()
+    return out

@@ -1,0 +1,28 @@
+"""CLIPScore: a pair is suspect when picture and caption do not agree.
+
+    score = -cos(z, w)      z, w: the embeddings of picture and caption
+
+paper:   Hessel et al., EMNLP 2021, arXiv:2104.08718; the text was not read
+needs:   untrusted pairs; a model that was not trained on them (a poisoned one finds its poisons in good agreement)
+differs: no factor 2.5 and no cut at zero: neither changes the order of pairs that agree at all
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from clipvet.filters._features import aligned, both
+from clipvet.rng import Rng
+from clipvet.types import Clip, Pairs
+
+
+@dataclass(frozen=True)
+class Cosine:
+    needs: ClassVar[str] = "untrusted pairs"
+    phrase: ClassVar[str] = "cosine {minus:.2f}"
+
+    def score(self, clip: Clip, pairs: Pairs, rng: Rng) -> Float[Tensor, " n"]:
+        found = both(clip, pairs)
+        return aligned(-(found.z * found.w).sum(1), found.kept, len(pairs))

@@ -1,0 +1,40 @@
+"""LID: a picture is suspect when the space around it has many dimensions.
+
+    LID(x) = -k / sum_{j<=k} log(r_j(x) / r_k(x))      r_j: distance to the j-th nearest of the reference
+
+paper:   maximum-likelihood estimate: Amsaleg et al., KDD 2015; on backdoored CLIP: Huang et al., ICLR 2025,
+         arXiv:2502.01385; neither text was read: formula and k are those of the latter's public code's behaviour
+needs:   untrusted pairs; a model that was trained on them
+differs: the reference is a random subset of the whole set, drawn `draws` times (the code: the batch at hand); a point
+         is never its own neighbour; ratios are floored at 1e-4 (the code adds 1e-4); at most 1000; 0 where k copies lie
+         around
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from clipvet.embed import Neighbours
+from clipvet.filters._density import local_dimension, over_references
+from clipvet.filters._features import Of
+from clipvet.rng import Rng
+from clipvet.types import Clip, Pairs
+
+
+@dataclass(frozen=True)
+class Lid:
+    k: int = 64  # neighbours
+    reference: int | None = 512  # pairs among which neighbours are looked for; None: all of them
+    draws: int = 8  # references whose scores are averaged
+    features: Of = "image"  # or text, pair
+
+    needs: ClassVar[str] = "untrusted pairs"
+    phrase: ClassVar[str] = "local intrinsic dimension {score:.1f}"
+
+    def score(self, clip: Clip, pairs: Pairs, rng: Rng) -> Float[Tensor, " n"]:
+        def lid(near: Neighbours) -> Tensor:
+            return local_dimension(near.distance)
+
+        return over_references(lid, clip, pairs, rng, self.k, self.reference, self.draws, self.features)

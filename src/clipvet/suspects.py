@@ -1,0 +1,176 @@
+"""What `clipvet filter` writes: every pair's score with a reason, and a page that shows the most suspect ones.
+
+The page is a single file without scripts or outside resources.
+"""
+
+import base64
+import dataclasses
+import io as memory
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Float, Int
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from clipvet import io
+from clipvet.files import write_table
+from clipvet.report import Axes
+from clipvet.types import Geometry, Measured, Pairs
+
+SMALL = 96  # pixels: below, pictures are shown with hard pixels and stored without loss
+
+
+class Suspects(NamedTuple):
+    """One entry a pair, the most suspect first; pairs without a score (NaN, rank 0) come last."""
+
+    positions: Int[np.ndarray, " n"]  # in the pairs
+    ids: Int[np.ndarray, " n"]
+    scores: Float[np.ndarray, " n"]
+    ranks: Int[np.ndarray, " n"]  # 1: the most suspect
+    captions: list[str]
+    reasons: list[str]
+
+
+def ranked(
+    method: Any, scores: Float[np.ndarray, " n"], ids: Int[np.ndarray, " n"], captions: list[str], bad: dict[int, str]
+) -> Suspects:
+    """Pairs by suspicion; scores, ids and captions in the pairs' order. bad: id -> why its picture is unreadable."""
+    order, scored = np.argsort(-scores, kind="stable"), int(np.isfinite(scores).sum())
+    ranks = np.where(np.arange(len(scores)) < scored, np.arange(len(scores)) + 1, 0)
+    phrase = getattr(method, "phrase", "score {score:.3g}")
+    fields = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
+    side, reasons = "lowest" if "{minus" in phrase else "highest", []
+    for rank, k in zip(ranks.tolist(), order.tolist()):
+        if not rank:
+            reasons.append(f"unreadable: {bad.get(int(ids[k]), 'no score')}")
+            continue
+        why = phrase.format(score=float(scores[k]), minus=0.0 - float(scores[k]), **fields)
+        share = 100 * rank / scored
+        reasons.append(f"{why}, {side} {share:.2g} %" if share <= 10 else why)
+    return Suspects(order, ids[order], scores[order], ranks, [captions[k] for k in order], reasons)
+
+
+def write_scores(out: Path, found: Suspects, facts: Mapping[str, Any]) -> None:
+    """A parquet: id, score, rank, caption, reason, the most suspect first; `facts` go into its metadata as JSON."""
+    without = found.ranks == 0
+    table = pa.table(
+        {
+            "id": found.ids,
+            "score": pa.array(found.scores, mask=without),
+            "rank": pa.array(found.ranks, mask=without),
+            "caption": found.captions,
+            "reason": found.reasons,
+        }
+    )
+    table = table.replace_schema_metadata({"clipvet": json.dumps(facts, default=str)})
+    with io.replacing(out) as tmp:
+        write_table(table, tmp, ".parquet")
+
+
+class Bar(NamedTuple):
+    """Of the histogram, in SVG units: left edge and width, and how high all pairs and the poisons among them reach."""
+
+    x: float
+    width: float
+    top: float
+    top_poisoned: float | None
+
+
+def histogram(
+    scores: Float[np.ndarray, " n"], poisoned: Bool[np.ndarray, " n"] | None, cut: float | None, bins: int = 60
+) -> dict[str, Any]:
+    """Axes, bars and where the cut is; heights are logarithmic, lest the few that matter be too low to see.
+
+    A score far from the rest (ten times the span of the middle 98 %) counts in the outermost bar.
+    """
+    known = np.isfinite(scores)
+    values = scores[known]
+    a, b = np.quantile(values, (0.01, 0.99))
+    span = 10 * max(float(b - a), 1e-9)
+    low, high = max(float(values.min()), float(a) - span), min(float(values.max()), float(b) + span)
+    if high - low < 1e-9:
+        low, high = low - 0.5, high + 0.5
+    edges = np.linspace(low, high, bins + 1)
+    counts = np.histogram(np.clip(values, low, high), edges)[0]
+    marked = None
+    if poisoned is not None:
+        marked = np.histogram(np.clip(scores[known & poisoned], low, high), edges)[0].tolist()
+    axes = Axes((low, high), (0, float(np.log10(1 + counts.max())) * 1.05), 260, width=720)
+    bars = []
+    for k, count in enumerate(counts.tolist()):
+        (x, top), (right, _) = axes.at(edges[k], np.log10(1 + count)), axes.at(edges[k + 1], 0)
+        of_key = axes.at(edges[k], np.log10(1 + marked[k]))[1] if marked and marked[k] else None
+        bars.append(Bar(x, round(max(right - x - 0.6, 0.4), 1), top, of_key))
+    tens = [(10**e, axes.at(low, np.log10(1 + 10**e))[1]) for e in range(9) if 10**e <= counts.max()]
+    clipped = int((values > high).sum() + (values < low).sum())
+    inside = cut is not None and low <= cut <= high
+    return {
+        "axes": axes,
+        "bars": bars,
+        "tens": tens,
+        "clipped": clipped,
+        "cut": axes.at(cut, 0)[0] if inside else None,  # pyright: ignore[reportArgumentType]
+    }
+
+
+def picture(image: Any) -> str:
+    """A float picture (3, h, w) in [0, 1] as a data URI."""
+    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    kind, options = ("PNG", {}) if max(pixels.shape) < SMALL else ("JPEG", {"quality": 85})
+    Image.fromarray(pixels).save(buffer := memory.BytesIO(), kind, **options)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def write_page(
+    out: Path,
+    found: Suspects,
+    pairs: Pairs,
+    geometry: Geometry,
+    facts: Mapping[str, Any],
+    *,
+    top: int = 48,
+    poisoned: Int[np.ndarray, " p"] | None = None,
+    measured: Mapping[str, Measured] | None = None,
+    cut: float | None = None,
+    removed: int | None = None,
+) -> None:
+    """The page: the `top` most suspect pairs as the model sees them, and the histogram of all scores.
+
+    facts: method, data, model, command, versions. poisoned: ids, if the answer key is known; measured: what it gives.
+    cut, removed: the score above which pairs are thrown out, and how many that are.
+    """
+    shown = min(top, int((found.ranks > 0).sum()))
+    images = pairs.at(geometry)[found.positions[:shown]].images if shown else []
+    known = None if poisoned is None else np.isin(found.ids, poisoned)
+    entries = [
+        {
+            "picture": picture(image),
+            "id": int(found.ids[k]),
+            "rank": k + 1,
+            "score": float(found.scores[k]),
+            "caption": found.captions[k][:400],
+            "reason": found.reasons[k],
+            "poisoned": known is not None and bool(known[k]),
+        }
+        for k, image in enumerate(images)
+    ]
+    env = Environment(loader=PackageLoader("clipvet"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    text = env.get_template("filter.html.jinja").render(
+        entries=entries,
+        hist=histogram(found.scores, known, cut),
+        facts=facts,
+        measured=measured or {},
+        pairs=len(found.ids),
+        unscored=int((found.ranks == 0).sum()),
+        poisons=None if known is None else int(known.sum()),
+        cut=cut,
+        removed=removed,
+        small=geometry.size < SMALL,
+    )
+    with io.replacing(out) as tmp:
+        tmp.write_text(text, encoding="utf-8")

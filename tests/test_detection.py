@@ -1,0 +1,90 @@
+"""Detection measures against hand-computed values, scikit-learn's, and intervals that hold."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+from clipvet.detection import detection
+from clipvet.errors import UserError
+from clipvet.rng import Rng
+
+NAMES = ("auroc", "auprc", "fpr95", "precision_at_k")
+
+
+def values(scores, poisoned, **kw):
+    found = detection(np.array(scores, dtype=float), np.array(poisoned, dtype=bool), **kw)
+    return [found[k].value for k in NAMES]
+
+
+def test_by_hand() -> None:
+    # descending: poison, clean, poison, clean, clean: of the 6 (poison, clean) pairs 3 + 2 are in order
+    assert values([9, 8, 7, 6, 5], [1, 0, 1, 0, 0]) == pytest.approx([5 / 6, (1 + 2 / 3) / 2, 1 / 3, 1 / 2])
+    assert values([1, 2, 3, 4], [0, 0, 1, 1]) == [1, 1, 0, 1]
+    assert values([1, 2, 3, 4], [1, 1, 0, 0]) == pytest.approx([0, (1 / 3 + 2 / 4) / 2, 1, 0])
+
+
+def test_ties_count_in_proportion() -> None:
+    # all alike: a coin; the 2 most suspect hold 2 * 2/5 poisons
+    assert values([1, 1, 1, 1, 1], [1, 0, 1, 0, 0]) == pytest.approx([0.5, 0.4, 1, 0.4])
+    # the second place is shared by one poison and three others
+    assert values([9, 5, 5, 5, 5], [1, 1, 0, 0, 0]) == pytest.approx([1 - 1 / 4, (1 + 2 / 5) / 2, 1, (1 + 1 / 4) / 2])
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_agrees_with_scikit_learn(ties: bool) -> None:
+    g = Rng(3).numpy()
+    y = g.random(2000) < 0.05
+    scores = g.normal(size=2000) + 1.2 * y
+    scores = scores.round(1) if ties else scores
+    auroc, auprc, fpr95, _ = values(scores, y)
+    fpr, tpr, _ = roc_curve(y, scores, drop_intermediate=False)
+    assert auroc == pytest.approx(roc_auc_score(y, scores))
+    assert auprc == pytest.approx(average_precision_score(y, scores))
+    assert fpr95 == pytest.approx(fpr[tpr >= 0.95].min())
+
+
+def test_order_of_pairs_does_not_matter() -> None:
+    g = Rng(4).numpy()
+    y, scores = g.random(300) < 0.1, g.normal(size=300).round(1)
+    at = g.permutation(300)
+    assert detection(scores[at], y[at]) == detection(scores, y)
+
+
+def test_pairs_without_score_are_left_out_and_counted() -> None:
+    found = detection(np.array([9, np.nan, 7, 6, np.nan, 5]), np.array([1, 1, 1, 0, 0, 0], dtype=bool))
+    assert found["auroc"][:2] == (1.0, 4)
+    assert found["precision_at_k"].n == 2
+    assert found["unscored"][:2] == (pytest.approx(1 / 3), 6)
+    assert detection(np.array([1.0, 2.0]), np.array([True, False]))["unscored"][:2] == (0, 2)
+
+
+@pytest.mark.parametrize("poisoned", [[0, 0, 0], [1, 1, 1], [0, 0, 1]])
+def test_one_kind_alone_cannot_be_measured(poisoned) -> None:
+    with pytest.raises(UserError, match="answer key of this data"):
+        detection(np.array([1.0, 2.0, np.nan]), np.array(poisoned, dtype=bool))
+
+
+def test_intervals_hold_the_truth_and_never_shrink_to_a_point() -> None:
+    """Normal scores one deviation apart: AUROC is Phi(1 / sqrt 2) = 0.7602."""
+    held = 0
+    for seed in range(60):
+        g = Rng(seed).numpy()
+        y = np.arange(400) < 30
+        found = detection(g.normal(size=400) + y, y, draws=20)
+        held += found["auroc"].low <= 0.7602 <= found["auroc"].high
+        assert all(0 <= m.low <= m.value <= m.high <= 1 for m in found.values())
+    assert held >= 52  # of 60; 57 expected, 8 misses or fewer with probability 0.997
+    perfect = detection(np.arange(100.0), np.arange(100) >= 95)
+    assert perfect["auroc"].value == perfect["precision_at_k"].value == 1
+    assert perfect["fpr95"].value == 0
+    assert perfect["auroc"].low < 0.97
+    assert perfect["precision_at_k"].low < 0.6
+    assert perfect["fpr95"].high > 0.03
+
+
+def test_chance_is_within_its_interval_at_known_width() -> None:
+    """At one half Newcombe's interval is the rank test's: deviation sqrt((p + n + 1) / (12 p n))."""
+    y = np.arange(1000) % 50 == 0
+    auroc = detection(np.zeros(1000), y)["auroc"]
+    assert auroc.value == 0.5
+    assert auroc.high - 0.5 == pytest.approx(1.96 * (1001 / (12 * 20 * 980)) ** 0.5, rel=0.05)

@@ -1,0 +1,208 @@
+"""`clipvet filter` on a table and on the embedded world: scores, page, cleaned manifest, and what bad input is told."""
+
+import csv
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from browser import look
+from PIL import Image
+
+from clipvet import cli, suspects
+from clipvet.answer_key import save_backdoor
+from clipvet.attacks.poison import Poison
+from clipvet.rng import Rng
+from clipvet.triggers.patch import Patch
+from clipvet.types import Geometry, Measured
+from clipvet.worlds.shapes import Shapes
+
+QUICK = ["--model", "shapes-vit", "--method", "k_distance", "--set", "k=4"]
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+@pytest.fixture
+def clipvet(monkeypatch, capsys, tmp_path):
+    """Runs the command line in this process: (code, stdout, stderr)."""
+    import datasets.config as config
+
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def call(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["clipvet", *map(str, args)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as e:
+            code = int(e.code or 0)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def table(folder: Path, n: int = 24, captions: list[str] | None = None) -> Path:
+    """A CSV with a further column; row 3 cannot be read, row 5 has an evil caption."""
+    pairs = Shapes(seed=4).pairs(n)
+    (folder / "pictures").mkdir(parents=True)
+    rows = []
+    for k, image in enumerate(pairs[:].images):
+        pixels = (image * 255).byte().permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(folder / f"pictures/{k}.png")
+        caption = captions[k] if captions else EVIL if k == 5 else f"{pairs.captions[k]}, no. 0{k}"
+        rows.append({"title": caption, "filepath": f"pictures/{k}.png", "source": f"00{k}"})
+    (folder / "pictures/3.png").write_bytes(b"torn")
+    with (folder / "pairs.csv").open("w", newline="") as f:
+        writer = csv.DictWriter(f, ["title", "filepath", "source"])
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder / "pairs.csv"
+
+
+def test_a_table_is_scored_shown_and_cleaned(clipvet, tmp_path: Path) -> None:
+    data, out, cleaned = table(tmp_path / "in"), tmp_path / "out/scores.parquet", tmp_path / "kept/some.csv"
+    code, said, err = clipvet("filter", "--data", data, *QUICK, "--out", out, "--keep", 0.75, "--cleaned", cleaned)
+    assert code == 0, err
+    assert "scored 23 pairs, 1 unreadable" in err
+    rows = pq.read_table(out).to_pylist()
+    assert list(rows[0]) == ["id", "score", "rank", "caption", "reason"]
+    assert sorted(r["id"] for r in rows) == list(range(24))
+    assert [r["rank"] for r in rows] == [*range(1, 24), None]
+    scores = [r["score"] for r in rows[:-1]]
+    assert scores == sorted(scores, reverse=True)
+    assert rows[0]["reason"] == f"4-NN distance {scores[0]:.2f}, highest 4.3 %"
+    assert rows[-1]["id"] == 3
+    assert rows[-1]["score"] is None
+    assert rows[-1]["reason"].startswith("unreadable: 'pictures/3.png': not a picture")
+    assert rows[0]["caption"] in said
+
+    with data.open() as f, cleaned.open() as g:
+        before, after = list(csv.DictReader(f)), list(csv.DictReader(g))
+    kept = sorted(r["id"] for r in rows[23 - 17 : 23])  # 0.75 of 23 that have a score
+    assert list(after[0]) == list(before[0])
+    assert [r["source"] for r in after] == [before[k]["source"] for k in kept]
+    assert [r["title"] for r in after] == [before[k]["title"] for k in kept]
+    assert all((cleaned.parent / r["filepath"]).is_file() for r in after)  # another folder, the same pictures
+
+    page = out.with_suffix(".html").read_text("utf-8")
+    assert "&lt;script&gt;" in page
+    assert "<script" not in page
+    assert "onerror=alert(2)>" not in page
+    assert not re.findall(r"https?://|url\(|@import|<link|<iframe", page)
+    assert page.count("<img ") == 23
+    assert "The cut throws out 6." in page
+
+    code, _, err = clipvet("filter", "--data", data, *QUICK, "--out", out)
+    assert (code, "already exists" in err) == (2, True)
+
+
+def test_the_answer_key_poisons_the_world_and_is_measured(clipvet, tmp_path: Path) -> None:
+    key = Poison(Patch(size=0.5), count=6).plan(Shapes(seed=1).pairs(60), "star", Rng(0))
+    save_backdoor(key, tmp_path / "key")
+    out = tmp_path / "scores.parquet"
+    common = ["filter", "--data", "shapes", "--n", 60, "--seed", 1, *QUICK, "--backdoor", tmp_path / "key"]
+    code, said, err = clipvet(*common, "--out", out, "--top", 5)
+    assert code == 0, err
+    assert "6 poisons" in err
+    assert all(name in said for name in ("auroc", "auprc", "fpr95", "precision_at_k"))
+    captions = {r["id"]: r["caption"] for r in pq.read_table(out).to_pylist()}
+    assert {captions[i] for i in key.poisoned.tolist()} == {"a photo of a star."}
+    page = out.with_suffix(".html").read_text("utf-8")
+    assert page.count("<img ") == 5
+    assert "the answer key names 6 of these pairs" in page
+    assert b'"auroc"' in pq.read_schema(out).metadata[b"clipvet"]
+
+
+def bad(kind: str, folder: Path) -> list[object]:
+    out = ["--out", folder / "scores.parquet"]
+    world = ["filter", "--data", "shapes", "--n", 40, *QUICK]
+    match kind:
+        case "alike":
+            return ["filter", "--data", table(folder / "in", 12, ["same"] * 12), *QUICK, *out]
+        case "empty":
+            data = table(folder / "in", 12, ["", *map(str, range(11))])
+            return ["filter", "--data", data, "--model", "shapes-vit", "--method", "cosine", *out]
+        case "few":
+            return [*world, "--set", "k=40", *out]
+        case "suffix":
+            return [*world, "--out", folder / "scores.csv"]
+        case "no cut":
+            return [*world, *out, "--cleaned", folder / "kept.csv"]
+        case "keep":
+            return [*world, *out, "--keep", 1.5]
+        case "method":
+            return ["filter", "--data", "shapes", "--model", "shapes-vit", "--method", "soap", *out]
+        case "another key":
+            save_backdoor(Poison(count=2).plan(Shapes().pairs(90).take(slice(50, 90)), "star", Rng(0)), folder / "key")
+            return [*world, *out, "--backdoor", folder / "key"]
+    raise AssertionError(kind)
+
+
+FIX = {"alike": "--caption-key", "empty": "fill them", "few": "--set k=39", "suffix": ".parquet", "no cut": "--keep"}
+FIX |= {"keep": "fraction", "method": "have abl_loss", "another key": "give its data"}
+
+
+@pytest.mark.parametrize("kind", FIX)
+def test_bad_input_ends_in_one_sentence(clipvet, kind: str, tmp_path: Path) -> None:
+    code, _, err = clipvet(*bad(kind, tmp_path))
+    assert code == 2
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("clipvet: ")
+    assert FIX[kind] in last
+    assert "Traceback" not in err
+    assert {p.name for p in tmp_path.iterdir()} <= {"in", "cache", "key"}, "something was left behind"
+
+
+def test_ranks_ties_and_missing_scores() -> None:
+    from clipvet.filters.cosine import Cosine
+
+    scores = np.array([-0.5, np.nan, -0.05, -0.5])
+    found = suspects.ranked(Cosine(), scores, np.array([7, 8, 9, 10]), list("abcd"), {8: "torn"})
+    assert found.ids.tolist() == [9, 7, 10, 8]
+    assert found.ranks.tolist() == [1, 2, 3, 0]
+    assert found.captions == ["c", "a", "d", "b"]
+    assert found.reasons == ["cosine 0.05", "cosine 0.50", "cosine 0.50", "unreadable: torn"]
+    many = suspects.ranked(Cosine(), np.linspace(0, 1, 200) - 1, np.arange(200), [""] * 200, {})
+    assert many.reasons[0] == "cosine 0.00, lowest 0.5 %"
+
+
+def test_histogram_counts_every_score_once_even_far_ones() -> None:
+    scores = np.concatenate([Rng(0).numpy().normal(size=500), [1e6, np.nan]])
+    h = suspects.histogram(scores, None, 0.0)
+    floor = h["axes"].at(h["axes"].x[0], 0)[1]
+    heights = np.array([floor - b.top for b in h["bars"]]) / (floor - h["axes"].at(0, 1)[1])  # in decades
+    assert np.round(10**heights - 1).sum() == pytest.approx(501, abs=3)
+    assert h["clipped"] == 1
+    assert h["axes"].x[1] < 100
+    assert suspects.histogram(np.ones(5), None, None)["bars"]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (360, True)])
+def test_page_in_a_browser(tmp_path: Path, planted, width: int, dark: bool) -> None:
+    pairs = Shapes().pairs(60)
+    from clipvet.filters.random import Random
+
+    scores = Rng(1).numpy().random(60)
+    found = suspects.ranked(Random(), scores, pairs.ids, [EVIL + "long" * 60, *pairs.captions[1:]], {})
+    facts = {
+        "method": "Random()",
+        "model": "m",
+        "data": "d",
+        "command": "clipvet filter",
+        "versions": {},
+        "seconds": 1.0,
+    }
+    page = tmp_path / "scores.html"
+    suspects.write_page(
+        page, found, pairs, Geometry(32), facts, top=12, poisoned=pairs.ids[:9],
+        measured={"auroc": Measured(0.5, 60, 0.3, 0.7)}, cut=0.9, removed=6,
+    )  # fmt: skip
+    seen = look(page, tmp_path, width, dark=dark)
+    assert seen.console == []
+    assert seen.facts["scheme"] == ("dark" if dark else "light")
+    assert seen.facts["scrolled"] <= width
+    assert seen.facts["pictures"] == [32] * 12
+    assert "The 12 most suspect of 60 pairs." in seen.facts["headings"][0]
+    assert len(seen.screen.getcolors(1 << 24) or []) > 200
