@@ -124,10 +124,10 @@ def eda(caption: str, rng: Rng, rate: float = 0.1) -> str:
     """Easy data augmentation (Wei & Zou 2019): one of random swap, deletion, insertion at `rate` of the words.
 
     Insertion repeats a word of the caption where the original inserts a synonym (WordNet is a download). Captions of
-    fewer than two words come back as they are.
+    fewer than two words, and all at rate 0, come back as they are.
     """
     words, g = caption.split(), rng.numpy()
-    if len(words) < 2:
+    if len(words) < 2 or not rate:
         return caption
     n = max(1, round(rate * len(words)))
     match g.integers(3):

@@ -297,8 +297,8 @@ def filter_(
 
     from clipvet import models, results, suspects
     from clipvet.answer_key import load_backdoor
-    from clipvet.attacks.poison import poison
     from clipvet.detection import detection
+    from clipvet.dirty import poison
     from clipvet.embed import see, sharing
     from clipvet.errors import UserError
     from clipvet.fit import workspace

@@ -102,15 +102,6 @@ def _see(clip: Clip, pairs: Pairs, backdoor: Backdoor | None, geometry: Geometry
     return Seen(torch.cat(out), np.array(kept, dtype=np.int64), captions, bad)
 
 
-def embed_pairs(
-    clip: Clip, pairs: Pairs, batch: int = 256
-) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k d"], np.ndarray]:
-    """Embeddings of the readable pictures and of their captions, as `pairs` deliver them, and positions in `pairs`."""
-    captions: list[str] = []
-    z, kept = _embed_images(clip, pairs.map(lambda b: (captions.extend(b.captions), b)[1]), None, None, batch)
-    return z, embed_texts(clip, captions), kept
-
-
 @torch.no_grad()
 def embed_texts(clip: Clip, captions: Sequence[str], batch: int = 1024) -> Float[Tensor, "n d"]:
     parts = [clip.encode_text(list(captions[k : k + batch])).float() for k in range(0, len(captions), batch)]

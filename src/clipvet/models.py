@@ -10,6 +10,7 @@ A model on disk is a folder which stock open_clip loads as `local-dir:PATH`, plu
 import copy
 import difflib
 import logging
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,6 +105,17 @@ def clone(clip: Clip) -> Any:
     return copy.deepcopy(clip)
 
 
+def fresh(clip: Clip, rng: Rng) -> OpenClip:
+    """A model of the same architecture and geometry with new random weights. UserError for anything but an OpenClip."""
+    if not isinstance(clip, OpenClip):
+        raise UserError(f"a {type(clip).__name__} cannot be built anew; give an open_clip model")
+    with tempfile.TemporaryDirectory() as folder:
+        io.write_json(Path(folder) / "open_clip_config.json", clip.config)
+        made = load(f"local-dir:{folder}", device=clip.mean.device, rng=rng, weights=False)
+    made._tokens = clip._tokens
+    return made
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     before = logging.root.manager.disable
@@ -141,6 +153,7 @@ def load(
     device: str | torch.device = "cpu",
     rng: Rng | None = None,
     quick_gelu: bool = False,
+    weights: bool = True,
 ) -> OpenClip:
     """A model in eval mode.
 
@@ -148,6 +161,7 @@ def load(
     weights drawn from `rng` (Rng(0) if none) or those of `pretrained`, a weights file or open_clip tag; or a folder
     with open_clip_config.json, with or without `local-dir:` before it; or `hf-hub:NAME`. Tags and hf-hub use the
     network. quick_gelu: for OpenAI's activation where the config does not say so itself; PAR's checkpoints need it.
+    weights: False leaves the random ones, also where the folder holds others.
 
     Raises UserError when there is no such model or its weights do not fit to the last key and shape.
     """
@@ -181,7 +195,7 @@ def load(
     if quick_gelu:
         config["quick_gelu"] = True
     clip = OpenClip(net, tokenizer, {"model_cfg": config, "preprocess_cfg": dict(net.visual.preprocess_cfg)})  # pyright: ignore
-    path = _weights(name, pretrained, tag)
+    path = _weights(name, pretrained, tag) if weights else None
     if path:
         _fill(net, io.load_weights(path), path, model)
     try:

@@ -77,6 +77,6 @@ class AblLoss:
                     total[rows] += pair_losses(found.z[rows], found.w[rows], trained.logit_scale).float().cpu()
         return aligned(-total / self.draws, found.kept, len(pairs))
 
-    def cut(self, scores: Float[Tensor, " n"]) -> float:
+    def cut(self, scores: Float[np.ndarray, " n"]) -> float:
         """The score above which the isolated share lies."""
-        return float(np.nanquantile(scores.numpy(), 1 - self.ratio))
+        return float(np.nanquantile(scores, 1 - self.ratio))

@@ -100,15 +100,15 @@ class SafeClip:
         return clip, stage
 
     def cosines(self, clip: Clip, pairs: Pairs, stage: Stage, rng: Rng) -> np.ndarray:
-        """cos(picture, caption) of every pair, shape (n,); -1 where the picture cannot be read."""
+        """cos(picture, caption) of every pair, shape (n,); -2 where the picture cannot be read."""
 
         def seen(b: Batch) -> Batch:
             return b._replace(
                 images=self.augment(b.images, rng.fork(b.ids[:1].tolist())), captions=self.said(b, stage, 0)
             )
 
-        z, w, kept = embed_pairs(clip, pairs.map(seen) if self.fidelity == "released" else pairs)
-        out = np.full(len(pairs), -1.0, np.float32)
+        z, w, kept, _ = embed_pairs(clip, pairs.map(seen) if self.fidelity == "released" else pairs)
+        out = np.full(len(pairs), -2.0, np.float32)
         out[kept] = (z * w).sum(1).cpu().numpy()
         return out
 
