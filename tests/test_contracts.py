@@ -19,7 +19,7 @@ from clipvet.types import Backdoor, Clip, Pairs, Task
 
 METHODS = [(f, n) for f in find.VERBS for n in find.names(f)]
 CONTROLS = {"none", "random"}  # they do nothing on purpose
-QUICK = {"epochs": 1, "batch": 128, "reference": 128}
+QUICK = {"epochs": 1, "batch": 128, "reference": 128, "copies": 4}
 MAY_IMPORT = {"attacks": {"triggers", "training"}, "filters": {"training"}}  # they own them
 
 

@@ -48,7 +48,7 @@ def recipe(smoke: bool = False) -> Recipe:
         },
         oracle=Plain(augment=Views(), eda=0.1, **plain),
         target="star" if smoke else "mushroom",
-        victim_data=Data("shapes", 64, size=224) if smoke else Data(os.environ.get("CLIPVET_TRAIN", "cc1m.csv")),
+        victim_data=Data("shapes", 32, size=224) if smoke else Data(os.environ.get("CLIPVET_TRAIN", "cc1m.csv")),
         test=Test("shapes", 24, size=224) if smoke else Test(os.environ.get("CLIPVET_IMAGENET", "imagenet/val")),
         took=0.0 if smoke else 0.5,
         reported=REPORTED,

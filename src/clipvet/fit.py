@@ -190,10 +190,10 @@ def fit(
                     f"(first: row {first}, {why}); mend them or raise max_bad"
                 )
             parts: dict[str, float] = {}
-            for o, (_, peak) in zip(prepared, made):
+            for o, (_, other) in zip(prepared, made):
                 shape = rates[step] / (peak or max(rates))
                 for group in o.param_groups:
-                    group["lr"] = rates[step] if peak is None else peak * shape
+                    group["lr"] = rates[step] if other is None else other * shape
             chunks = [rows] if accumulate == 1 else _split(rows, accumulate)
             for c, chunk in enumerate(chunks):
                 if len(chunk.captions) < 2:

@@ -47,7 +47,7 @@ class RoClip:
     needs: ClassVar[str] = "untrusted pairs"
 
     def train(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
-        dim, words = embed_texts(clip, ["a"]).shape[1], rng.fork("eda")
+        dim, words = embed_texts(clip, [pairs.caption(pairs.ids[0])]).shape[1], rng.fork("eda")
         pool = Pool(max(2, round(self.pool * len(pairs))), dim, rng.fork("pool"))
         memory, rates = Memory(pool), warmup_cosine(self.lr, self.warmup)
 

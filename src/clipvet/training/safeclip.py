@@ -89,7 +89,7 @@ class SafeClip:
         """The model after warm-up and slow epoch, whose cosines can be split, and what the rounds go on with."""
         if len(pairs) < 2 * self.batch:
             raise UserError(f"{pairs.name}: {len(pairs)} pairs are fewer than two batches; lower batch={self.batch}")
-        size, dim = max(2, round(self.pool * len(pairs))), embed_texts(clip, ["a"]).shape[1]
+        size, dim = max(2, round(self.pool * len(pairs))), embed_texts(clip, [pairs.caption(pairs.ids[0])]).shape[1]
         pools = [Pool(size, dim, rng.fork("pool", k), wrap=self.fidelity != "released") for k in range(2)]
         stage = Stage(pools, Memory(nn.ModuleList(pools)), rng.fork("eda"))
         fast, slow = warmup_cosine(self.lr, self.warmup), constant(self.lr * self.slow_lr)
