@@ -253,3 +253,25 @@ def test_full_disk(clipvet, files: Path, tmp_path: Path, monkeypatch) -> None:
     assert said.code == 2
     assert "is full" in said.err
     assert not (tmp_path / "out").exists()
+
+
+def test_targeted_poisoning_from_the_command_line(clipvet, tmp_path: Path) -> None:
+    small = ["--set", "targets=3", "--set", "copies=2", "--n", 256, "--out", tmp_path / "out"]
+    said = clipvet(
+        "attack",
+        "--model",
+        "shapes-vit",
+        "--data",
+        "shapes",
+        "--attack",
+        "targeted",
+        "--target",
+        "star",
+        *QUICK,
+        *small,
+    )
+    assert said.code == 0, said.err
+    rows = read(tmp_path / "out")
+    psr = next(r for r in rows if r.metric == "psr")
+    assert (psr.n, psr.attack) == (3, "targeted")
+    assert "asr" not in {r.metric for r in rows}

@@ -176,7 +176,7 @@ def attack(
 ) -> None:
     """Implant a backdoor: the poisoned model, and its answer key in OUT/backdoor."""
     import time
-    from dataclasses import replace
+    from dataclasses import fields, replace
 
     from clipvet import find, models
     from clipvet import settings as values
@@ -192,8 +192,10 @@ def attack(
     test = _task(task, data, clip.geometry.size, classes, templates, seed)
     if test and target not in test.classes:
         raise UserError(f"--target '{target}' is not among the task's classes: {', '.join(test.classes[:20])}")
-    how = _method("attacks", attack_name, data, [], trigger=find.load("triggers", trigger)())
-    if test and attack_name == "poison":
+    owned = {f.name for f in fields(find.load("attacks", attack_name))}
+    stamps = {"trigger": find.load("triggers", trigger)()} if "trigger" in owned else {}
+    how = _method("attacks", attack_name, data, [], **stamps)
+    if test and "templates" in owned:
         how = replace(how, templates=test.templates)
     how = values.apply(how, ([f"rate={rate}"] if rate is not None else []) + set_)
     config = {"command": "attack", "data": data, "n": n, "model": model, "pretrained": pretrained, "attack": repr(how)}
@@ -215,8 +217,8 @@ def attack(
         card = {"role": "victim", "method": repr(how), "data": pairs.name, "target": target, "seed": seed}
         models.save(victim, work, _card(card, clip, measured))
         _finish(
-            work, measured, recipe="attack", stage="victim", attack=trigger, method="none", config=repr(how),
-            seconds=seconds, seed=seed, model=model, data=pairs.name,
+            work, measured, recipe="attack", stage="victim", attack=trigger if stamps else attack_name, method="none",
+            config=repr(how), seconds=seconds, seed=seed, model=model, data=pairs.name,
         )  # fmt: skip
     _table(measured)
     _say(f"wrote {out}; the answer key is {out / 'backdoor'}")
