@@ -75,7 +75,9 @@ def filled(text: str) -> str:
     for part in parts[1:]:
         source, rest = part.split(": begin -->", 1)
         after = rest.split(END, 1)[1]
-        out.append(f"{BEGIN.format(source)}\n{table(ROOT / source)}\n{END}{after}")
+        folder, *metrics = source.split()  # "results/demo", or "results/demo asr" for some metrics alone
+        shown = table(ROOT / folder, tuple(metrics)) if metrics else table(ROOT / folder)
+        out.append(f"{BEGIN.format(source)}\n{shown}\n{END}{after}")
     return "".join(out)
 
 
