@@ -97,7 +97,7 @@ def _sources(part: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class Victim:
-    """One attack on one model with one seed, and what is done to it: two kinds of stage, each a unit of work."""
+    """One attack on one model with one seed, and what is done about it: every stage is a unit of work."""
 
     recipe: Recipe
     seed: int
@@ -131,7 +131,11 @@ class Victim:
             fresh = models.load(self.model, r.pretrained, device=device(), rng=rng.fork("init"))
             clip, _, backdoor = attack.implant(fresh, r.victim_data.pairs(self.seed), r.target, rng.fork("attack"))
             save_backdoor(backdoor, work / "backdoor")
-            models.save(clip, work, {"role": stage, "method": self.attack, "config": repr(attack)})
+            models.save(
+                clip,
+                work,
+                {"role": stage, "method": self.attack if method == "none" else method, "config": repr(attack)},
+            )
             return self._measure(clip, backdoor) | measure_splits(work, backdoor)
 
         name = key(attack, self.model, r.pretrained, r.victim_data, r.test, r.target, self.seed)

@@ -182,6 +182,14 @@ def test_first_split_is_by_threshold_later_ones_by_share_and_a_failed_mixture_fa
     assert safe.sum() == int(method.first * 5000)
 
 
+def test_unreadable_pairs_do_not_bend_the_split():
+    x = two_normals(low=(0.0, 0.05), high=(0.5, 0.05))
+    alone, _ = SafeClip().split(x, None)
+    torn, _ = SafeClip().split(np.append(x, np.full(40, -2.0)).astype(np.float32), None)
+    assert (torn[: len(x)] == alone).all()
+    assert not torn[len(x) :].any()
+
+
 # the whole
 
 

@@ -114,7 +114,8 @@ class SafeClip:
 
     def split(self, cosines: np.ndarray, share: float | None) -> tuple[np.ndarray, bool]:
         """Which pairs are safe, shape (n,) bool: by threshold or the best `share`; and whether that went as planned."""
-        q, apart = clean_posterior(cosines, monotone=self.fidelity != "released")
+        q, seen = np.zeros(len(cosines)), cosines >= -1.01  # what cannot be read must not bend the mixture
+        q[seen], apart = clean_posterior(cosines[seen], monotone=self.fidelity != "released")
         safe = q >= self.threshold
         if share is None and apart and 2 <= safe.sum() <= self.cap * len(q):
             return safe, True
@@ -141,8 +142,7 @@ class SafeClip:
         """L_clip, between one view of the pictures and the other of the captions."""
         z1, z2 = (clip.encode_image(self.augment(batch.images, rng.fork(v))) for v in (0, 1))
         w1, w2 = (clip.encode_text(self.said(batch, stage, v)) for v in (0, 1))
-        loss = (match_loss(z1, w2, clip.logit_scale) + match_loss(w1, z2, clip.logit_scale)) / 2
-        return {"loss": loss, "clip": loss}
+        return {"loss": (match_loss(z1, w2, clip.logit_scale) + match_loss(w1, z2, clip.logit_scale)) / 2}
 
     def _fit(self, clip: Clip, pairs: Pairs, loss, rng: Rng, epochs: float, schedule: Schedule, stage: Stage) -> Clip:
         same = ("batch", "optimizer", "muon_lr", "betas", "weight_decay", "precision", "max_bad")
