@@ -35,9 +35,9 @@ def test_recipe_smoke(path: Path, tmp_path: Path) -> None:
             for r in kept
         )
     rows = run(kept, tmp_path / "out", tmp_path / "stages")
-    defenses = {name for r in kept for name in (*r.cleaners, *r.trainings, *(["oracle"] if r.oracle else []))}
+    defenses = {name for r in kept for name in (*r.cleaners, *r.trainings, *r.filters, *(["oracle"] * bool(r.oracle)))}
     assert {r.method for r in rows} == {"none"} | defenses
-    assert {r.stage for r in rows} <= {"victim", "clean", "train"}
+    assert {r.stage for r in rows} <= {"victim", "clean", "train", "filter"}
     assert {r.model for r in rows} == {m for r in kept for m in r.model_names}
     assert "<html" in build(tmp_path / "out").read_text()
 

@@ -12,6 +12,8 @@ from clipvet.augment import SMALL
 from clipvet.cleaners.cleanclip import CleanClip
 from clipvet.cleaners.finetune import Finetune
 from clipvet.cleaners.par import Par
+from clipvet.filters.abl_loss import AblLoss
+from clipvet.filters.gmm_split import GmmSplit
 from clipvet.training.plain import Plain
 from clipvet.training.roclip import RoClip
 from clipvet.training.safeclip import SafeClip
@@ -42,6 +44,10 @@ def shapes(method: Any) -> Any:
             return replace(
                 method, epochs=16, unimodal=1, slow_lr=0.1, growth=0.05, first=0.22, augment=SMALL, **SCRATCH
             )
+        case GmmSplit():
+            return replace(method, training=shapes(method.training))
+        case AblLoss():
+            return replace(method, epochs=2, lr=3e-4)
         case Patch():
             return replace(method, size=4 / 32)
         case Blended(pattern="stripes"):

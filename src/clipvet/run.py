@@ -25,17 +25,19 @@ import torch
 from clipvet import __version__, find, io, models, results
 from clipvet.answer_key import load_backdoor, save_backdoor
 from clipvet.data import Data, Test
+from clipvet.detection import detection
+from clipvet.dirty import poison
 from clipvet.embed import sharing
 from clipvet.errors import UserError
 from clipvet.fit import workspace
 from clipvet.rng import Rng
 from clipvet.splits import measure_splits
-from clipvet.types import Attack, Backdoor, Cleaner, Clip, Measured, Task, Training
+from clipvet.types import Attack, Backdoor, Cleaner, Clip, Filter, Measured, Task, Training
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One experiment: every attack on every model, then every training on the same dirty pairs, and every cleaner.
+    """One experiment: every attack on every model, then every training, filter and cleaner against it.
 
     A defense is scored only where the victim's ASR (and psr) reaches `took`. Defender's data: name -> (data, cleaners'
     names), so that a cleaner can be fed from elsewhere too.
@@ -50,6 +52,7 @@ class Recipe:
     cleaners: Mapping[str, Cleaner] = field(default_factory=dict)
     defender_data: Mapping[str, tuple[Data, tuple[str, ...]]] = field(default_factory=dict)
     trainings: Mapping[str, Training] = field(default_factory=dict)  # instead of the attack's own
+    filters: Mapping[str, Filter] = field(default_factory=dict)  # rank the dirty pairs, with the victim at hand
     oracle: Training | None = None  # the control that is told which pairs are poisons, and leaves them out
     pretrained: str | None = None  # start the attack from these weights instead of from scratch
     took: float = 0.5  # smallest ASR at which the attack counts as planted
@@ -139,9 +142,8 @@ class Victim:
             return self._measure(clip, backdoor) | measure_splits(work, backdoor)
 
         name = key(attack, self.model, r.pretrained, r.victim_data, r.test, r.target, self.seed)
-        measured, seconds = self._stage(name, "victim" if method == "none" else method, make, progress)
-        told = {"method": method, "config": repr(attack), "data": r.victim_data.spec, "seconds": seconds}
-        return self._rows(measured, stage=stage, **told)
+        told = {"stage": stage, "method": method, "config": repr(attack), "data": r.victim_data.spec}
+        return self._rows(name, make, progress, "victim" if method == "none" else method, **told)
 
     def know(self, progress: bool = False) -> list[results.Row]:
         """Rows of the oracle: the recipe's own training on what is left when the answer key has named the poisons."""
@@ -149,7 +151,7 @@ class Victim:
         assert training is not None
 
         def make(work: Path) -> dict[str, Measured]:
-            backdoor = load_backdoor(self.runs / self.key / "backdoor")
+            backdoor = self._answers()
             rows = backdoor.poisoned if backdoor.rows is None else backdoor.rows
             fresh = models.load(self.model, r.pretrained, device=device(), rng=rng.fork("init"))
             pairs = r.victim_data.pairs(self.seed)
@@ -157,9 +159,20 @@ class Victim:
             models.save(clip, work, {"role": "train", "method": "oracle", "config": repr(training)})
             return self._measure(clip, backdoor)
 
-        measured, seconds = self._stage(key(training, self.key, "oracle"), "oracle", make, progress)
-        told = {"method": "oracle", "config": repr(training), "data": r.victim_data.spec, "seconds": seconds}
-        return self._rows(measured, stage="train", **told)
+        told = {"stage": "train", "method": "oracle", "config": repr(training), "data": r.victim_data.spec}
+        return self._rows(key(training, self.key, "oracle"), make, progress, "oracle", **told)
+
+    def score(self, name: str, progress: bool = False) -> list[results.Row]:
+        """Rows of one filter that ranks the dirty pairs, with the victim at hand."""
+        r, rng, ranking = self.recipe, Rng(self.seed), self.recipe.filters[name]
+
+        def make(work: Path) -> dict[str, Measured]:
+            clip, backdoor = models.load(str(self.runs / self.key), device=device()), self._answers()
+            pairs = poison(r.victim_data.pairs(self.seed), backdoor)
+            return detection(ranking.score(clip, pairs, rng.fork("filter")), np.isin(pairs.ids, backdoor.poisoned))
+
+        told = {"stage": "filter", "method": name, "config": repr(ranking), "data": r.victim_data.spec}
+        return self._rows(key(ranking, self.key, "filter"), make, progress, name, **told)
 
     def clean(self, source: str, name: str, progress: bool = False) -> list[results.Row]:
         """Rows of one cleaner with one of the defender's data, on the victim that `implant` left."""
@@ -169,16 +182,19 @@ class Victim:
             clip = models.load(str(self.runs / self.key), device=device())
             cleaned = cleaner.clean(clip, data.pairs(self.seed), rng.fork("clean"))
             models.save(cleaned, work, {"role": "cleaned", "method": name, "config": repr(cleaner)})
-            return self._measure(cleaned, load_backdoor(self.runs / self.key / "backdoor"))
+            return self._measure(cleaned, self._answers())
 
         label = name if source == next(iter(self.recipe.defender_data)) else f"{name}-{source}"
-        measured, seconds = self._stage(key(cleaner, self.key, data, self.seed), label, make, progress)
-        return self._rows(measured, stage="clean", method=name, config=repr(cleaner), data=source, seconds=seconds)
+        told = {"stage": "clean", "method": name, "config": repr(cleaner), "data": source}
+        return self._rows(key(cleaner, self.key, data, self.seed), make, progress, label, **told)
 
-    def _stage(
-        self, name: str, label: str, make: Callable[[Path], dict[str, Measured]], progress: bool
-    ) -> tuple[dict[str, Measured], float]:
-        """What the stage measured and its seconds, from runs/<name> if it is there; its log is shown to the report."""
+    def _answers(self) -> Backdoor:
+        return load_backdoor(self.runs / self.key / "backdoor")
+
+    def _rows(
+        self, name: str, make: Callable[[Path], dict[str, Measured]], progress: bool, label: str, **told: str
+    ) -> list[results.Row]:
+        """What the stage measured, from runs/<name> if it is there; its log is shown to the report."""
         folder = self.runs / name
         try:
             with io.output(folder, {"key": name}) as work:
@@ -188,21 +204,22 @@ class Victim:
                 io.write_json(work / "measured.json", [measured, round(time.monotonic() - began, 2)])
         except io.AlreadyDone:
             pass
-        told, seconds = io.read_json(folder / "measured.json")
-        measured = {k: Measured(*v) for k, v in told.items()}
         first = self.seed == self.recipe.seeds[0] and self.model == self.recipe.model_names[0]
         if first and (folder / "log.jsonl").exists():
             shown = self.out / "logs" / self.attack / f"{label}.jsonl"
             shown.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / "log.jsonl", shown)
-        return measured, seconds
+        measured, seconds = io.read_json(folder / "measured.json")
+        where = {"recipe": self.recipe.name, "attack": self.attack, "seed": self.seed, "model": self.model}
+        return results.rows_of(
+            {k: Measured(*v) for k, v in measured.items()},
+            **where,
+            **told,
+            seconds=seconds,  # pyright: ignore
+        )
 
     def _measure(self, clip: Clip, backdoor: Backdoor) -> dict[str, Measured]:
         return measure_all(clip, self.recipe.test.task(self.seed), backdoor, Rng(self.seed).fork("measure"))
-
-    def _rows(self, measured: Mapping[str, Measured], **what: Any) -> list[results.Row]:
-        where = {"recipe": self.recipe.name, "attack": self.attack, "seed": self.seed, "model": self.model}
-        return results.rows_of(measured, **where, **what)
 
 
 def device() -> torch.device:
@@ -231,7 +248,7 @@ def run(
         results.write(out, [row for place in sorted(rows) for row in rows[place]])
         m, values = new[0], {r.metric: r.value for r in new}
         told = f"{m.model} seed {m.seed}  {m.attack}: {m.method}, pairs of {m.data}"
-        shown = "  ".join(f"{k} {values[k]:6.1%}" for k in ("asr", "psr", "clean_accuracy") if k in values)
+        shown = "  ".join(f"{k} {values[k]:6.1%}" for k in ("asr", "psr", "clean_accuracy", "auroc") if k in values)
         print(f"{told:64} {shown}  {m.seconds:5.0f} s", flush=True)
 
     victims = [
@@ -259,7 +276,9 @@ def run(
         out / "commands.json",
         {
             "commands": [results.command()],
-            "settings": {name: repr(c) for r in recipes for name, c in {**r.cleaners, **r.trainings}.items()},
+            "settings": {
+                name: repr(c) for r in recipes for name, c in {**r.cleaners, **r.trainings, **r.filters}.items()
+            },
             "reported": {k: v for r in recipes for k, v in r.reported.items()},
             "versions": results.versions(),
             "hardware": results.hardware(),
@@ -282,7 +301,7 @@ def _worker(parent: int) -> None:
 
 
 def _place(row: results.Row) -> tuple:
-    return row.seed, row.model, row.attack, row.stage in ("clean", "train"), row.data, row.method
+    return row.seed, row.model, row.attack, row.stage not in ("victim", "refused"), row.data, row.method
 
 
 def _next(victim: Victim, made: list[results.Row]) -> list[tuple]:
@@ -291,4 +310,5 @@ def _next(victim: Victim, made: list[results.Row]) -> list[tuple]:
         return []
     r = victim.recipe
     trained = [(victim.train, name) for name in r.trainings] + ([(victim.know,)] if r.oracle else [])
+    trained += [(victim.score, name) for name in r.filters]
     return trained + [(victim.clean, source, name) for source, (_, names) in r.defender_data.items() for name in names]
