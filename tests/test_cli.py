@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -275,3 +276,15 @@ def test_targeted_poisoning_from_the_command_line(clipvet, tmp_path: Path) -> No
     psr = next(r for r in rows if r.metric == "psr")
     assert (psr.n, psr.attack) == (3, "targeted")
     assert "asr" not in {r.metric for r in rows}
+
+    key = ["--backdoor", tmp_path / "out" / "backdoor"]
+    quick = ["--set", "epochs=3", "--set", "unimodal=1", "--set", "batch=64", "--set", "growth=0.1"]
+    data = ["--data", "shapes", "--n", 256]
+    said = clipvet(
+        "train", "--method", "safeclip", "--model", "shapes-vit", *data, *quick, *key, "--out", tmp_path / "safe"
+    )
+    assert said.code == 0, said.err
+    assert "round 1 of 1: " in said.err
+    assert re.search(r"safe set +1: share [\d.]+%, poison share [\d.]+%, poison recall [\d.]+%", said.out)
+    found = {r.metric: r.n for r in read(tmp_path / "safe")}
+    assert (found["psr"], found["safe_set_poison_recall"]) == (3, 6)

@@ -173,6 +173,5 @@ def test_splits_are_measured_with_the_key(tmp_path):
         "last_safe_set_share": 0.6,
         "last_safe_set_poison_share": pytest.approx(2 / 6),
         "last_safe_set_poison_recall": 1.0,
-        "last_safe_set_by_mixture": 0.0,
     }
     assert measure_splits(tmp_path / "nothing", Backdoor(None, "star")) == {}

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from clipvet.types import Clip, Measured, Task
+    from clipvet.data import Data
+    from clipvet.types import Backdoor, Clip, Measured, Pairs, Task
 
 app = typer.Typer(
     add_completion=False,
@@ -25,6 +26,9 @@ Out = Annotated[Path, typer.Option("--out", help="output directory; must not hol
 Set = Annotated[list[str], typer.Option("--set", help="field=value of the method, e.g. epochs=20; repeatable")]
 Pretrained = Annotated[str | None, typer.Option(help="weights file for an open_clip name")]
 Seed = Annotated[int, typer.Option(help="every draw follows from it")]
+AnswerKey = Annotated[
+    Path | None, typer.Option(help="answer key, for the measures alone; the embedded world is poisoned as it says")
+]
 Count = Annotated[int | None, typer.Option("--n", help="take only so many pairs")]
 ImageKey = Annotated[str, typer.Option(help="the table's column of picture paths")]
 CaptionKey = Annotated[str, typer.Option(help="the table's column of captions")]
@@ -80,6 +84,23 @@ def _method(family: str, name: str, data: str, settings: list[str], **fields: An
     return values.apply(method, settings)
 
 
+def _keyed(source: "Data", seed: int, backdoor: Path | None) -> "tuple[Pairs, Backdoor | None]":
+    """The pairs and the answer key, if any; an embedded world's pairs are poisoned as the key says."""
+    import numpy as np
+
+    from clipvet.answer_key import load_backdoor
+    from clipvet.dirty import poison
+    from clipvet.errors import UserError
+
+    pairs, key = source.pairs(seed), load_backdoor(backdoor) if backdoor else None
+    rows = () if key is None else key.poisoned if key.rows is None else key.rows
+    if key and not np.isin(pairs.ids, rows).any():
+        raise UserError(
+            f"none of the {len(key.poisoned)} pairs that {backdoor} names is in {pairs.name}; give its data"
+        )
+    return (poison(pairs, key) if key and source.world(seed) else pairs), key
+
+
 def _table(measured: "dict[str, Measured]") -> None:
     from rich.console import Console
     from rich.table import Table
@@ -122,6 +143,7 @@ def train(
     task: TaskOption = None,
     classes: Classes = None,
     templates: Templates = None,
+    backdoor: AnswerKey = None,
     image_key: ImageKey = "filepath",
     caption_key: CaptionKey = "title",
 ) -> None:
@@ -132,25 +154,32 @@ def train(
     from clipvet.fit import workspace
     from clipvet.rng import Rng
     from clipvet.run import device, measure_all
+    from clipvet.splits import measure_rounds, measure_splits
 
     how, rng = _method("training", method, data, set_), Rng(seed)
     config = {"command": "train", "data": data, "n": n, "model": model, "pretrained": pretrained, "method": repr(how)}
-    with _output(out, config | {"seed": seed}) as work:
+    with _output(out, config | {"seed": seed, "backdoor": backdoor}) as work:
         clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
         source = _data(data, n, "train", clip.geometry.size, image_key, caption_key)
-        pairs, test = source.pairs(seed), _task(task, data, clip.geometry.size, classes, templates, seed)
+        pairs, key = _keyed(source, seed, backdoor)
+        test = _task(task, data, clip.geometry.size, classes, templates, seed)
         _say(f"training {model} on {pairs.name} with {how!r}")
         began = time.monotonic()
         with workspace(work, progress=True):
             trained = how.train(clip, pairs, rng.fork("train"))
         seconds = time.monotonic() - began
-        measured = measure_all(trained, test, None, rng.fork("measure")) if test else {}
+        measured = measure_all(trained, test, key, rng.fork("measure")) if test else {}
+        measured |= measure_splits(work, key)
         card = {"role": "trained", "method": repr(how), "data": pairs.name, "seed": seed}
         models.save(trained, work, _card(card, clip, measured))
         _finish(
             work, measured, recipe="train", stage="train", attack="none", method=method, config=repr(how),
             seconds=seconds, seed=seed, model=model, data=pairs.name,
         )  # fmt: skip
+        rounds = measure_rounds(work, key)
+    for k, found in enumerate(rounds, 1):
+        told = [f"{name.removeprefix('safe_set_').replace('_', ' ')} {m.value:.2%}" for name, m in found.items()]
+        print(f"safe set {k:3}: {', '.join(told)}")
     _table(measured)
     _say(f"wrote {out}")
 
@@ -284,10 +313,7 @@ def filter_(
     top: Annotated[int, typer.Option(help="how many pairs the page shows", min=1)] = 48,
     keep: Annotated[float | None, typer.Option(help="fraction of the pairs to keep, the least suspect")] = None,
     cleaned: Annotated[Path | None, typer.Option(help="also write what is kept: a new .csv, .tsv or .parquet")] = None,
-    backdoor: Annotated[
-        Path | None,
-        typer.Option(help="answer key, for the measures alone; the embedded world is poisoned as it says"),
-    ] = None,
+    backdoor: AnswerKey = None,
     image_key: ImageKey = "filepath",
     caption_key: CaptionKey = "title",
 ) -> None:
@@ -298,9 +324,7 @@ def filter_(
     import numpy as np
 
     from clipvet import models, results, suspects
-    from clipvet.answer_key import load_backdoor
     from clipvet.detection import detection
-    from clipvet.dirty import poison
     from clipvet.embed import see, sharing
     from clipvet.errors import UserError
     from clipvet.fit import workspace
@@ -318,15 +342,8 @@ def filter_(
     if cleaned and keep is None and not hasattr(how, "cut"):
         raise UserError(f"{method} has no cut of its own; say with --keep what fraction of the pairs --cleaned keeps")
     clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
-    key = load_backdoor(backdoor) if backdoor else None
     source = _data(data, n, "train", clip.geometry.size, image_key, caption_key)
-    pairs = source.pairs(seed)
-    if key and not np.isin(pairs.ids, key.poisoned).any():
-        raise UserError(
-            f"none of the {len(key.poisoned)} pairs that {backdoor} names is in {pairs.name}; give its data"
-        )
-    if key and source.world(seed):
-        pairs = poison(pairs, key)
+    pairs, key = _keyed(source, seed, backdoor)
     _say(f"scoring {pairs.name} with {how!r}")
     began = time.monotonic()
     with sharing():  # the method and the table read the pictures once

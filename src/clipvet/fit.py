@@ -6,6 +6,7 @@ that is killed at any moment and started again ends in the same weights.
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -234,9 +235,14 @@ def fit(
     return trained.to(next(iter(clip.parameters())).device)  # pyright: ignore
 
 
-def note(name: str, **arrays: np.ndarray) -> None:
-    """Keeps arrays of the running stage under splits/<name>.npz, for whoever measures it; nothing without a folder."""
+def note(name: str, said: str = "", **arrays: np.ndarray) -> None:
+    """Keeps arrays of the running stage under splits/<name>.npz, for whoever measures it; nothing without a folder.
+
+    said: what to tell a person who watches.
+    """
     ws = _workspace.get()
+    if ws and ws.progress and said:
+        print(said, file=sys.stderr, flush=True)
     if ws and ws.folder:
         (ws.folder / "splits").mkdir(exist_ok=True)
         np.savez_compressed(ws.folder / "splits" / f"{name}.npz", **arrays)  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""What a safe training held for safe, measured with the answer key after the fact."""
+"""What a safe training held for safe, measured after the fact; with the answer key, how many poisons were among it."""
 
 from pathlib import Path
 
@@ -8,21 +8,31 @@ from clipvet.measures._intervals import share
 from clipvet.types import Backdoor, Measured
 
 
-def measure_splits(folder: Path, backdoor: Backdoor) -> dict[str, Measured]:
-    """Of the first and the last safe set under folder/splits, as fractions; nothing where there is none:
+def measure_rounds(folder: Path, backdoor: Backdoor | None = None) -> list[dict[str, Measured]]:
+    """Of each safe set under folder/splits in turn, as fractions:
 
-    safe_set_share: of all pairs. safe_set_poison_share: poisons among its pairs. safe_set_poison_recall: its part of
-    all poisons. safe_set_by_mixture: 1 where the mixture split, 0 where the method had to fall back.
+    safe_set_share: of all pairs. With an answer key, safe_set_poison_share: poisons among the safe pairs;
+    safe_set_poison_recall: the safe set's part of all poisons.
     """
-    rounds = sorted((folder / "splits").glob("round_*.npz"))
-    out: dict[str, Measured] = {}
-    for prefix, path in (("", rounds[0]), ("last_", rounds[-1])) if rounds else ():
+    out = []
+    for path in sorted((folder / "splits").glob("round_*.npz")):
         with np.load(path) as split:
-            safe, n, by_mixture = split["safe"], len(split["cosines"]), split["by_mixture"]
-        out |= {
-            f"{prefix}safe_set_share": share(np.arange(n) < len(safe)),
-            f"{prefix}safe_set_poison_share": share(np.isin(safe, backdoor.poisoned)),
-            f"{prefix}safe_set_poison_recall": share(np.isin(backdoor.poisoned, safe)),
-            f"{prefix}safe_set_by_mixture": share(np.atleast_1d(by_mixture)),
-        }
+            safe, n = split["safe"], len(split["cosines"])
+        out.append({"safe_set_share": share(np.arange(n) < len(safe))})
+        if backdoor is not None:
+            out[-1]["safe_set_poison_share"] = share(np.isin(safe, backdoor.poisoned))
+            out[-1]["safe_set_poison_recall"] = share(np.isin(backdoor.poisoned, safe))
     return out
+
+
+def measure_splits(folder: Path, backdoor: Backdoor | None) -> dict[str, Measured]:
+    """The first and, as last_..., the last of `measure_rounds`; nothing where there is none.
+
+    safe_set_by_mixture: 1 where the mixture made the first set, 0 where the method had to fall back.
+    """
+    rounds = measure_rounds(folder, backdoor)
+    if not rounds:
+        return {}
+    with np.load(folder / "splits" / "round_000.npz") as split:
+        first = rounds[0] | {"safe_set_by_mixture": share(np.atleast_1d(split["by_mixture"]))}
+    return first | {f"last_{name}": m for name, m in rounds[-1].items()}

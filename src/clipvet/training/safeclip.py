@@ -70,14 +70,15 @@ class SafeClip:
     needs: ClassVar[str] = "untrusted pairs"
 
     def train(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
-        """Raises UserError for fewer pairs than two batches and where the cosines are all alike or not finite."""
+        """Raises UserError for fewer pairs than two batches, and for cosines all alike or not finite."""
         clip, stage = self.prepare(clip, pairs, rng)
         rounds = max(1, round(self.epochs - self.unimodal - self.slow))
         share, rates = 0.0, warmup_cosine(self.lr, self.warmup)
         for k in range(rounds):
             cosines = self.cosines(clip, pairs, stage, rng.fork("score", k))
             safe, by_mixture = self.split(cosines, share or None)
-            note(f"round_{k:03}", safe=pairs.ids[safe], cosines=cosines, by_mixture=np.array(by_mixture))
+            said = f"round {k + 1} of {rounds}: {safe.mean():.1%} safe{'' if by_mixture else ', mixture did not split'}"
+            note(f"round_{k:03}", said, safe=pairs.ids[safe], cosines=cosines, by_mixture=np.array(by_mixture))
             share = min((share or safe.mean()) + self.growth, self.cap)
             for loss, chosen in ((self.alone, ~safe), (self.together, safe)):
                 if chosen.sum() >= 2 and (self.risky or loss == self.together):
@@ -103,9 +104,8 @@ class SafeClip:
         """cos(picture, caption) of every pair, shape (n,); -2 where the picture cannot be read."""
 
         def seen(b: Batch) -> Batch:
-            return b._replace(
-                images=self.augment(b.images, rng.fork(b.ids[:1].tolist())), captions=self.said(b, stage, 0)
-            )
+            views = self.augment(b.images, rng.fork(b.ids[:1].tolist()))
+            return b._replace(images=views, captions=self.said(b, stage, 0))
 
         z, w, kept, _ = embed_pairs(clip, pairs.map(seen) if self.fidelity == "released" else pairs)
         out = np.full(len(pairs), -2.0, np.float32)
