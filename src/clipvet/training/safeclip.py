@@ -94,10 +94,10 @@ class SafeClip:
         pools = [Pool(size, dim, rng.fork("pool", k), wrap=self.fidelity != "released") for k in range(2)]
         stage = Stage(pools, Memory(nn.ModuleList(pools)), rng.fork("eda"))
         fast, slow = warmup_cosine(self.lr, self.warmup), constant(self.lr * self.slow_lr)
-        if self.unimodal:
-            clip = self._fit(clip, pairs, self.alone, rng.fork("unimodal"), self.unimodal, fast, stage)
-        if self.slow:
-            clip = self._fit(clip, pairs, self.together, rng.fork("slow"), self.slow, slow, stage)
+        for loss, epochs, rates in ((self.alone, self.unimodal, fast), (self.together, self.slow, slow)):
+            if epochs:
+                clip = self._fit(clip, pairs, loss, rng.fork(loss.__name__), epochs, rates, stage)
+                stage.memory.moments = {}  # each phase starts its own
         return clip, stage
 
     def cosines(self, clip: Clip, pairs: Pairs, stage: Stage, rng: Rng) -> np.ndarray:
