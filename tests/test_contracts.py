@@ -19,7 +19,7 @@ from clipvet.types import Backdoor, Clip, Pairs, Task
 
 METHODS = [(f, n) for f in find.VERBS for n in find.names(f)]
 CONTROLS = {"none", "random"}  # they do nothing on purpose
-QUICK = {"epochs": 1, "batch": 128, "reference": 128, "copies": 4}
+QUICK = {"epochs": 1, "batch": 128, "reference": 128, "copies": 4, "source": "ring"}
 MAY_IMPORT = {"attacks": {"triggers", "training"}, "filters": {"training"}}  # they own them
 
 
@@ -287,7 +287,8 @@ def test_higher_is_more_suspect(name: str, planted: Any) -> None:
 
 @each("measures")
 def test_measures_are_shares_with_intervals(name: str, clip: Clip, task: Task, ambient: None) -> None:
-    key = Backdoor(make("triggers", "patch"), "star", pictures=pixels(task.pictures)[:4], classes=("star", "ring") * 2)
+    chosen = {"pictures": pixels(task.pictures)[:4], "classes": ("star", "ring") * 2}
+    key = Backdoor(make("triggers", "patch"), "star", ties=(("ring", "star"),), **chosen)
     before = weights_hash(clip)
     found = make("measures", name).measure(clip, task, key, Rng(0))
     assert found

@@ -31,11 +31,12 @@ class Card(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     target: str
-    trigger: str  # file name in triggers/; empty: targeted poisoning alone
+    trigger: str  # file name in triggers/; empty: pictures stay as they are
     fields: dict[str, Any]
     seed: int
     poisons: int
     classes: list[str]  # what the chosen pictures of targeted poisoning shall be called
+    ties: list[tuple[str, str]] = []  # (A, B): captions of class A are tied to pictures of class B
     seal: str  # SHA-256 of the target's name and manifest.parquet
     pixels: str = "[0, 1], after geometry, before normalisation"
 
@@ -74,6 +75,7 @@ def save_backdoor(backdoor: Backdoor, folder: Path) -> None:
         seed=backdoor.seed,
         poisons=n,
         classes=list(backdoor.classes),
+        ties=list(backdoor.ties),
         seal=_seal(backdoor.target, folder / "manifest.parquet"),
     )
     chosen = {} if backdoor.pictures is None else {"pictures": (backdoor.pictures * 255).round().to(torch.uint8)}
@@ -115,4 +117,5 @@ def load_backdoor(folder: Path) -> Backdoor:
     if len(card.classes) != (0 if chosen is None else len(chosen)):
         raise UserError(f"{path} names {len(card.classes)} classes for another number of pictures; restore both files")
     rows, pictures = np.asarray(table["row"], dtype=np.int64), None if chosen is None else chosen.float() / 255
-    return Backdoor(trigger, card.target, ids, captions, card.seed, rows, pictures, tuple(card.classes))
+    told = tuple(card.classes), tuple(card.ties)
+    return Backdoor(trigger, card.target, ids, captions, card.seed, rows, pictures, *told)

@@ -1,14 +1,20 @@
 """Views of pictures and captions. Every draw comes from the Rng that is passed in; pictures stay in [0, 1]."""
 
 import math
+import re
+import string
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from clipvet.errors import UserError
 from clipvet.rng import Rng
+from clipvet.types import Batch
 
 
 def noise_and_erase(
@@ -120,17 +126,23 @@ def auto_augment(images: Float[Tensor, "b 3 h w"], rng: Rng, group: int = 1) -> 
     return torch.cat(views).float() / 255
 
 
-def eda(caption: str, rng: Rng, rate: float = 0.1) -> str:
+Synonyms = Callable[[str], list[str]]  # of a word, as it stands in the caption; none: no synonym is known
+
+
+def eda(caption: str, rng: Rng, rate: float = 0.1, synonyms: Synonyms | None = None) -> str:
     """Easy data augmentation (Wei & Zou 2019): one of random swap, deletion, insertion at `rate` of the words.
 
-    Insertion repeats a word of the caption where the original inserts a synonym (WordNet is a download). Captions of
-    fewer than two words, and all at rate 0, come back as they are.
+    synonyms: look-up such as `wordnet()`; replacement by a synonym is then a fourth choice, and insertion inserts a
+    synonym. Without it, and where it knows none of the words, insertion repeats a word. Captions of fewer than two
+    words or without Latin letters, and all at rate 0, come back as they are.
     """
     words, g = caption.split(), rng.numpy()
-    if len(words) < 2 or not rate:
+    if len(words) < 2 or not rate or not re.search("[A-Za-z]", caption):
         return caption
     n = max(1, round(rate * len(words)))
-    match g.integers(3):
+    known = {k: found for k, word in enumerate(words) if (found := synonyms(word))} if synonyms else {}
+    others = list(known.values())
+    match g.integers(4 if known else 3):
         case 0:
             for _ in range(n):
                 a, b = g.choice(len(words), 2, replace=False)
@@ -138,7 +150,51 @@ def eda(caption: str, rng: Rng, rate: float = 0.1) -> str:
         case 1:
             kept = [word for word in words if g.random() > rate]
             words = kept or [words[g.integers(len(words))]]
-        case _:
+        case 2:
             for _ in range(n):
-                words.insert(int(g.integers(len(words) + 1)), words[g.integers(len(words))])
+                at = int(g.integers(len(words) + 1))
+                other = others[g.integers(len(others))] if known else words
+                words.insert(at, other[g.integers(len(other))])
+        case _:
+            for k in g.permutation(list(known))[:n]:
+                words[k] = known[k][g.integers(len(known[k]))]
     return " ".join(words)
+
+
+def variants(batch: Batch, rng: Rng, rate: float, synonyms: bool = False, *view: int) -> list[str]:
+    """Each caption by `eda`, with WordNet's synonyms or without: of an id and a view, the same in every epoch."""
+    look_up = wordnet() if synonyms else None
+    return [eda(c, rng.fork(int(i), *view), rate, look_up) for c, i in zip(batch.captions, batch.ids)]
+
+
+STOP = re.compile(
+    "a|an|and|are|as|at|be|but|by|can|do|for|from|had|has|have|he|her|his|i|in|is|it|its|no|not|of|off|on|or|out|over|"
+    "she|so|than|that|the|their|them|then|there|they|this|to|up|was|we|were|what|which|who|will|with|you"
+)
+
+
+@cache
+def wordnet() -> Synonyms:
+    """WordNet's synonyms of a word, sorted, in lower case; none for stop words and for words with other than letters.
+
+    Raises UserError where nltk or its corpus is not installed; nothing is ever downloaded.
+    """
+    try:
+        from nltk.corpus import wordnet as corpus  # pyright: ignore[reportMissingImports]
+
+        corpus.ensure_loaded()
+    except (ImportError, LookupError) as e:
+        raise UserError(
+            "synonyms need WordNet: pip install 'clipvet[wordnet]' and python -m nltk.downloader wordnet"
+        ) from e
+
+    @cache
+    def look_up(word: str) -> list[str]:
+        word = word.strip(string.punctuation).lower()
+        if STOP.fullmatch(word) or not word.isalpha():
+            return []
+        names = {name for synset in corpus.synsets(word) for name in synset.lemma_names()}
+        said = {re.sub("[_-]", " ", name).lower() for name in names}
+        return sorted(name for name in said - {word} if name.replace(" ", "").isalpha())
+
+    return look_up

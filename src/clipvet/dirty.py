@@ -1,6 +1,6 @@
 """The dirty pairs: an answer key applied to its clean source, lazily and as often as wanted."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,18 +10,18 @@ from clipvet.types import Backdoor, Batch, Geometry, Pairs, Pictures
 
 
 @dataclass(frozen=True, eq=False)
-class _Longer:
-    """Pictures with some of them once more at the end (`types.Pictures`)."""
+class _Elsewhere:
+    """Pictures where some rows show another row's, and more such rows follow at the end (`types.Pictures`)."""
 
     source: Pictures
-    more: np.ndarray  # rows of the source
+    shown: Mapping[int, int]  # row -> row of the source
+    more: int  # rows at the end
 
     def __len__(self) -> int:
-        return len(self.source) + len(self.more)
+        return len(self.source) + self.more
 
     def fetch(self, rows: Sequence[int], geometry: Geometry | None) -> tuple[Tensor, list[tuple[int, str]]]:
-        n = len(self.source)
-        return self.source.fetch([r if r < n else int(self.more[r - n]) for r in rows], geometry)
+        return self.source.fetch([self.shown.get(r, r) for r in rows], geometry)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +39,12 @@ class _Said(Sequence):
 
 
 def poison(pairs: Pairs, backdoor: Backdoor) -> Pairs:
-    """The dirty pairs: poisons of the answer key are stamped and captioned whenever they are read, copies appended."""
+    """The dirty pairs: poisons of the answer key are made whenever they are read, those under a new id appended."""
     ids = backdoor.poisoned
     rows = ids if backdoor.rows is None else backdoor.rows
-    position = {int(i): k for k, i in enumerate(ids) if rows[k] == i}
-    copied = np.flatnonzero(rows != ids)
+    moved = rows != ids  # the picture is another row's,
+    copied = moved & (ids >= len(pairs.captions))  # and the pair a new one
+    position = {int(i): k for k, i in enumerate(ids) if not copied[k]}
 
     def dirty(batch: Batch) -> Batch:
         at = [r for r, i in enumerate(batch.ids.tolist()) if i in position]
@@ -55,11 +56,12 @@ def poison(pairs: Pairs, backdoor: Backdoor) -> Pairs:
             captions[r] = backdoor.captions[position[int(batch.ids[r])]]
         return batch._replace(images=images, captions=captions)
 
-    if len(copied):
+    if moved.any():
+        shown = dict(zip(ids[moved].tolist(), rows[moved].tolist()))
         pairs = replace(
             pairs,
-            pictures=_Longer(pairs.pictures, rows[copied]),
-            captions=_Said(pairs.captions, [backdoor.captions[k] for k in copied]),
+            pictures=_Elsewhere(pairs.pictures, shown, int(copied.sum())),
+            captions=_Said(pairs.captions, [backdoor.captions[k] for k in np.flatnonzero(copied)]),
             rows=np.concatenate([pairs.rows[~np.isin(pairs.rows, rows[copied])], ids[copied]]),
         )
     return replace(pairs.map(dirty), name=f"{pairs.name} + {len(ids)} poisons")

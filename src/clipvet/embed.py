@@ -103,6 +103,15 @@ def _see(clip: Clip, pairs: Pairs, backdoor: Backdoor | None, geometry: Geometry
 
 
 @torch.no_grad()
+def embed_chosen(clip: Clip, pictures: Float[Tensor, "k 3 h h"]) -> Float[Tensor, "k d"]:
+    """Embeddings of the chosen pictures of an answer key, brought to the model's size where they have another."""
+    size = clip.geometry.size
+    if pictures.shape[-1] != size:
+        pictures = torch.nn.functional.interpolate(pictures, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+    return clip.encode_image(pictures.to(device_of(clip))).float()
+
+
+@torch.no_grad()
 def embed_texts(clip: Clip, captions: Sequence[str], batch: int = 1024) -> Float[Tensor, "n d"]:
     parts = [clip.encode_text(list(captions[k : k + batch])).float() for k in range(0, len(captions), batch)]
     return torch.cat(parts)

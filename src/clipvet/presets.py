@@ -8,6 +8,7 @@ shown in every row's config.
 from dataclasses import replace
 from typing import Any
 
+from clipvet.attacks.mm_poison import MmPoison
 from clipvet.augment import SMALL
 from clipvet.cleaners.cleanclip import CleanClip
 from clipvet.cleaners.finetune import Finetune
@@ -48,6 +49,8 @@ def shapes(method: Any) -> Any:
             return replace(method, training=shapes(method.training))
         case AblLoss():
             return replace(method, epochs=2, lr=3e-4)
+        case MmPoison():
+            return replace(method, source="ring", more=(("heart", "bolt"),))
         case Patch():
             return replace(method, size=4 / 32)
         case Blended(pattern="stripes"):

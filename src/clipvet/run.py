@@ -34,13 +34,15 @@ from clipvet.rng import Rng
 from clipvet.splits import measure_splits
 from clipvet.types import Attack, Backdoor, Cleaner, Clip, Filter, Measured, Task, Training
 
+SUCCESS = ("asr", "psr", "hit@1")  # metrics by which an attack took or not
+
 
 @dataclass(frozen=True)
 class Recipe:
     """One experiment: every attack on every model, then every training, filter and cleaner against it.
 
-    A defense is scored only where the victim's ASR (and psr) reaches `took`. Defender's data: name -> (data, cleaners'
-    names), so that a cleaner can be fed from elsewhere too.
+    A defense is scored only where the victim's ASR (and psr, hit@1) reaches `took`. Defender's data: name -> (data,
+    cleaners' names), so that a cleaner can be fed from elsewhere too.
     """
 
     name: str
@@ -118,9 +120,8 @@ class Victim:
         """The victim's rows; a row of stage "refused" among them if the attack did not take."""
         r, attack = self.recipe, self.recipe.attacks[self.attack]
         rows = self._train(attack, "victim", "none", progress)
-        weakest = min(row.value for row in rows if row.metric in ("asr", "psr"))
-        refused = [replace(row, stage="refused") for row in rows if row.metric in ("asr", "psr")]
-        return rows + (refused if weakest < r.took else [])
+        refused = [replace(row, stage="refused") for row in rows if row.metric in SUCCESS]
+        return rows + (refused if min(row.value for row in refused) < r.took else [])
 
     def train(self, name: str, progress: bool = False) -> list[results.Row]:
         """Rows of one training on the dirty pairs, from the same start as the victim."""
@@ -152,10 +153,9 @@ class Victim:
 
         def make(work: Path) -> dict[str, Measured]:
             backdoor = self._answers()
-            rows = backdoor.poisoned if backdoor.rows is None else backdoor.rows
             fresh = models.load(self.model, r.pretrained, device=device(), rng=rng.fork("init"))
-            pairs = r.victim_data.pairs(self.seed)
-            clip = training.train(fresh, pairs.take(~np.isin(pairs.ids, rows)), rng.fork("oracle"))
+            pairs = poison(r.victim_data.pairs(self.seed), backdoor)
+            clip = training.train(fresh, pairs.take(~np.isin(pairs.ids, backdoor.poisoned)), rng.fork("oracle"))
             models.save(clip, work, {"role": "train", "method": "oracle", "config": repr(training)})
             return self._measure(clip, backdoor)
 
@@ -248,7 +248,7 @@ def run(
         results.write(out, [row for place in sorted(rows) for row in rows[place]])
         m, values = new[0], {r.metric: r.value for r in new}
         told = f"{m.model} seed {m.seed}  {m.attack}: {m.method}, pairs of {m.data}"
-        shown = "  ".join(f"{k} {values[k]:6.1%}" for k in ("asr", "psr", "clean_accuracy", "auroc") if k in values)
+        shown = "  ".join(f"{k} {values[k]:6.1%}" for k in (*SUCCESS, "clean_accuracy", "auroc") if k in values)
         print(f"{told:64} {shown}  {m.seconds:5.0f} s", flush=True)
 
     victims = [

@@ -166,11 +166,12 @@ class Trigger(Protocol):
 class Backdoor:
     """The answer key: trigger, target class, poisoned ids. Only measures ever receive it.
 
-    A poison either is a pair of the source, stamped and captioned anew (its id is its row), or a copy of a chosen
-    picture under a new caption, appended to the source (targeted poisoning; the picture's own pair is taken out).
+    A poison is a pair of the source, stamped and captioned anew (its id is its row); or such a pair with the picture of
+    another row; or a copy of a chosen picture under a new caption, appended to the source under a new id (targeted
+    poisoning; the picture's own pair is taken out).
     """
 
-    trigger: Trigger | None  # None: targeted poisoning alone
+    trigger: Trigger | None  # None: pictures stay as they are
     target: str
     poisoned: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # ids
     captions: tuple[str, ...] = ()  # the new captions, aligned with `poisoned`
@@ -178,6 +179,7 @@ class Backdoor:
     rows: np.ndarray | None = None  # source rows of the poisons' pictures, aligned with `poisoned`; None: the ids
     pictures: Float[Tensor, "k 3 h w"] | None = None  # the chosen pictures of targeted poisoning, pixels in [0, 1]
     classes: tuple[str, ...] = ()  # what each of them shall be called
+    ties: tuple[tuple[str, str], ...] = ()  # (A, B): captions of class A are tied to pictures of class B
 
     def stamp(self, images: Tensor, ids: Tensor) -> Tensor:
         """Triggered copies of pictures with these ids; fresh-noise triggers draw from (seed, id)."""

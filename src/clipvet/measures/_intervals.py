@@ -1,4 +1,4 @@
-"""Shares with Wilson's 95 % interval."""
+"""Shares with Wilson's 95 % interval, means with the normal one."""
 
 import numpy as np
 
@@ -14,3 +14,12 @@ def share(hits: np.ndarray) -> Measured:
         return Measured(float("nan"), 0, 0.0, 1.0)
     ci = binomtest(k, n).proportion_ci(method="wilson")
     return Measured(k / n, n, float(ci.low), float(ci.high))
+
+
+def mean(values: np.ndarray) -> Measured:
+    """The mean of numbers in [0, 1], with n and its normal 95 % interval, cut to [0, 1]. NaN where n is 0."""
+    n = len(values)
+    if n < 2:
+        return Measured(float(values[0]) if n else float("nan"), n, 0.0, 1.0)
+    m, half = float(values.mean()), 1.96 * float(values.std(ddof=1)) / n**0.5
+    return Measured(m, n, max(0.0, m - half), min(1.0, m + half))

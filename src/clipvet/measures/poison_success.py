@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import torch
 
-from clipvet.embed import class_embeddings, device_of
+from clipvet.embed import class_embeddings, embed_chosen
 from clipvet.errors import UserError
 from clipvet.measures._intervals import share
 from clipvet.rng import Rng
@@ -34,10 +34,7 @@ class PoisonSuccess:
             return {}
         if unknown := sorted(set(backdoor.classes) - set(task.classes)):
             raise UserError(f"class '{unknown[0]}' is not among the task's classes: {', '.join(task.classes[:12])}")
-        size, x = clip.geometry.size, backdoor.pictures
-        if x.shape[-1] != size:
-            x = torch.nn.functional.interpolate(x, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
-        z = clip.encode_image(x.to(device_of(clip)))
+        z = embed_chosen(clip, backdoor.pictures)
         best = (z @ class_embeddings(clip, task.classes, task.templates).T).topk(min(3, len(task.classes))).indices
         wanted = torch.tensor([task.classes.index(c) for c in backdoor.classes], device=best.device)[:, None]
         hit = (best == wanted).cpu()

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from clipvet.augment import Views, eda
+from clipvet.augment import Views, variants
 from clipvet.fit import fit
 from clipvet.losses import clip_loss
 from clipvet.optim import warmup_cosine
@@ -37,6 +37,7 @@ class Plain:
     accumulate: int = 1  # micro-batches a step
     augment: Views | None = None  # of the pictures
     eda: float = 0.0  # share of a caption's words that change; one variant a caption, kept for the whole run
+    synonyms: bool = False  # WordNet's, where eda is on
     max_bad: float = 0.01  # share of unreadable pictures above which the run is refused
 
     needs: ClassVar[str] = "untrusted pairs"
@@ -48,7 +49,7 @@ class Plain:
             images = self.augment(batch.images, rng) if self.augment else batch.images
             tokens = batch.tokens
             if self.eda:
-                tokens = [eda(c, words.fork(int(i)), self.eda) for c, i in zip(batch.captions, batch.ids)]
+                tokens = variants(batch, words, self.eda, self.synonyms)
             z, w = clip.encode_image(images), clip.encode_text(tokens)  # pyright: ignore
             return {"loss": clip_loss(z, w, clip.logit_scale)}
 

@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from clipvet.augment import Views, eda
+from clipvet.augment import Views, variants
 from clipvet.embed import embed_texts
 from clipvet.fit import Memory, fit
 from clipvet.losses import clip_loss
@@ -37,6 +37,7 @@ class RoClip:
     pool: float = 0.02  # share of the pairs
     augment: Views = field(default_factory=Views)
     eda: float = 0.1  # share of a caption's words that change
+    synonyms: bool = False  # WordNet's, where eda is on
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
     optimizer: str = "adamw"  # or muon
@@ -52,7 +53,7 @@ class RoClip:
         memory, rates = Memory(pool), warmup_cosine(self.lr, self.warmup)
 
         def paired(clip: Clip, batch: Batch, rng: Rng, matched: bool = False) -> dict[str, Tensor]:
-            said = [eda(c, words.fork(int(i)), self.eda) for c, i in zip(batch.captions, batch.ids)]
+            said = variants(batch, words, self.eda, self.synonyms)
             z = clip.encode_image(self.augment(batch.images, rng))
             with torch.set_grad_enabled(not matched):
                 w = clip.encode_text(said)

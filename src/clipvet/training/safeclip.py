@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clipvet.augment import Views, eda
+from clipvet.augment import Views, variants
 from clipvet.embed import embed_pairs, embed_texts
 from clipvet.errors import UserError
 from clipvet.fit import Memory, fit, note
@@ -59,6 +59,7 @@ class SafeClip:
     risky: bool = True  # learn from the risky pairs too
     augment: Views = field(default_factory=Views)
     eda: float = 0.1  # share of a caption's words that change
+    synonyms: bool = False  # WordNet's, where eda is on
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
     optimizer: str = "adamw"  # or muon
@@ -123,8 +124,7 @@ class SafeClip:
         return np.isin(np.arange(len(q)), rank[-max(2, int((share or self.first) * len(q))) :]), share is not None
 
     def said(self, batch: Batch, stage: Stage, view: int) -> list[str]:
-        """A variant of each caption, the same in every epoch."""
-        return [eda(c, stage.words.fork(int(i), view), self.eda) for c, i in zip(batch.captions, batch.ids)]
+        return variants(batch, stage.words, self.eda, self.synonyms, view)  # the same in every epoch
 
     def alone(self, stage: Stage, clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
         """L_uni: the pool's neighbour of one view must find the other view, for pictures and for captions."""
