@@ -6,6 +6,7 @@ hardware: 2 to 4 GPUs; RoCLIP's authors log 41 minutes an epoch of a million pai
 """
 
 import os
+from dataclasses import replace
 
 from clipvet.attacks.poison import Poison
 from clipvet.attacks.targeted import Targeted
@@ -43,8 +44,8 @@ def recipe(smoke: bool = False) -> Recipe:
         model_names=("RN50",),
         attacks={name: attack(t) for name, t in TRIGGERS.items() if not smoke or name == "patch"},
         trainings={
-            "roclip": RoClip(**({"batch": 512} | short)),
-            "safeclip": SafeClip(**({"batch": 512, "unimodal": 0 if smoke else 5} | short)),
+            "roclip": replace(RoClip(), **short),
+            "safeclip": replace(SafeClip(), **short, **({"unimodal": 0} if smoke else {})),
         },
         oracle=Plain(augment=Views(), eda=0.1, **plain),
         target="star" if smoke else "mushroom",
