@@ -131,7 +131,7 @@ def test_trainings_ask_for_wordnet_only_when_told(method, clip, pairs, monkeypat
 def test_views_of_a_caption_differ_by_view_and_use_the_synonyms(pairs, monkeypatch):
     monkeypatch.setattr(augment, "wordnet", lambda: lambda word: [word.upper()])
     stage, batch, method = Stage([], None, Rng(0)), pairs[:32], SafeClip(synonyms=True)  # pyright: ignore
-    one, two = method.said(batch, stage, 0), method.said(batch, stage, 1)
-    assert one == method.said(batch, stage, 0) != two
+    one, two = method.views(batch, stage, Rng(0))[1]
+    assert one == method.views(batch, stage, Rng(1))[1][0] != two
     assert any(c != c.lower() for c in one)
-    assert all(c == c.lower() for c in replace(method, synonyms=False).said(batch, stage, 0))
+    assert all(c == c.lower() for c in replace(method, synonyms=False).views(batch, stage, Rng(0))[1][0])

@@ -4,6 +4,8 @@ What is drawn at step k depends on (rng, k) alone, and the state on disk is weig
 that is killed at any moment and started again ends in the same weights.
 """
 
+import dataclasses
+import inspect
 import json
 import math
 import sys
@@ -195,7 +197,8 @@ def fit(
                 shape = rates[step] / (peak or max(rates))
                 for group in o.param_groups:
                     group["lr"] = rates[step] if other is None else other * shape
-            chunks = [rows] if accumulate == 1 else _split(rows, accumulate)
+            cuts = np.array_split(np.arange(len(rows.captions)), accumulate)
+            chunks = [rows] if accumulate == 1 else [rows.take(cut) for cut in cuts if len(cut)]
             for c, chunk in enumerate(chunks):
                 if len(chunk.captions) < 2:
                     continue
@@ -235,6 +238,12 @@ def fit(
     return trained.to(next(iter(clip.parameters())).device)  # pyright: ignore
 
 
+def fit_by(method: Any, clip: Clip, pairs: Pairs, loss: Loss, rng: Rng, **own: Any) -> Clip:
+    """`fit`, whose arguments (epochs, batch, precision ...) are the method's fields of these names, and `own`."""
+    names = {f.name for f in dataclasses.fields(method)} & inspect.signature(fit).parameters.keys()
+    return fit(clip, pairs, loss, rng, **{name: getattr(method, name) for name in names} | own)
+
+
 def note(name: str, said: str = "", **arrays: np.ndarray) -> None:
     """Keeps arrays of the running stage under splits/<name>.npz, for whoever measures it; nothing without a folder.
 
@@ -259,18 +268,6 @@ def _shrink(state: Path) -> None:
 def _finite(model: nn.Module) -> bool:
     """Whether the state is worth keeping: a step can break the weights before a loss shows it."""
     return all(bool(torch.isfinite(p).all()) for p in model.parameters())
-
-
-def _split(batch: Batch, n: int) -> list[Batch]:
-    cuts = np.array_split(np.arange(len(batch.captions)), n)
-    tokens = batch.tokens
-    return [
-        Batch(
-            batch.images[c], [batch.captions[i] for i in c], batch.ids[c], (), tokens[c] if tokens is not None else None
-        )
-        for c in cuts
-        if len(c)
-    ]
 
 
 def _rewind(log: Path | None, fit_number: int, start: int) -> None:

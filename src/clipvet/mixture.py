@@ -1,7 +1,7 @@
 """SafeCLIP's split: a mixture of two normal distributions over the pairs' cosines."""
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from clipvet.errors import UserError
 
@@ -29,3 +29,26 @@ def clean_posterior(cosines: Float[np.ndarray, " n"], monotone: bool = True) -> 
         order = cosines.argsort(kind="stable")
         q[order] = np.maximum.accumulate(q[order] * (column[order, 0] >= means.min()))
     return q, bool(gmm.bic(column) < GaussianMixture(1).fit(column).bic(column))
+
+
+def safe_set(
+    cosines: Float[np.ndarray, " n"],
+    threshold: float,
+    share: float | None,
+    first: float,
+    cap: float,
+    released: bool = False,
+) -> tuple[Bool[np.ndarray, " n"], bool]:
+    """Which pairs are safe, and whether that went as planned; cosines of -2 stand for pairs that cannot be read.
+
+    Those of posterior >= threshold where no share (fraction of the pairs) is given yet, else the best `share` by
+    cosine, or as released by posterior. Where the mixture does not split, or leaves fewer than 2 or more than `cap`
+    (fraction): the best `first` by cosine, not as planned.
+    """
+    q, seen = np.zeros(len(cosines)), cosines >= -1.01  # what cannot be read must not bend the mixture
+    q[seen], apart = clean_posterior(cosines[seen], monotone=not released)
+    safe = q >= threshold
+    if share is None and apart and 2 <= safe.sum() <= cap * len(q):
+        return safe, True
+    rank = np.lexsort((cosines, q if released and share else cosines))
+    return np.isin(np.arange(len(q)), rank[-max(2, int((share or first) * len(q))) :]), share is not None

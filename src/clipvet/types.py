@@ -72,6 +72,11 @@ class Batch(NamedTuple):
     bad: tuple[tuple[int, str], ...] = ()
     tokens: Int[Tensor, "b l"] | None = None  # of the captions, filled in by the training loop's loader
 
+    def take(self, at: np.ndarray) -> "Batch":
+        """Some of its rows, by position."""
+        tokens = None if self.tokens is None else self.tokens[at]
+        return Batch(self.images[at], [self.captions[k] for k in at], self.ids[at], (), tokens)
+
 
 @runtime_checkable
 class Pictures(Protocol):

@@ -164,11 +164,11 @@ def test_below_the_floor_the_loss_is_pushed_up(kind, planted, few, monkeypatch):
     pairs, _ = few
     closures = []
 
-    def spy(clip, pairs, loss, rng, **kw):
+    def spy(method, clip, pairs, loss, rng, **kw):
         closures.append(loss)
         return clip
 
-    monkeypatch.setattr("clipvet.filters.abl_loss.fit", spy)
+    monkeypatch.setattr("clipvet.filters.abl_loss.fit_by", spy)
     batch = pairs[:16]._replace(tokens=planted.clip.tokenize(pairs[:16].captions))
     plain = clip_loss(
         planted.clip.encode_image(batch.images), planted.clip.encode_text(batch.tokens), planted.clip.logit_scale

@@ -102,7 +102,7 @@ def test_together_compares_one_view_of_a_picture_with_the_other_of_its_caption(p
     with torch.no_grad():
         got = float(method.together(stage, clip, batch, rng)["loss"])
         z1, z2 = (clip.encode_image(SMALL(batch.images, rng.fork(v))).numpy() for v in (0, 1))
-        w1, w2 = (clip.encode_text(method.said(batch, stage, v)).numpy() for v in (0, 1))
+        w1, w2 = (clip.encode_text(said).numpy() for said in method.views(batch, stage, rng)[1])
         s = float(clip.logit_scale)
     want = (cross_entropy(s * z1 @ w2.T) + cross_entropy(s * w1 @ z2.T)) / 2
     assert got == pytest.approx(want, rel=1e-4)
@@ -115,7 +115,7 @@ def test_alone_asks_the_pool_before_it_fills_it_and_ties_no_picture_to_a_caption
     out = method.alone(stage, clip, batch, rng)
     with torch.no_grad():
         z1, z2 = (clip.encode_image(SMALL(batch.images, rng.fork(v))).numpy() for v in (0, 1))
-        w1, w2 = (clip.encode_text(method.said(batch, stage, v)).numpy() for v in (0, 1))
+        w1, w2 = (clip.encode_text(said).numpy() for said in method.views(batch, stage, rng)[1])
         s = float(clip.logit_scale)
     want = []
     for first, second, rows in ((z1, z2, before[0].numpy()), (w1, w2, before[1].numpy())):
@@ -126,6 +126,19 @@ def test_alone_asks_the_pool_before_it_fills_it_and_ties_no_picture_to_a_caption
     shuffled = batch._replace(captions=[batch.captions[k] for k in (1, 2, 3, 0)], ids=batch.ids[[1, 2, 3, 0]])
     one = method.alone(stage_of(method, clip, pairs, monkeypatch), clip, shuffled, rng)
     assert float(one["unimodal_img"].detach()) == pytest.approx(float(out["unimodal_img"].detach()), rel=1e-5)
+
+
+def test_joint_is_l_clip_of_the_safe_plus_l_uni_of_the_risky(pairs, monkeypatch):
+    method, clip, batch, rng = SafeClip(augment=SMALL), small_clip(), pairs[:32], Rng(5)
+    safe = batch.ids.numpy()[::3]
+    mine, rest = (batch.take(np.flatnonzero(np.isin(batch.ids.numpy(), safe) == want)) for want in (True, False))
+    apart = stage_of(method, clip, pairs, monkeypatch)
+    expected = method.alone(apart, clip, rest, rng)["loss"] + method.together(apart, clip, mine, rng)["loss"]
+    parts = method.joint(safe, stage_of(method, clip, pairs, monkeypatch), clip, batch, rng)
+    assert parts["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert len(mine.captions) == len(mine.images) == 11
+    lonely = method.joint(safe, apart, clip, batch.take(np.array([0, 1])), rng)  # one of each: nothing to compare
+    assert lonely["loss"].item() == 0
 
 
 # the split
@@ -274,11 +287,11 @@ def test_roclip_matches_every_kth_epoch_and_its_text_tower_rests_there(pairs, tm
     import clipvet.training.roclip as module
 
     seen = []
-    real = module.fit
+    real = module.fit_by
 
-    def watch(clip, pairs, loss, rng, **kw):
+    def watch(method, clip, pairs, loss, rng, **kw):
         before = clone(clip)
-        after: Any = real(clip, pairs, loss, rng, **kw)
+        after: Any = real(method, clip, pairs, loss, rng, **kw)
         moved = [n for n, p in after.named_parameters() if not torch.equal(p, before.get_parameter(n))]
         seen.append(
             {
@@ -288,7 +301,7 @@ def test_roclip_matches_every_kth_epoch_and_its_text_tower_rests_there(pairs, tm
         )
         return after
 
-    monkeypatch.setattr(module, "fit", watch)
+    monkeypatch.setattr(module, "fit_by", watch)
     RoClip(epochs=4, every=2, batch=64, lr=1e-3, augment=SMALL).train(small_clip(), pairs, Rng(0))
     assert [s["text"] for s in seen] == [True, False, True, False]
     assert all(s["image"] for s in seen)

@@ -16,7 +16,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from clipvet.augment import auto_augment, eda
-from clipvet.fit import fit
+from clipvet.fit import fit_by
 from clipvet.losses import clip_loss, match_loss
 from clipvet.optim import warmup_cosine
 from clipvet.rng import Rng
@@ -53,18 +53,4 @@ class CleanClip:
             total = self.w_clip * pairs_term + self.w_self * self_term
             return {"loss": total, "clip": pairs_term, "self": self_term}
 
-        return fit(
-            clip,
-            pairs,
-            loss,
-            rng,
-            epochs=self.epochs,
-            batch=self.batch,
-            schedule=warmup_cosine(self.lr, self.warmup),
-            optimizer=self.optimizer,
-            betas=self.betas,
-            weight_decay=self.weight_decay,
-            batchnorm="eval",
-            precision=self.precision,
-            max_bad=self.max_bad,
-        )
+        return fit_by(self, clip, pairs, loss, rng, schedule=warmup_cosine(self.lr, self.warmup), batchnorm="eval")

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from clipvet.fit import fit
+from clipvet.fit import fit_by
 from clipvet.losses import clip_loss
 from clipvet.optim import linear_cosine
 from clipvet.rng import Rng
@@ -41,18 +41,12 @@ class Finetune:
             z, w = clip.encode_image(batch.images), clip.encode_text(batch.tokens)  # pyright: ignore
             return {"loss": clip_loss(z, w, clip.logit_scale.detach())}
 
-        return fit(
+        return fit_by(
+            self,
             clip,
             pairs,
             loss,
             rng,
-            epochs=self.epochs,
-            batch=self.batch,
             schedule=linear_cosine(self.lr_start, self.lr, self.lr_end, self.part),
-            optimizer=self.optimizer,
-            betas=self.betas,
-            weight_decay=self.weight_decay,
             batchnorm="eval",
-            precision=self.precision,
-            max_bad=self.max_bad,
         )

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipvet.augment import noise_and_erase
-from clipvet.fit import fit
+from clipvet.fit import fit_by
 from clipvet.losses import clip_loss, squared_distance
 from clipvet.models import clone
 from clipvet.optim import linear_cosine
@@ -88,18 +88,12 @@ class Par:
                 z_p, w_p = poisoned.encode_image(view), poisoned.encode_text(batch.tokens)
             return par_loss(z, w, z_p, w_p, clip.logit_scale, self.tau, self.push)._asdict()
 
-        return fit(
+        return fit_by(
+            self,
             clip,
             pairs,
             loss,
             rng,
-            epochs=self.epochs,
-            batch=self.batch,
             schedule=linear_cosine(self.lr_start, self.lr, self.lr_end, self.part),
-            optimizer=self.optimizer,
-            betas=self.betas,
-            weight_decay=self.weight_decay,
             batchnorm="eval",
-            precision=self.precision,
-            max_bad=self.max_bad,
         )

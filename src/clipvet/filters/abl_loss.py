@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipvet.filters._features import aligned, both
-from clipvet.fit import fit
+from clipvet.fit import fit_by
 from clipvet.losses import clip_loss, pair_losses
 from clipvet.optim import warmup_cosine
 from clipvet.rng import Rng
@@ -55,19 +55,7 @@ class AblLoss:
                 return {"loss": (plain - self.floor).abs() + self.floor, "plain": plain}
             return {"loss": (plain - self.floor).sign().detach() * plain, "plain": plain}
 
-        trained = fit(
-            clip,
-            pairs,
-            loss,
-            rng,
-            epochs=self.epochs,
-            batch=self.batch,
-            schedule=warmup_cosine(self.lr, self.warmup),
-            optimizer=self.optimizer,
-            weight_decay=self.weight_decay,
-            precision=self.precision,
-            max_bad=self.max_bad,
-        )
+        trained = fit_by(self, clip, pairs, loss, rng, schedule=warmup_cosine(self.lr, self.warmup))
         found = both(trained, pairs)
         ids, total = pairs.ids[found.kept], torch.zeros(len(found.kept))
         with torch.no_grad():

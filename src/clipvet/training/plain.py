@@ -15,7 +15,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from clipvet.augment import Views, variants
-from clipvet.fit import fit
+from clipvet.fit import fit_by
 from clipvet.losses import clip_loss
 from clipvet.optim import warmup_cosine
 from clipvet.rng import Rng
@@ -53,20 +53,4 @@ class Plain:
             z, w = clip.encode_image(images), clip.encode_text(tokens)  # pyright: ignore
             return {"loss": clip_loss(z, w, clip.logit_scale)}
 
-        return fit(
-            clip,
-            pairs,
-            loss,
-            rng,
-            epochs=self.epochs,
-            batch=self.batch,
-            schedule=warmup_cosine(self.lr, self.warmup),
-            optimizer=self.optimizer,
-            muon_lr=self.muon_lr,
-            betas=self.betas,
-            weight_decay=self.weight_decay,
-            batchnorm=self.batchnorm,
-            precision=self.precision,
-            accumulate=self.accumulate,
-            max_bad=self.max_bad,
-        )
+        return fit_by(self, clip, pairs, loss, rng, schedule=warmup_cosine(self.lr, self.warmup))

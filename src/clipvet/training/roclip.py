@@ -19,7 +19,7 @@ from torch import Tensor
 
 from clipvet.augment import Views, variants
 from clipvet.embed import embed_texts
-from clipvet.fit import Memory, fit
+from clipvet.fit import Memory, fit_by
 from clipvet.losses import clip_loss
 from clipvet.neighbours import Pool
 from clipvet.optim import piece, warmup_cosine
@@ -66,21 +66,7 @@ class RoClip:
             return paired(clip, batch, rng, matched=True)
 
         for epoch in range(self.epochs):
-            clip = fit(
-                clip,
-                pairs,
-                matched if (epoch + 1) % self.every == 0 else paired,
-                rng.fork("epoch", epoch),
-                epochs=1,
-                batch=self.batch,
-                schedule=piece(rates, epoch, self.epochs),
-                peak=self.lr,
-                memory=memory,
-                optimizer=self.optimizer,
-                muon_lr=self.muon_lr,
-                betas=self.betas,
-                weight_decay=self.weight_decay,
-                precision=self.precision,
-                max_bad=self.max_bad,
-            )
+            loss = matched if (epoch + 1) % self.every == 0 else paired
+            own = {"epochs": 1, "schedule": piece(rates, epoch, self.epochs), "peak": self.lr, "memory": memory}
+            clip = fit_by(self, clip, pairs, loss, rng.fork("epoch", epoch), **own)
         return clip

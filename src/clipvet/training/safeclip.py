@@ -3,15 +3,15 @@
     warm-up     L_uni = 1/2 (L_I + L_T),  L_m = CE(s NN(Z1, P_m) Z2', 1)     Z1, Z2: two views, P_m: pool of embeddings
     slow epoch  L_clip = 1/2 [CE(s Z1 W2', 1) + CE(s W1 Z2', 1)] at a hundredth of the rate
     split       q_j = P(upper of two normals | cos(z_j, w_j)),  safe = {j : q_j >= threshold}
-    each round  L_uni on the risky pairs, then L_clip on the safe ones; then safe = the best by cosine, `growth` more
+    each round  L_clip(safe) + L_uni(risky); then safe = the best by cosine, `growth` more
 
-paper:   Yang et al., ICML 2024, arXiv:2310.05862; the full text could not be read: algorithm and settings were taken
-         from the behaviour of its public code and its authors' commands
+paper:   Yang et al., ICML 2024, arXiv:2310.05862; text not read: from its code's behaviour and authors' commands
 needs:   untrusted pairs; training from scratch
-differs: pairs are scored on the clean view; the posterior is cut monotone in the cosine; each phase warms up and cools
-         down once (the code's rates rise again through a counting error); a full pool goes on at its start.
-         fidelity="released" scores augmented views, ranks by the raw posterior, transposes L_m and drops what passes
-         the pool's end. Where the mixture does not split, the best `first` are safe, and the split is marked so
+differs: pairs are scored on the clean view; the posterior is cut monotone in the cosine; each phase has moments of its
+         own and warms up and cools down once (the code's rates rise again by a miscount); a round is one pass (the
+         code's: risky pairs, then safe ones); a full pool goes on at its start; where the mixture does not split, the
+         best `first` are safe. fidelity="released": augmented views are scored and ranked by the raw posterior, rounds
+         are two passes, L_m is transposed, what passes the pool's end is dropped
 """
 
 from dataclasses import dataclass, field
@@ -25,21 +25,19 @@ from torch import Tensor, nn
 from clipvet.augment import Views, variants
 from clipvet.embed import embed_pairs, embed_texts
 from clipvet.errors import UserError
-from clipvet.fit import Memory, fit, note
+from clipvet.fit import Memory, fit_by, note
 from clipvet.losses import match_loss, neighbour_loss
-from clipvet.mixture import clean_posterior
+from clipvet.mixture import safe_set
 from clipvet.neighbours import Pool
 from clipvet.optim import Schedule, constant, piece, warmup_cosine
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
 
 
-class Stage(NamedTuple):
-    """What the phases share: pools of pictures and captions, moments, and the key of the captions' variants."""
-
-    pools: list[Pool]
+class Stage(NamedTuple):  # what the phases share
+    pools: list[Pool]  # of pictures, of captions
     memory: Memory
-    words: Rng
+    words: Rng  # key of the captions' variants
 
 
 @dataclass(frozen=True)
@@ -73,18 +71,18 @@ class SafeClip:
     def train(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
         """Raises UserError for fewer pairs than two batches, and for cosines all alike or not finite."""
         clip, stage = self.prepare(clip, pairs, rng)
-        rounds = max(1, round(self.epochs - self.unimodal - self.slow))
-        share, rates = 0.0, warmup_cosine(self.lr, self.warmup)
+        rates, rounds = warmup_cosine(self.lr, self.warmup), max(1, round(self.epochs - self.unimodal - self.slow))
+        share = 0.0
         for k in range(rounds):
             cosines = self.cosines(clip, pairs, stage, rng.fork("score", k))
             safe, by_mixture = self.split(cosines, share or None)
-            said = f"round {k + 1} of {rounds}: {safe.mean():.1%} safe{'' if by_mixture else ', mixture did not split'}"
+            said = f"round {k + 1} of {rounds}: {safe.mean():.1%} safe" + (not by_mixture) * ", mixture did not split"
             note(f"round_{k:03}", said, safe=pairs.ids[safe], cosines=cosines, by_mixture=np.array(by_mixture))
             share = min((share or safe.mean()) + self.growth, self.cap)
-            for loss, chosen in ((self.alone, ~safe), (self.together, safe)):
-                if chosen.sum() >= 2 and (self.risky or loss == self.together):
-                    draws = rng.fork("round", k, loss.__name__)
-                    clip = self._fit(clip, pairs.take(chosen), loss, draws, 1, piece(rates, k, rounds), stage)
+            passes = (~safe & self.risky, safe) if self.fidelity == "released" else (safe | self.risky,)
+            for n, part in enumerate(pairs.take(chosen) for chosen in passes if chosen.sum() >= 2):
+                loss, draws = partial(self.joint, pairs.ids[safe]), rng.fork("round", k, n)
+                clip = self._fit(clip, part, loss, draws, 1, piece(rates, k, rounds), stage)
         return clip
 
     def prepare(self, clip: Clip, pairs: Pairs, rng: Rng) -> tuple[Clip, Stage]:
@@ -105,8 +103,8 @@ class SafeClip:
         """cos(picture, caption) of every pair, shape (n,); -2 where the picture cannot be read."""
 
         def seen(b: Batch) -> Batch:
-            views = self.augment(b.images, rng.fork(b.ids[:1].tolist()))
-            return b._replace(images=views, captions=self.said(b, stage, 0))
+            (image, _), (caption, _) = self.views(b, stage, rng.fork(b.ids[:1].tolist()))
+            return b._replace(images=image, captions=caption)
 
         z, w, kept, _ = embed_pairs(clip, pairs.map(seen) if self.fidelity == "released" else pairs)
         out = np.full(len(pairs), -2.0, np.float32)
@@ -115,36 +113,38 @@ class SafeClip:
 
     def split(self, cosines: np.ndarray, share: float | None) -> tuple[np.ndarray, bool]:
         """Which pairs are safe, shape (n,) bool: by threshold or the best `share`; and whether that went as planned."""
-        q, seen = np.zeros(len(cosines)), cosines >= -1.01  # what cannot be read must not bend the mixture
-        q[seen], apart = clean_posterior(cosines[seen], monotone=self.fidelity != "released")
-        safe = q >= self.threshold
-        if share is None and apart and 2 <= safe.sum() <= self.cap * len(q):
-            return safe, True
-        rank = np.lexsort((cosines, q)) if self.fidelity == "released" and share else cosines.argsort(kind="stable")
-        return np.isin(np.arange(len(q)), rank[-max(2, int((share or self.first) * len(q))) :]), share is not None
+        return safe_set(cosines, self.threshold, share, self.first, self.cap, self.fidelity == "released")
 
-    def said(self, batch: Batch, stage: Stage, view: int) -> list[str]:
-        return variants(batch, stage.words, self.eda, self.synonyms, view)  # the same in every epoch
+    def views(self, batch: Batch, stage: Stage, rng: Rng) -> tuple[list[Tensor], list[list[str]]]:
+        """Two of each picture and two of each caption, the latter the same in every epoch."""
+        images = [self.augment(batch.images, rng.fork(v)) for v in (0, 1)]
+        return images, [variants(batch, stage.words, self.eda, self.synonyms, v) for v in (0, 1)]
 
     def alone(self, stage: Stage, clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
         """L_uni: the pool's neighbour of one view must find the other view, for pictures and for captions."""
-        views = [self.augment(batch.images, rng.fork(v)) for v in (0, 1)], [self.said(batch, stage, v) for v in (0, 1)]
-        losses = []
-        for pool, encode, (one, two) in zip(stage.pools, (clip.encode_image, clip.encode_text), views):
-            with torch.no_grad():
-                first = encode(one)  # pyright: ignore
+        encoders, losses = (clip.encode_image, clip.encode_text), []
+        for pool, encode, (one, two) in zip(stage.pools, encoders, self.views(batch, stage, rng)):
+            first = torch.no_grad()(encode)(one)  # pyright: ignore
             near = pool.nearest(first).to(first.dtype)
             losses.append(neighbour_loss(near, encode(two), clip.logit_scale, self.fidelity == "released"))  # pyright: ignore
             pool.push(first)
         return {"loss": (losses[0] + losses[1]) / 2, "unimodal_img": losses[0], "unimodal_txt": losses[1]}
 
+    def joint(self, safe: np.ndarray, stage: Stage, clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
+        """L_uni of the batch's risky pairs plus L_clip of its safe ones."""
+        mine, parts = np.isin(batch.ids.cpu().numpy(), safe), {"loss": 0 * clip.logit_scale}
+        for loss, at in ((self.alone, ~mine), (self.together, mine)):
+            if at.sum() >= 2:
+                found = loss(stage, clip, batch.take(np.flatnonzero(at)), rng)
+                parts |= found | {"loss": parts["loss"] + found["loss"]}
+        return parts
+
     def together(self, stage: Stage, clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
         """L_clip, between one view of the pictures and the other of the captions."""
-        z1, z2 = (clip.encode_image(self.augment(batch.images, rng.fork(v))) for v in (0, 1))
-        w1, w2 = (clip.encode_text(self.said(batch, stage, v)) for v in (0, 1))
+        images, captions = self.views(batch, stage, rng)
+        (z1, z2), (w1, w2) = map(clip.encode_image, images), map(clip.encode_text, captions)
         return {"loss": (match_loss(z1, w2, clip.logit_scale) + match_loss(w1, z2, clip.logit_scale)) / 2}
 
     def _fit(self, clip: Clip, pairs: Pairs, loss, rng: Rng, epochs: float, schedule: Schedule, stage: Stage) -> Clip:
-        same = ("batch", "optimizer", "muon_lr", "betas", "weight_decay", "precision", "max_bad")
         own = {"epochs": epochs, "schedule": schedule, "peak": self.lr, "memory": stage.memory}
-        return fit(clip, pairs, partial(loss, stage), rng, **own, **{name: getattr(self, name) for name in same})
+        return fit_by(self, clip, pairs, partial(loss, stage), rng, **own)
