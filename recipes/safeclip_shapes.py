@@ -2,8 +2,8 @@
 
 command:  clipvet run recipes/safeclip_shapes.py --jobs 2 --out results/safeclip_shapes
 expected: victims' ASR >= 0.95 and psr >= 0.80; SafeCLIP's ASR <= 0.02 and psr <= 0.0625 at most 3 points of accuracy
-          below the victim; oracle: what the same training gives when it is told which pairs are poisons
-hardware: 2 CPU cores
+          below the victim; oracle: what the same training gives when it is told which pairs are poisons, so the floor
+hardware: 2 CPU cores; about 20 minutes for each of 18 victims. Settings: chosen on seed 100, docs/decisions/0005
 """
 
 from dataclasses import replace
@@ -22,34 +22,38 @@ from clipvet.triggers.patch import Patch
 from clipvet.triggers.wanet import WaNet
 from clipvet.worlds.shapes import SHAPES, TEMPLATES
 
-TRIGGERS = {"patch": Patch(), "blended": Blended(), "wanet": WaNet(s=1.0)}
+# a strong warp: crops hide a fainter one; the target is a class for which no warped picture is taken by itself
+TRIGGERS = {"patch": shapes(Patch()), "wanet": WaNet(k=8, s=4.0), "blended": shapes(Blended())}
+TARGET = "crescent"
 
 
-def recipe(smoke: bool = False) -> Recipe:
+def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
     epochs = 16 if not smoke else 3
     plain = replace(shapes(Plain()), epochs=epochs, augment=SMALL, eda=0.1)
     safe = replace(shapes(SafeClip()), epochs=epochs)
-    classes = tuple(name for name in SHAPES if name != "star")
+    trainings = {"safeclip": safe, "roclip": replace(shapes(RoClip()), epochs=epochs)}
+    ablations = {"safeclip_no_warmup": replace(safe, unimodal=0), "safeclip_no_risky": replace(safe, risky=False)}
+    classes = tuple(name for name in SHAPES if name != TARGET)
 
     def attack(trigger, captions: str) -> Targeted:
-        beside = Poison(shapes(trigger), rate=0.01, captions=captions, templates=TEMPLATES)
-        copies = 2 if smoke else 30
+        beside = Poison(trigger, rate=0.02, captions=captions, templates=TEMPLATES)
+        copies = 2 if smoke else 15
         return Targeted(16, copies, classes, captions, TEMPLATES, beside, plain)
 
-    return Recipe(
+    whole = Recipe(
         name="safeclip_shapes",
         model_names=("shapes-vit",),
-        attacks={f"{name}_{said}": attack(t, said) for name, t in TRIGGERS.items() for said in ("natural", "template")},
-        trainings={
-            "safeclip": safe,
-            "safeclip_no_warmup": replace(safe, unimodal=0),
-            "safeclip_no_risky": replace(safe, risky=False),
-            "roclip": replace(shapes(RoClip()), epochs=epochs),
-        },
+        attacks={f"{name}_{said}": attack(t, said) for said in ("natural", "template") for name, t in TRIGGERS.items()},
+        trainings=trainings,
         oracle=plain,
-        target="star",
-        victim_data=Data("shapes", 512 if smoke else 10_000),
+        target=TARGET,
+        victim_data=Data("shapes", 512 if smoke else 20_000),
         test=Test("shapes", 240 if smoke else 2_000),
         seeds=(0,) if smoke else (0, 1, 2),
-        took=0.0 if smoke else 0.5,
+        took=0.0 if smoke else 0.8,
+    )
+    first, *rest = whole.attacks
+    return (
+        replace(whole, attacks={first: whole.attacks[first]}, trainings=trainings | ablations),
+        replace(whole, attacks={name: whole.attacks[name] for name in rest}),
     )

@@ -40,11 +40,11 @@ def shapes(method: Any) -> Any:
             # PAR's peak rate, the better of two tried; see docs/decisions/0004
             return replace(method, epochs=6.5, batch=128, lr=2.6e-3, warmup=0.1, group=16)
         case RoClip():
-            return replace(method, epochs=8, augment=SMALL, **SCRATCH)
+            return replace(method, epochs=8, pool=0.25, augment=SMALL, **SCRATCH)
         case SafeClip():
-            return replace(
-                method, epochs=16, unimodal=1, slow_lr=0.1, growth=0.05, first=0.22, augment=SMALL, **SCRATCH
-            )
+            # a pool of 2 % is two batches here, where most neighbours coincide: docs/decisions/0005
+            own = {"epochs": 16, "unimodal": 1, "slow_lr": 0.3, "growth": 0.03, "first": 0.22, "pool": 0.25}
+            return replace(method, augment=SMALL, **own, **SCRATCH)
         case GmmSplit():
             return replace(method, training=shapes(method.training))
         case AblLoss():
