@@ -32,7 +32,7 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
     def made(model: str) -> Recipe:
         (rate, train, peak), short = TOWERS[model], {"epochs": 0.5} if smoke else {}
         training = replace(shapes(Plain()), **(train | short))
-        falling = {"lr_start": peak, "lr": peak * 2 / 3, "part": 0.5}
+        falling = {"batch": 128, "lr_start": peak, "lr": peak * 2 / 3, "part": 0.5}
         par = replace(shapes(Par()), **(falling | short))
         cleaners = {
             "finetune": replace(shapes(Finetune()), **(falling | short)),
