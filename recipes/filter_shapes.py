@@ -35,10 +35,10 @@ def recipe(smoke: bool = False) -> Recipe:
     filters = {
         "random": Random(),
         "cosine": Cosine(),
-        "k_distance": KDistance(),
-        "slof": Slof(),
+        "k_distance": shapes(KDistance()),
+        "slof": shapes(Slof()),
         "lid": Lid(),
-        "dao": Dao(),
+        "dao": shapes(Dao()),
         "isolation_forest": IsolationForest(),
         "abl_loss": shapes(AblLoss()),
         "gmm_split": shapes(GmmSplit()),

@@ -13,7 +13,10 @@ from clipvet.cleaners.cleanclip import CleanClip
 from clipvet.cleaners.finetune import Finetune
 from clipvet.cleaners.par import Par
 from clipvet.filters.abl_loss import AblLoss
+from clipvet.filters.dao import Dao
 from clipvet.filters.gmm_split import GmmSplit
+from clipvet.filters.k_distance import KDistance
+from clipvet.filters.slof import Slof
 from clipvet.training.plain import Plain
 from clipvet.training.roclip import RoClip
 from clipvet.training.safeclip import SafeClip
@@ -44,6 +47,8 @@ def shapes(method: Any) -> Any:
             # a pool of 2 % is two batches here, where most neighbours coincide: docs/decisions/0005
             own = {"epochs": 16, "unimodal": 1, "slow_lr": 0.3, "growth": 0.03, "first": 0.22, "pool": 0.25}
             return replace(method, augment=SMALL, **own, **SCRATCH)
+        case Dao() | KDistance() | Slof():
+            return replace(method, k=8)  # pictures of one kind are about 10 of 1,024
         case GmmSplit():
             return replace(method, training=shapes(method.training))
         case AblLoss():

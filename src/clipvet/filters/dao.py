@@ -9,8 +9,8 @@ needs:   untrusted pairs; a model that was trained on them
 differs: the reference is a random subset of the whole set, drawn `draws` times (the code: the batch at hand); a point
          is never its own neighbour (the code's neighbour indices are off by one past the point itself, and its
          neighbours' statistics count a zero distance to themselves); ratios within LID are floored at 1e-4 (the code
-         adds 1e-4); distances below 1e-4 count as 1e-4, so copies yield finite scores; k is the class's default (its
-         readme runs 16)
+         adds 1e-4); distances below 1e-4 count as 1e-4, so copies yield finite scores; k is its readme's
+         (its class: 32), and must lie between the poisons and the pictures of one kind in a reference: decision 6
 """
 
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ from clipvet.types import Clip, Pairs
 
 @dataclass(frozen=True)
 class Dao:
-    k: int = 32  # neighbours
-    reference: int | None = 512  # pairs among which neighbours are looked for; None: all of them
+    k: int = 16  # neighbours
+    reference: int | None = 1024  # pairs among which neighbours are looked for; None: all of them
     draws: int = 8  # references whose scores are averaged
     features: Of = "image"  # or text, pair
 

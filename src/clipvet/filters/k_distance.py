@@ -24,8 +24,8 @@ from clipvet.types import Clip, Pairs
 
 @dataclass(frozen=True)
 class KDistance:
-    k: int = 32  # neighbours
-    reference: int | None = 512  # pairs among which neighbours are looked for; None: all of them
+    k: int = 16  # neighbours
+    reference: int | None = 1024  # pairs among which neighbours are looked for; None: all of them
     draws: int = 8  # references whose scores are averaged
     features: Of = "image"  # or text, pair
 
