@@ -129,6 +129,20 @@ def test_several_attacks_make_a_matrix_and_a_section_each(tmp_path: Path):
     assert [*re.findall(r"<h2>(.*?)</h2>", page.read_text("utf-8"))][:2] == ["patch", "sig"]
 
 
+def test_filters_are_bars_from_best_to_worst_and_no_columns_of_the_matrix(tmp_path: Path):
+    found = rows("patch") + rows("blended")
+    for name, auroc in (("random", 0.5), ("dao", 0.97)):
+        common = {"recipe": "demo", "stage": "filter", "attack": "patch", "method": name, "config": name, "seed": 0}
+        found += rows_of({"auroc": share(np.arange(100) < 100 * auroc)}, **common, seconds=1.0, versions=VERSIONS)
+    write(tmp_path, found)
+    page = report.build(tmp_path).read_text()
+    bars = page[page.index("Poisons found (AUROC)") :]
+    assert 0 < bars.index("dao") < bars.index("random")
+    matrix = page[page.index("<table>") : page.index("</table>")]
+    assert "PAR" in matrix
+    assert "dao" not in matrix
+
+
 def test_configurations_of_one_method_stay_apart():
     pushes = [
         replace(r, config=f"Par(tau=2.15, push={push})", data="clean")

@@ -175,7 +175,8 @@ def _section(
         groups.setdefault(methods[_key(r)], {}).setdefault(r.metric, []).append(r)
     table = {m: {k: _pool(rs) for k, rs in by.items()} for m, by in groups.items()}
     asr = {m: t["asr"].value if "asr" in t else 2.0 for m, t in table.items()}
-    table = {m: table[m] for m in sorted(table, key=lambda m: (m.name != "none", asr[m]))}
+    found = {m: t["auroc"].value if "auroc" in t else 0.0 for m, t in table.items()}
+    table = {m: table[m] for m in sorted(table, key=lambda m: (m.name != "none", asr[m], -found[m]))}
     victim = next((m for m in table if m.name == "none" and "asr" in table[m]), None)
     took = None if victim is None else asr[victim] >= TOOK
     cleaned = [m for m in table if m.name != "none" and "asr" in table[m]] if took else []
@@ -229,6 +230,7 @@ def build(folder: Path) -> Path:
         gallery=gallery,
         commands=commands,
         methods=list(methods.values()),
+        columns=[m for m in methods.values() if any("asr" in s["table"].get(m, {}) for s in sections)],
         speakers=sorted(first.values(), key=lambda m: m.colour),
         picture=lambda name: _picture(folder / name),
         names_target=names_target,
