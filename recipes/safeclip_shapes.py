@@ -2,8 +2,8 @@
 
 command:  clipvet run recipes/safeclip_shapes.py --jobs 2 --out results/safeclip_shapes
 expected: victims' ASR >= 0.95 and psr >= 0.80; SafeCLIP's ASR <= 0.02 and psr <= 0.0625 at most 3 points of accuracy
-          below the victim; oracle: what the same training gives when it is told which pairs are poisons, so the floor
-hardware: 2 CPU cores; about 20 minutes for each of 18 victims. Settings: chosen on seed 100, docs/decisions/0005
+          below the victim; oracle: the same training told which pairs are poisons, so the floor
+hardware: 2 CPU cores with bf16; about 15 minutes for each of 18 victims. Settings: chosen on seed 100, decision 0005
 """
 
 from dataclasses import replace
@@ -29,9 +29,9 @@ TARGET = "crescent"
 
 def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
     epochs = 16 if not smoke else 3
-    plain = replace(shapes(Plain()), epochs=epochs, augment=SMALL, eda=0.1)
-    safe = replace(shapes(SafeClip()), epochs=epochs)
-    trainings = {"safeclip": safe, "roclip": replace(shapes(RoClip()), epochs=epochs)}
+    plain = replace(shapes(Plain()), epochs=epochs, augment=SMALL, eda=0.1, precision="bf16")
+    safe = replace(shapes(SafeClip()), epochs=epochs, precision="bf16")
+    trainings = {"safeclip": safe, "roclip": replace(shapes(RoClip()), epochs=epochs, precision="bf16")}
     ablations = {"safeclip_no_warmup": replace(safe, unimodal=0), "safeclip_no_risky": replace(safe, risky=False)}
     classes = tuple(name for name in SHAPES if name != TARGET)
 
@@ -52,8 +52,7 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
         seeds=(0,) if smoke else (0, 1, 2),
         took=0.0 if smoke else 0.8,
     )
-    first, *rest = whole.attacks
-    return (
-        replace(whole, attacks={first: whole.attacks[first]}, trainings=trainings | ablations),
-        replace(whole, attacks={name: whole.attacks[name] for name in rest}),
-    )
+    first, *natural = (replace(whole, attacks={name: a}) for name, a in whole.attacks.items() if "natural" in name)
+    template = {name: a for name, a in whole.attacks.items() if "template" in name}
+    # the oracle leaves the poisons out, so that their captions do not matter
+    return replace(first, trainings=trainings | ablations), *natural, replace(whole, attacks=template, oracle=None)
