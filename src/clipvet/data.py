@@ -1,9 +1,15 @@
-"""DATA and TASK as users name them: `shapes`, `foreign`, a CSV/TSV/parquet, a folder with one folder per class."""
+"""DATA and TASK as users name them: `shapes`, `foreign`, a CSV/TSV/parquet, a folder with one folder per class.
 
-from dataclasses import dataclass
+Labelled pictures for few-shot methods are pairs like any others: a picture's caption is its class in a template.
+"""
+
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from clipvet.errors import UserError
+from clipvet.rng import Rng
 from clipvet.types import Pairs, Task
 from clipvet.worlds.foreign import Foreign
 from clipvet.worlds.shapes import Shapes
@@ -65,3 +71,72 @@ class Test:
         from clipvet.files import open_task
 
         return open_task(self.spec, classes=self.classes, templates=self.templates)
+
+
+@dataclass(frozen=True)
+class Half:
+    """The base or the new classes of a task, by the rule of prompt learning: the first half of the sorted names."""
+
+    test: Test
+    half: str = "base"  # or new
+
+    @property
+    def spec(self) -> str:
+        return self.test.spec
+
+    @property
+    def by(self) -> str:
+        return self.test.by
+
+    def world(self, seed: int = 0) -> Shapes | None:
+        return self.test.world(seed)
+
+    def task(self, seed: int = 0) -> Task:
+        task = self.test.task(seed)
+        names, m = sorted(task.classes), (len(task.classes) + 1) // 2
+        return task.only(names[:m] if self.half == "base" else names[m:])
+
+
+@dataclass(frozen=True)
+class Shots:
+    """k labelled pictures of each class of a task, drawn from `seed`; of the embedded world's validation split."""
+
+    test: Test | Half
+    k: int = 16
+    without: tuple[str, ...] = ()  # classes of which no picture is taken
+
+    @property
+    def spec(self) -> str:
+        return f"{self.k}-shot {self.test.spec}"
+
+    def world(self, seed: int = 0) -> Shapes | None:
+        return self.test.world(seed)
+
+    def pairs(self, seed: int = 0) -> Pairs:
+        task = self.test.task(seed)
+        if world := self.test.world(seed):  # the test's own pictures come from the test split
+            n = (4 * self.k + 40) * (12 if self.test.by == "shape" else 96)  # enough of every class
+            task = world.task(n, by=self.test.by, split="validation").only(task.classes)
+        return shots(task, self.k, Rng(seed).fork("shots"), self.without)
+
+
+def shots(task: Task, k: int, rng: Rng, without: tuple[str, ...] = ()) -> Pairs:
+    """k random pictures of every class but those in `without`, captioned by their class in the task's first template.
+
+    Raises UserError where a class has fewer pictures, or is none of the task's.
+    """
+    g, rows, captions = rng.numpy(), [], [""] * len(task.pictures.captions)
+    for missing in set(without) - set(task.classes):
+        raise UserError(f"{task.name} has no class '{missing}'; its classes: {', '.join(task.classes[:12])}")
+    for label, name in enumerate(task.classes):
+        own = np.flatnonzero(task.labels == label)
+        if name in without:
+            continue
+        if len(own) < k:
+            raise UserError(f"class '{name}' of {task.name} has {len(own)} pictures, {k} shots need {k}; lower shots")
+        chosen = np.sort(task.pictures.ids[g.choice(own, k, replace=False)])
+        rows += chosen.tolist()
+        for row in chosen:
+            captions[row] = task.captions_of(label)[0]
+    name = f"{k}-shot {task.name}"
+    return replace(task.pictures, captions=captions, rows=np.array(rows, dtype=np.int64), name=name)

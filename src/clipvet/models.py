@@ -62,6 +62,7 @@ class OpenClip(nn.Module):
         """config: {"model_cfg", "preprocess_cfg"}, as in open_clip_config.json."""
         super().__init__()
         self.model, self.config, self._tokens = model, config, _Tokens(tokenizer)
+        self.source = ""  # whence it was loaded
         pre = config["preprocess_cfg"]
         size = pre["size"] if isinstance(pre["size"], Sequence) else [pre["size"]]
         if len(set(size)) != 1 or pre["resize_mode"] not in ("shortest", "squash"):
@@ -154,8 +155,8 @@ def load(
     rng: Rng | None = None,
     quick_gelu: bool = False,
     weights: bool = True,
-) -> OpenClip:
-    """A model in eval mode.
+) -> Any:
+    """A model in eval mode: an `OpenClip`, or a `prompts.Prompted` where a folder holds prompts.
 
     model: an open_clip name (ViT-B-32, RN50, ...) or one of ours (shapes-vit, shapes-rn, shapes-vit-deep), with random
     weights drawn from `rng` (Rng(0) if none) or those of `pretrained`, a weights file or open_clip tag; or a folder
@@ -168,6 +169,8 @@ def load(
     import open_clip
     from open_clip import factory
 
+    if (folder := Path(model.removeprefix("local-dir:")) / "prompts.safetensors").is_file():
+        return _prompted(folder.parent, device)
     name = _named(model)
     stored = name.startswith(("local-dir:", "hf-hub:"))
     if stored and pretrained:
@@ -198,10 +201,24 @@ def load(
     path = _weights(name, pretrained, tag) if weights else None
     if path:
         _fill(net, io.load_weights(path), path, model)
+    clip.source = str(Path(name[10:]).resolve()) if name.startswith("local-dir:") else name
     try:
         return clip.to(device).eval()
     except (RuntimeError, AssertionError) as e:
         raise UserError(f"device {device} cannot be used ({str(e).splitlines()[0]}); use cpu") from e
+
+
+def _prompted(folder: Path, device: str | torch.device) -> Any:
+    """The prompts of a folder on their base model: its own copy in base/, or the one that its card names."""
+    from clipvet import prompts
+
+    card = io.read_json(folder / "card.json") if (folder / "card.json").is_file() else {}
+    base = folder / "base" if (folder / "base").is_dir() else card.get("base", "")
+    try:
+        found = load(str(base), device=device)
+    except UserError as e:
+        raise UserError(f"{folder} holds prompts without their base model ({e}); put it into {folder / 'base'}") from e
+    return prompts.restore(folder, found)
 
 
 def _weights(name: str, pretrained: str | None, tag: dict) -> Path | None:
@@ -274,9 +291,13 @@ def save(clip: Clip, folder: Path, card: dict[str, Any]) -> str:
     """
     from open_clip.tokenizer import HFTokenizer
 
+    from clipvet import prompts
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(clip, prompts.Prompted):
+        return prompts.save(clip, folder, card)
     if not isinstance(clip, OpenClip):
         raise UserError(f"a {type(clip).__name__} has no open_clip layout to be saved in; save an OpenClip")
-    folder.mkdir(parents=True, exist_ok=True)
     if isinstance(clip.tokenizer, HFTokenizer):
         clip.tokenizer.save_pretrained(folder)  # stock open_clip looks for it there
     io.save_weights(clip.model.state_dict(), folder / WEIGHTS)

@@ -47,7 +47,7 @@ def piece(schedule: Schedule, k: int, n: int) -> Schedule:
 def optimizers(
     model: nn.Module, kind: str, weight_decay: float, betas: tuple[float, float], eps: float, muon_lr: float
 ) -> list[tuple[torch.optim.Optimizer, float | None]]:
-    """AdamW, and for kind "muon" torch's Muon on the matrices inside the transformer blocks.
+    """AdamW, for kind "muon" beside torch's Muon on the matrices inside the transformer blocks; or SGD, momentum 0.9.
 
     Returns (optimiser, its peak rate, or None where it follows the schedule as it is). No decay for biases, norms
     and the temperature.
@@ -65,6 +65,8 @@ def optimizers(
         {"params": [p for n, p in rest if bare(n, p)], "weight_decay": 0.0},
     ]
     groups = [g for g in groups if g["params"]]
+    if kind == "sgd":
+        return [(torch.optim.SGD(groups, lr=0.0, momentum=0.9), None)]
     made: list[tuple[torch.optim.Optimizer, float | None]] = [
         (torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True), None)
     ]
@@ -74,20 +76,21 @@ def optimizers(
         if matrices:
             made.append((torch.optim.Muon(matrices, lr=0.0, weight_decay=weight_decay), muon_lr))
     elif kind != "adamw":
-        raise UserError(f"optimizer={kind} is not known; use adamw or muon")
+        raise UserError(f"optimizer={kind} is not known; use adamw, muon or sgd")
     return made
 
 
 def pack(
     step: int, total: int, clip: nn.Module, optims: Sequence[torch.optim.Optimizer], own: nn.Module
 ) -> dict[str, Tensor]:
-    state = {f"clip.{k}": v for k, v in clip.state_dict().items()}
+    frozen = {k for k, p in clip.named_parameters() if not p.requires_grad}
+    state = {f"clip.{k}": v for k, v in clip.state_dict().items() if k not in frozen}
     state |= {f"own.{k}": v for k, v in own.state_dict().items()}
     return state | moments(optims) | {"at": torch.tensor([step, total])}
 
 
 def unpack(state: dict[str, Tensor], clip: nn.Module, optims: Sequence[torch.optim.Optimizer], own: nn.Module) -> None:
-    clip.load_state_dict({k[5:]: v for k, v in state.items() if k.startswith("clip.")})
+    clip.load_state_dict(clip.state_dict() | {k[5:]: v for k, v in state.items() if k.startswith("clip.")})
     own.load_state_dict({k[4:]: v for k, v in state.items() if k.startswith("own.")})
     restore(state, optims)
 

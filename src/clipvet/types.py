@@ -157,6 +157,13 @@ class Task:
     def captions_of(self, label: int) -> list[str]:
         return [t.replace("{}", self.classes[label]) for t in self.templates]
 
+    def only(self, classes: Sequence[str]) -> "Task":
+        """The same task with some of its classes. Raises ValueError where one is none of its own."""
+        chosen = [self.classes.index(c) for c in classes]
+        at = np.flatnonzero(np.isin(self.labels, chosen))
+        labels = np.array([chosen.index(int(y)) for y in self.labels[at]], dtype=np.int64)
+        return replace(self, classes=tuple(classes), pictures=self.pictures.take(at), labels=labels)
+
 
 @runtime_checkable
 class Trigger(Protocol):

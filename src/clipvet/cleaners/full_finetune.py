@@ -1,0 +1,62 @@
+"""Full fine-tuning of the picture tower on a few labelled pictures: cross-entropy and, if asked, RVPT's repelling.
+
+    L = -mean_i log softmax_j(s <z_i, t_j>)[y_i] + alpha * mean_i mean_d cos(c_i^d, sigma_i^d)      over all blocks d
+
+paper:   the rows "full fine-tuning" of RVPT's ablation, arXiv:2412.20392, Table 8 (CE; CE + FR)
+needs:   few labelled pictures; white-box weights
+differs: the text tower and the temperature rest; steps and rate are those of RVPT, AdamW at CLIP's fine-tuning rate
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clipvet.fewshot import labels
+from clipvet.fit import fit_by
+from clipvet.models import clone
+from clipvet.optim import warmup_cosine
+from clipvet.prompts import beginning, rest, transformer
+from clipvet.rng import Rng
+from clipvet.types import Batch, Clip, Pairs
+
+
+@dataclass(frozen=True)
+class FullFinetune:
+    alpha: float = 0.0  # weight of the repelling; above 0 a ViT is needed
+    others: tuple[str, ...] = ()  # prompts of classes of which there is no picture
+    epochs: float = 50
+    batch: int = 32  # pictures a step
+    lr: float = 1e-5  # where the cosine begins
+    weight_decay: float = 0.1
+    optimizer: str = "adamw"
+    precision: str = "no"  # or bf16, fp16
+    max_bad: float = 0.01  # share of unreadable pictures above which the run is refused
+
+    needs: ClassVar[str] = "labelled pictures"
+
+    def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
+        named, poisoned = labels(clip, pairs, self.others), clone(clip).eval().requires_grad_(False)
+        start: Any = clone(clip).requires_grad_(False)
+        start.model.visual.requires_grad_(True)
+        every = [None] * len(transformer(clip).transformer.resblocks) if self.alpha else []
+
+        def loss(clip: Any, batch: Batch, rng: Rng) -> dict[str, Tensor]:
+            y = named.of(batch.captions)
+            if not self.alpha:
+                return {"loss": F.cross_entropy(clip.logit_scale * clip.encode_image(batch.images) @ named.text.T, y)}
+            poisoned.to(batch.images.device)  # the loop chose it
+            z, c = rest(clip, beginning(clip, batch.images, 0), every)
+            with torch.no_grad():
+                sigma = rest(poisoned, beginning(poisoned, batch.images, 0), every)[1]
+            ce, fr = (
+                F.cross_entropy(clip.logit_scale * z @ named.text.T, y),
+                F.cosine_similarity(c, sigma, dim=-1).mean(),
+            )
+            return {"loss": ce + self.alpha * fr, "ce": ce, "fr": fr}
+
+        schedule = warmup_cosine(self.lr, 1 / self.epochs)
+        fitted: Any = fit_by(self, start, pairs, loss, rng, schedule=schedule, batchnorm="eval")
+        return fitted.requires_grad_(True)

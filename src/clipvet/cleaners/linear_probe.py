@@ -1,0 +1,59 @@
+"""Linear probe: the frozen picture tower's features, and a linear map of them learned on a few labelled pictures.
+
+    L = -mean_i log softmax_j(s <z_i, t_j>)[y_i],   z = A f / ||A f||       over A alone; f: features before projection
+
+paper:   the baseline of Radford et al. 2021, arXiv:2103.00020, and of RVPT (arXiv:2412.20392), whose settings these are
+needs:   few labelled pictures; white-box weights
+differs: the map is the tower's own projection, so that the logits are linear in f up to its length and the result is
+         a checkpoint of the same format; it starts from the zero-shot classifier, not from noise
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from clipvet.errors import UserError
+from clipvet.fewshot import labels
+from clipvet.fit import fit_by
+from clipvet.models import clone
+from clipvet.optim import constant
+from clipvet.rng import Rng
+from clipvet.types import Batch, Clip, Pairs
+
+
+def projection(clip: Any) -> list[Tensor]:
+    """The last linear map of the picture tower. Raises UserError where there is none."""
+    visual = getattr(getattr(clip, "model", None), "visual", None)
+    pool = getattr(visual, "attnpool", None)
+    found = list(pool.c_proj.parameters()) if pool is not None else [getattr(visual, "proj", None)]
+    if not all(isinstance(p, Tensor) for p in found):
+        raise UserError("linear_probe needs an open_clip ViT or ResNet with a projection; use finetune")
+    return found  # pyright: ignore[reportReturnType]
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    others: tuple[str, ...] = ()  # prompts of classes of which there is no picture
+    epochs: float = 40
+    batch: int = 32  # pictures a step
+    lr: float = 0.01
+    weight_decay: float = 0.0
+    optimizer: str = "sgd"  # or adamw
+    precision: str = "no"  # or bf16, fp16
+    max_bad: float = 0.01  # share of unreadable pictures above which the run is refused
+
+    needs: ClassVar[str] = "labelled pictures"
+
+    def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
+        named, start = labels(clip, pairs, self.others), clone(clip).requires_grad_(False)
+        for p in projection(start):
+            p.requires_grad_(True)
+
+        def loss(clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
+            z = clip.encode_image(batch.images)
+            return {"loss": F.cross_entropy(clip.logit_scale * z @ named.text.T, named.of(batch.captions))}
+
+        fitted: Any = fit_by(self, start, pairs, loss, rng, schedule=constant(self.lr), batchnorm="eval")
+        return fitted.requires_grad_(True)
