@@ -24,7 +24,7 @@ import torch
 
 from clipvet import __version__, find, io, models, results
 from clipvet.answer_key import load_backdoor, save_backdoor
-from clipvet.data import Data, Test
+from clipvet.data import Data, Half, Shots, Test
 from clipvet.detection import detection
 from clipvet.dirty import poison
 from clipvet.embed import sharing
@@ -42,7 +42,7 @@ class Recipe:
     """One experiment: every attack on every model, then every training, filter and cleaner against it.
 
     A defense is scored only where the victim's ASR (and psr, hit@1) reaches `took`. Defender's data: name -> (data,
-    cleaners' names), so that a cleaner can be fed from elsewhere too.
+    cleaners' names), so that a cleaner can be fed from elsewhere too, or with labelled pictures (Shots).
     """
 
     name: str
@@ -50,13 +50,15 @@ class Recipe:
     attacks: Mapping[str, Attack]
     target: str
     victim_data: Data
-    test: Test
+    test: Test | Half
     cleaners: Mapping[str, Cleaner] = field(default_factory=dict)
-    defender_data: Mapping[str, tuple[Data, tuple[str, ...]]] = field(default_factory=dict)
+    defender_data: Mapping[str, tuple[Data | Shots, tuple[str, ...]]] = field(default_factory=dict)
     trainings: Mapping[str, Training] = field(default_factory=dict)  # instead of the attack's own
     filters: Mapping[str, Filter] = field(default_factory=dict)  # rank the dirty pairs, with the victim at hand
     oracle: Training | None = None  # the control that is told which pairs are poisons, and leaves them out
     pretrained: str | None = None  # start the attack from these weights instead of from scratch
+    base: Training | None = None  # start the attack from what this makes of the clean pairs
+    measures: tuple[str, ...] = ()  # costly ones, beside those that always run
     took: float = 0.5  # smallest ASR at which the attack counts as planted
     seeds: tuple[int, ...] = (0,)
     reported: Mapping[str, float] = field(default_factory=dict)  # "paper says": model/attack/method/metric -> fraction
@@ -76,13 +78,33 @@ def load_recipes(path: Path, smoke: bool = False) -> tuple[Recipe, ...]:
     return made if isinstance(made, tuple) else (made,)
 
 
-def measure_all(clip: Clip, task: Task, backdoor: Backdoor | None, rng: Rng) -> dict[str, Measured]:
-    """Every measure of the family, on one task."""
+def measure_all(
+    clip: Clip, task: Task, backdoor: Backdoor | None, rng: Rng, costly: tuple[str, ...] = ()
+) -> dict[str, Measured]:
+    """Every measure of the family, on one task; of those marked as costly only the named ones."""
     with sharing():
         out: dict[str, Measured] = {}
         for name in find.names("measures"):
-            out |= find.load("measures", name)().measure(clip, task, backdoor, rng.fork(name))
+            measure = find.load("measures", name)()
+            if name in costly or not getattr(measure, "costly", False):
+                out |= measure.measure(clip, task, backdoor, rng.fork(name))
         return out
+
+
+def told(part: Any) -> str:
+    """A repr that names only what differs from the defaults: what tells one recipe from another."""
+    if isinstance(part, Mapping):
+        return "{" + ", ".join(f"{k!r}: {told(v)}" for k, v in part.items()) + "}"
+    if isinstance(part, tuple):
+        return "(" + ", ".join(map(told, part)) + ")"
+    if not dataclasses.is_dataclass(part):
+        return repr(part)
+    given = [(f.name, getattr(part, f.name), _default(f)) for f in dataclasses.fields(part)]
+    return f"{type(part).__name__}({', '.join(f'{k}={told(v)}' for k, v, d in given if repr(v) != repr(d))})"
+
+
+def _default(f: dataclasses.Field) -> Any:
+    return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
 
 
 def key(*parts: Any) -> str:
@@ -113,8 +135,37 @@ class Victim:
 
     @property
     def key(self) -> str:
+        return self._key(self.recipe.attacks[self.attack], self.recipe.target)
+
+    @property
+    def base_key(self) -> str:
+        return self._key(self.recipe.base, "base")
+
+    def _key(self, method: Any, what: str) -> str:
         r = self.recipe
-        return key(r.attacks[self.attack], self.model, r.pretrained, r.victim_data, r.test, r.target, self.seed)
+        base = (r.base,) if r.base and what != "base" else ()
+        return key(method, self.model, r.pretrained, r.victim_data, r.test, what, self.seed, *base)
+
+    def found(self, progress: bool = False) -> list[results.Row]:
+        """Rows of the clean model that the attacks start from."""
+        r, rng, training = self.recipe, Rng(self.seed), self.recipe.base
+        assert training is not None
+
+        def make(work: Path) -> dict[str, Measured]:
+            fresh = models.load(self.model, r.pretrained, device=device(), rng=rng.fork("init"))
+            clip = training.train(fresh, r.victim_data.pairs(self.seed), rng.fork("base"))
+            models.save(clip, work, {"role": "base", "method": "base", "config": repr(training)})
+            return self._measure(clip, None)
+
+        said = {"stage": "base", "method": "base", "config": repr(training), "data": r.victim_data.spec}
+        return self._rows(self.base_key, make, progress, "base", **said)
+
+    def start(self) -> Clip:
+        """What the attack is given: random weights, those of a file, or the clean model."""
+        if self.recipe.base:
+            return models.load(str(self.runs / self.base_key), device=device())
+        rng = Rng(self.seed).fork("init")
+        return models.load(self.model, self.recipe.pretrained, device=device(), rng=rng)
 
     def implant(self, progress: bool = False) -> list[results.Row]:
         """The victim's rows; a row of stage "refused" among them if the attack did not take."""
@@ -132,19 +183,21 @@ class Victim:
         r, rng = self.recipe, Rng(self.seed)
 
         def make(work: Path) -> dict[str, Measured]:
-            fresh = models.load(self.model, r.pretrained, device=device(), rng=rng.fork("init"))
-            clip, _, backdoor = attack.implant(fresh, r.victim_data.pairs(self.seed), r.target, rng.fork("attack"))
+            start = self.start()
+            clip, _, backdoor = attack.implant(start, r.victim_data.pairs(self.seed), r.target, rng.fork("attack"))
             save_backdoor(backdoor, work / "backdoor")
             models.save(
                 clip,
                 work,
                 {"role": stage, "method": self.attack if method == "none" else method, "config": repr(attack)},
             )
-            return self._measure(clip, backdoor) | measure_splits(work, backdoor)
+            floor = self._measure(start, backdoor) if r.base else {}  # what the trigger does to a clean model
+            clean = {f"clean_model_{k}": v for k, v in floor.items() if k in SUCCESS}
+            return self._measure(clip, backdoor) | measure_splits(work, backdoor) | clean
 
-        name = key(attack, self.model, r.pretrained, r.victim_data, r.test, r.target, self.seed)
-        told = {"stage": stage, "method": method, "config": repr(attack), "data": r.victim_data.spec}
-        return self._rows(name, make, progress, "victim" if method == "none" else method, **told)
+        said = {"stage": stage, "method": method, "config": repr(attack), "data": r.victim_data.spec}
+        label = "victim" if method == "none" else method
+        return self._rows(self._key(attack, r.target), make, progress, label, **said)
 
     def know(self, progress: bool = False) -> list[results.Row]:
         """Rows of the oracle: the recipe's own training on what is left when the answer key has named the poisons."""
@@ -153,14 +206,14 @@ class Victim:
 
         def make(work: Path) -> dict[str, Measured]:
             backdoor = self._answers()
-            fresh = models.load(self.model, r.pretrained, device=device(), rng=rng.fork("init"))
+            fresh = self.start()
             pairs = poison(r.victim_data.pairs(self.seed), backdoor)
             clip = training.train(fresh, pairs.take(~np.isin(pairs.ids, backdoor.poisoned)), rng.fork("oracle"))
             models.save(clip, work, {"role": "train", "method": "oracle", "config": repr(training)})
             return self._measure(clip, backdoor)
 
-        told = {"stage": "train", "method": "oracle", "config": repr(training), "data": r.victim_data.spec}
-        return self._rows(key(training, self.key, "oracle"), make, progress, "oracle", **told)
+        said = {"stage": "train", "method": "oracle", "config": repr(training), "data": r.victim_data.spec}
+        return self._rows(key(training, self.key, "oracle"), make, progress, "oracle", **said)
 
     def score(self, name: str, progress: bool = False) -> list[results.Row]:
         """Rows of one filter that ranks the dirty pairs, with the victim at hand."""
@@ -171,8 +224,8 @@ class Victim:
             pairs = poison(r.victim_data.pairs(self.seed), backdoor)
             return detection(ranking.score(clip, pairs, rng.fork("filter")), np.isin(pairs.ids, backdoor.poisoned))
 
-        told = {"stage": "filter", "method": name, "config": repr(ranking), "data": r.victim_data.spec}
-        return self._rows(key(ranking, self.key, "filter"), make, progress, name, **told)
+        said = {"stage": "filter", "method": name, "config": repr(ranking), "data": r.victim_data.spec}
+        return self._rows(key(ranking, self.key, "filter"), make, progress, name, **said)
 
     def clean(self, source: str, name: str, progress: bool = False) -> list[results.Row]:
         """Rows of one cleaner with one of the defender's data, on the victim that `implant` left."""
@@ -185,14 +238,14 @@ class Victim:
             return self._measure(cleaned, self._answers())
 
         label = name if source == next(iter(self.recipe.defender_data)) else f"{name}-{source}"
-        told = {"stage": "clean", "method": name, "config": repr(cleaner), "data": source}
-        return self._rows(key(cleaner, self.key, data, self.seed), make, progress, label, **told)
+        said = {"stage": "clean", "method": name, "config": repr(cleaner), "data": source}
+        return self._rows(key(cleaner, self.key, data, self.seed), make, progress, label, **said)
 
     def _answers(self) -> Backdoor:
         return load_backdoor(self.runs / self.key / "backdoor")
 
     def _rows(
-        self, name: str, make: Callable[[Path], dict[str, Measured]], progress: bool, label: str, **told: str
+        self, name: str, make: Callable[[Path], dict[str, Measured]], progress: bool, label: str, **said: str
     ) -> list[results.Row]:
         """What the stage measured, from runs/<name> if it is there; its log is shown to the report."""
         folder = self.runs / name
@@ -210,16 +263,18 @@ class Victim:
             shown.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / "log.jsonl", shown)
         measured, seconds = io.read_json(folder / "measured.json")
-        where = {"recipe": self.recipe.name, "attack": self.attack, "seed": self.seed, "model": self.model}
+        attack = "" if said["stage"] == "base" else self.attack
+        where = {"recipe": self.recipe.name, "attack": attack, "seed": self.seed, "model": self.model}
         return results.rows_of(
             {k: Measured(*v) for k, v in measured.items()},
             **where,
-            **told,
+            **said,
             seconds=seconds,  # pyright: ignore
         )
 
-    def _measure(self, clip: Clip, backdoor: Backdoor) -> dict[str, Measured]:
-        return measure_all(clip, self.recipe.test.task(self.seed), backdoor, Rng(self.seed).fork("measure"))
+    def _measure(self, clip: Clip, backdoor: Backdoor | None) -> dict[str, Measured]:
+        task, rng = self.recipe.test.task(self.seed), Rng(self.seed).fork("measure")
+        return measure_all(clip, task, backdoor, rng, self.recipe.measures)
 
 
 def device() -> torch.device:
@@ -235,7 +290,7 @@ def run(
 
     jobs: stages side by side, one thread each. Raises UserError if `out` holds another run.
     """
-    began, wanted = time.monotonic(), {"recipes": [repr(r) for r in recipes]}
+    began, wanted = time.monotonic(), {"recipes": [told(r) for r in recipes]}
     if (out / "results.jsonl").exists() and io.read_json(out / "run.json") != wanted:
         raise UserError(f"{out} already holds another run; choose another --out or delete it")
     io.write_json(out / "run.json", wanted)
@@ -247,9 +302,9 @@ def run(
         rows[_place(new[0])] = new
         results.write(out, [row for place in sorted(rows) for row in rows[place]])
         m, values = new[0], {r.metric: r.value for r in new}
-        told = f"{m.model} seed {m.seed}  {m.attack}: {m.method}, pairs of {m.data}"
+        what = f"{m.model} seed {m.seed}  {m.attack or 'no attack'}: {m.method}, pairs of {m.data}"
         shown = "  ".join(f"{k} {values[k]:6.1%}" for k in (*SUCCESS, "clean_accuracy", "auroc") if k in values)
-        print(f"{told:64} {shown}  {m.seconds:5.0f} s", flush=True)
+        print(f"{what:64} {shown}  {m.seconds:5.0f} s", flush=True)
 
     victims = [
         Victim(recipe, seed, model, attack, runs, out)
@@ -258,13 +313,18 @@ def run(
         for model in recipe.model_names
         for attack in recipe.attacks
     ]
+    bases = {v.base_key: v for v in victims if v.recipe.base}.values()
     if jobs == 1:
+        for first in bases:
+            keep(first.found(progress=True))
         for victim in victims:
             keep(made := victim.implant(progress=True))
             for work, *what in _next(victim, made):
                 keep(work(*what, progress=True))
     else:
         with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _worker, (os.getpid(),)) as pool:
+            for rows_of_base in pool.map(Victim.found, bases):
+                keep(rows_of_base)
             waiting = {pool.submit(v.implant): v for v in victims}
             while waiting:
                 for finished in wait(waiting, return_when=FIRST_COMPLETED).done:
