@@ -288,3 +288,36 @@ def test_targeted_poisoning_from_the_command_line(clipvet, tmp_path: Path) -> No
     assert re.search(r"safe set +1: share [\d.]+%, poison share [\d.]+%, poison recall [\d.]+%", said.out)
     found = {r.metric: r.n for r in read(tmp_path / "safe")}
     assert (found["psr"], found["safe_set_poison_recall"]) == (3, 6)
+
+
+def test_prompts_on_a_user_s_own_model(clipvet, files: Path, tmp_path: Path) -> None:
+    base, task = tmp_path / "base", ["--task", files / "test", "--templates", files / "templates.txt"]
+    from clipvet import models
+
+    models.save(models.load("shapes-vit"), base, {})
+
+    def clean(out: str, *args: object) -> Said:
+        own = ["--method", "rvpt", "--out", tmp_path / out, "--set", "epochs=1", "--set", "tokens=4", *args]
+        return clipvet("clean", "--model", base, "--data", files / "test", *task, *own)
+
+    assert clean("prompts", "--shots", 3).code == 0
+    assert not (tmp_path / "prompts" / "open_clip_model.safetensors").exists()
+    said = clipvet("evaluate", "--model", tmp_path / "prompts", *task, "--json")
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["n"] == 60
+    assert clean("whole", "--shots", 3, "--bake-reference").code == 0
+    base.rename(tmp_path / "away")
+    again = clipvet("evaluate", "--model", tmp_path / "whole", *task, "--json")
+    assert json.loads(again.out)["clean_accuracy"] == json.loads(said.out)["clean_accuracy"]
+    lost = clipvet("evaluate", "--model", tmp_path / "prompts", *task)
+    assert lost.code == 2
+    assert "holds prompts without their base model" in lost.err
+    (tmp_path / "away").rename(base)
+    few = clean("few", "--shots", 7)
+    assert few.code == 2
+    assert "class 'eight' of test has 6 pictures, 7 shots need 7; lower shots" in few.err
+    card = tmp_path / "prompts" / "card.json"
+    card.write_text(card.read_text().replace('"base_hash": "', '"base_hash": "0'))
+    other = clipvet("evaluate", "--model", tmp_path / "prompts", *task)
+    assert other.code == 2
+    assert "belong to the base model 0" in other.err

@@ -410,24 +410,37 @@ def clean(
     templates: Templates = None,
     image_key: ImageKey = "filepath",
     caption_key: CaptionKey = "title",
+    shots: Annotated[int, typer.Option(help="labelled pictures of each class, for few-shot methods", min=1)] = 16,
+    bake_reference: Annotated[
+        bool, typer.Option("--bake-reference", help="where prompts come back: put the base model beside them")
+    ] = False,
 ) -> None:
-    """Remove a backdoor, known or not: the same checkpoint format comes back."""
+    """Remove a backdoor, known or not: the same checkpoint format comes back, or prompts on the untouched model.
+
+    Methods that need labelled pictures take shapes or a folder with one folder per class as DATA.
+    """
     import time
 
     from clipvet import models
     from clipvet.answer_key import load_backdoor
+    from clipvet.data import Shots, Test
     from clipvet.fit import workspace
+    from clipvet.prompts import Prompted
     from clipvet.rng import Rng
     from clipvet.run import device, measure_all
 
     how, rng = _method("cleaners", method, data, set_), Rng(seed)
     config = {"command": "clean", "data": data, "n": n, "model": model, "pretrained": pretrained, "method": repr(how)}
-    with _output(out, config | {"seed": seed}) as work:
+    few = {"shots": shots, "bake_reference": bake_reference} if "labelled" in how.needs else {}
+    with _output(out, config | few | {"seed": seed}) as work:
         clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
         key = load_backdoor(backdoor) if backdoor else None
         test = _task(task, data, clip.geometry.size, classes, templates, seed)
-        split_n = 8000 if data == "shapes" and n is None else n
-        pairs = _data(data, split_n, "validation", clip.geometry.size, image_key, caption_key).pairs(seed)
+        if few:
+            pairs = Shots(Test(data, size=clip.geometry.size, classes=classes, templates=templates), shots).pairs(seed)
+        else:
+            split_n = 8000 if data == "shapes" and n is None else n
+            pairs = _data(data, split_n, "validation", clip.geometry.size, image_key, caption_key).pairs(seed)
         _say(f"cleaning {model} on {pairs.name} with {how!r}")
         began = time.monotonic()
         with workspace(work, progress=True):
@@ -436,6 +449,8 @@ def clean(
         measured = measure_all(cleaned, test, key, rng.fork("measure")) if test else {}
         card = {"role": "cleaned", "method": repr(how), "data": pairs.name, "seed": seed}
         models.save(cleaned, work, _card(card, clip, measured))
+        if bake_reference and isinstance(cleaned, Prompted):
+            models.save(cleaned.base, work / "base", {"role": "base"})
         _finish(
             work, measured, recipe="clean", stage="clean",
             attack=type(key.trigger).__name__.lower() if key else "unknown", method=method, config=repr(how),

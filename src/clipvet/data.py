@@ -67,7 +67,9 @@ class Test:
         if world := self.world(seed):
             return world.task(self.n, by=self.by)
         if not Path(self.spec).is_dir():
-            raise UserError(f"task '{self.spec}' is neither 'shapes' nor a folder with one folder per class")
+            raise UserError(
+                f"'{self.spec}' is neither 'shapes' nor a folder with one folder of pictures for each class"
+            )
         from clipvet.files import open_task
 
         return open_task(self.spec, classes=self.classes, templates=self.templates)

@@ -134,6 +134,18 @@ def rest(
     return F.normalize(visual._pool(h)[0] @ visual.proj, dim=-1), torch.stack(seen, 1)
 
 
+def blocks(clip: Clip, images: Float[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "b v"]]:
+    """Class token after every block, as "@1", "@2" ..., and the embedding as "", all that other towers have."""
+    base: Any = clip.base if isinstance(clip, Prompted) else clip
+    try:
+        layers = len(transformer(base).transformer.resblocks)
+    except UserError:
+        return {"": clip.encode_image(images)}
+    prompts = [None] * clip.depth + list(clip.prompts) if isinstance(clip, Prompted) else [None] * layers
+    z, tokens = rest(base, beginning(base, images, 0), prompts)
+    return {"": z} | {f"@{k + 1}": tokens[:, k] for k in range(layers)}
+
+
 def begin(clip: Clip, depth: int | None, tokens: int, rng: Rng, std: float = 0.02) -> Prompted:
     """The model with `tokens` random prompts in every block after the first `depth` (None: a quarter of them)."""
     visual = transformer(clip)

@@ -16,9 +16,12 @@ from clipvet.cleaners.rvpt import Rvpt, rvpt_loss
 from clipvet.cleaners.vpt import Vpt
 from clipvet.data import shots
 from clipvet.errors import UserError
+from clipvet.measures.perturbation_resistivity import PerturbationResistivity
 from clipvet.results import weights_hash
 from clipvet.rng import Rng
-from clipvet.types import Pairs
+from clipvet.triggers.blended import Blended
+from clipvet.triggers.patch import Patch
+from clipvet.types import Backdoor, Pairs
 from clipvet.worlds.shapes import Shapes
 
 
@@ -221,3 +224,29 @@ def test_shots_are_k_of_a_class_and_seeded() -> None:
         shots(task, 3, Rng(1), without=("banana",))
     with pytest.raises(UserError, match="pictures, 300 shots need 300"):
         shots(task, 300, Rng(1))
+
+
+def test_resistivity_is_the_cosine_between_a_picture_and_its_changed_self(clip: Any, task: Any) -> None:
+    pr = PerturbationResistivity(pictures=8)
+    still, key = pr.measure(clip, task, None, Rng(0)), Backdoor(Patch(size=0.5), "star")
+    assert set(still) == {
+        f"resistivity_{n}{k}" for n in ("noise", "blur", "jitter", "flip") for k in ("", "@1", "@2", "@3", "@4")
+    }
+    found = pr.measure(clip, task, key, Rng(0))
+    batch = task.pictures[:8]
+    with torch.no_grad():
+        one, two = clip.encode_image(batch.images), clip.encode_image(key.stamp(batch.images, batch.ids))
+    assert found["resistivity_trigger"].value == pytest.approx(float((one * two).sum(1).mean()), abs=1e-5)
+    assert found["resistivity_trigger@4"].value < 0.9999 < still["resistivity_noise@1"].value
+    assert found["resistivity_trigger"].n == 8
+
+
+def test_resistivity_against_nothing_is_one(clip: Any, task: Any) -> None:
+    made = prompts.begin(clip, 1, 5, Rng(0))
+    for c in (clip, made):
+        found = PerturbationResistivity(pictures=8).measure(c, task, Backdoor(Blended(opacity=0.0), "star"), Rng(0))
+        assert [found[f"resistivity_trigger{k}"].value for k in ("", "@1", "@4")] == pytest.approx([1, 1, 1], abs=1e-5)
+    with torch.no_grad():
+        seen = prompts.blocks(made, task.pictures[:4].images)
+        assert torch.allclose(seen[""], made.encode_image(task.pictures[:4].images), atol=1e-6)
+        assert torch.allclose(seen["@4"], made.rest(made.beginning(task.pictures[:4].images))[1][:, -1], atol=1e-5)

@@ -16,10 +16,10 @@ def share(hits: np.ndarray) -> Measured:
     return Measured(k / n, n, float(ci.low), float(ci.high))
 
 
-def mean(values: np.ndarray) -> Measured:
-    """The mean of numbers in [0, 1], with n and its normal 95 % interval, cut to [0, 1]. NaN where n is 0."""
+def mean(values: np.ndarray, least: float = 0.0) -> Measured:
+    """The mean of numbers in [least, 1], with n and its normal 95 % interval, cut to that range. NaN where n is 0."""
     n = len(values)
     if n < 2:
-        return Measured(float(values[0]) if n else float("nan"), n, 0.0, 1.0)
+        return Measured(float(values[0]) if n else float("nan"), n, least, 1.0)
     m, half = float(values.mean()), 1.96 * float(values.std(ddof=1)) / n**0.5
-    return Measured(m, n, max(0.0, m - half), min(1.0, m + half))
+    return Measured(m, n, max(least, m - half), min(1.0, m + half))
