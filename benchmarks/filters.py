@@ -4,20 +4,16 @@ command:  python benchmarks/filters.py         (--n 100000 --d 512 --reference 1
 expected: 100,000 x 512 in < 60 s and < 4 GiB on two cores
 """
 
-import argparse
-import json
 import resource
-import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from _ratios import arguments, tell, timed
 from torch import Tensor
 
-from clipvet import results
 from clipvet.embed import embed_images, sharing
 from clipvet.filters.dao import Dao
 from clipvet.rng import Rng
@@ -49,32 +45,16 @@ class Ready(torch.nn.Module):
 
 
 def main() -> None:
-    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("--n", type=int, default=100_000)
-    args.add_argument("--d", type=int, default=512)
-    args.add_argument("--reference", type=int, default=1024)
-    args.add_argument("--out", type=Path)
-    a = args.parse_args()
+    a = arguments(__doc__ or "", n=100_000, d=512, reference=1024)
     ready = torch.randn(a.n, a.d, generator=Rng(0).generator())
     F.normalize(ready, dim=1, out=ready)
     clip: Any = Ready(ready)
     pairs = Pairs(Index(a.n), [""] * a.n, np.arange(a.n))
     with sharing():
         embed_images(clip, pairs)
-        began = time.perf_counter()
-        scores = Dao(reference=a.reference or None).score(clip, pairs, Rng(0))
-        seconds = time.perf_counter() - began
-    told = {
-        "seconds": seconds,
-        "peak memory, GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        "mean score": float(scores.mean()),
-        "settings": {k: str(v) for k, v in vars(a).items() if k != "out"},
-        "hardware": results.hardware(),
-        "versions": results.versions(),
-    }
-    print(json.dumps(told, indent=1))
-    if a.out:
-        a.out.write_text(json.dumps(told, indent=1) + "\n")
+        seconds = timed(lambda: Dao(reference=a.reference or None).score(clip, pairs, Rng(0)))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    tell({"seconds": seconds, "peak memory, GiB": peak}, a)
 
 
 if __name__ == "__main__":

@@ -4,19 +4,15 @@ command:  python benchmarks/safeclip.py        (--model shapes-vit --n 5120 --ba
 expected: an epoch <= 2.1 x plain's over as many pairs (two views of each cost 2); scoring >= 0.9 of bare encoders
 """
 
-import argparse
-import json
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from _ratios import Times, arguments, tell
 
-from clipvet import models, results
+from clipvet import models
 from clipvet.augment import SMALL
 from clipvet.rng import Rng
 from clipvet.training.plain import Plain
@@ -35,20 +31,8 @@ class Given(SafeClip):
         return np.arange(len(cosines)) < self.share * len(cosines), True
 
 
-def timed(f: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    f()
-    return time.perf_counter() - began
-
-
 def main() -> None:
-    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("--model", default="shapes-vit")
-    args.add_argument("--n", type=int, default=5120)
-    args.add_argument("--batch", type=int, default=128)
-    args.add_argument("--rounds", type=int, default=5)
-    args.add_argument("--out", type=Path)
-    a = args.parse_args()
+    a = arguments(__doc__ or "", model="shapes-vit", n=5120, batch=128, rounds=5)
     rng = Rng(0)
     clip = models.load(a.model, rng=rng)
     pairs = Shapes(size=clip.geometry.size).pairs(a.n)
@@ -79,26 +63,13 @@ def main() -> None:
         "bare": bare,
         "scoring": lambda: method.cosines(clip, pairs, stage, rng),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(a.rounds + 1):  # in turn, so that a drifting machine touches all alike; the first round warms up
-        for name, case in cases.items():
-            seconds[name].append(timed(case))
-
-    def ratio(x: str, y: str) -> dict[str, float]:
-        each = [p / q for p, q in zip(seconds[x][1:], seconds[y][1:])]
-        return {"median": statistics.median(each), "low": min(each), "high": max(each)}
-
-    told = {f"epoch of {name} / plain": ratio(name, "plain") for name in list(cases)[1:-2]}
+    times = Times(cases, a.rounds)
+    told = {f"epoch of {name} / plain": times.ratio(name, "plain") for name in list(cases)[1:-2]}
     told |= {
-        "scoring speed / bare encoders": ratio("bare", "scoring"),
-        "plain pairs per second": a.n / statistics.median(seconds["plain"][1:]),
-        "settings": {k: str(v) for k, v in vars(a).items() if k != "out"},
-        "hardware": results.hardware(),
-        "versions": results.versions(),
+        "scoring speed / bare encoders": times.ratio("bare", "scoring"),
+        "plain pairs per second": a.n / times.of("plain"),
     }
-    print(json.dumps(told, indent=1))
-    if a.out:
-        a.out.write_text(json.dumps(told, indent=1) + "\n")
+    tell(told, a)
 
 
 if __name__ == "__main__":

@@ -4,16 +4,13 @@ command:  python benchmarks/step.py            (--model shapes-vit --batch 128 -
 expected: loop >= 0.95 of bare; par <= 1.45 x finetune (4/3 by counting passes); stamping + loading < 10 % of a step
 """
 
-import argparse
-import json
-import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
+from _ratios import Times, arguments, tell
 
-from clipvet import models, results
+from clipvet import models
 from clipvet.attacks.poison import Poison
 from clipvet.cleaners.finetune import Finetune
 from clipvet.cleaners.par import Par
@@ -46,20 +43,8 @@ def bare(model: str, pairs: Pairs, batch: int, steps: int) -> float:
     return time.perf_counter() - began
 
 
-def timed(f) -> float:
-    began = time.perf_counter()
-    f()
-    return time.perf_counter() - began
-
-
 def main() -> None:
-    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("--model", default="shapes-vit")
-    args.add_argument("--batch", type=int, default=128)
-    args.add_argument("--steps", type=int, default=40)
-    args.add_argument("--rounds", type=int, default=5)
-    args.add_argument("--out", type=Path)
-    a = args.parse_args()
+    a = arguments(__doc__ or "", model="shapes-vit", batch=128, steps=40, rounds=5)
     n, rng = a.batch * a.steps, Rng(0)
     clip = models.load(a.model, rng=rng)
     pairs = Shapes(size=clip.geometry.size).pairs(n)
@@ -73,32 +58,19 @@ def main() -> None:
 
     cases = {
         "bare": lambda: bare(a.model, pairs, a.batch, a.steps),
-        "loop": lambda: timed(lambda: Plain(**once).train(clip, pairs, rng)),
-        "finetune": lambda: timed(lambda: Finetune(**once).clean(clip, pairs, rng)),
-        "par": lambda: timed(lambda: Par(**once).clean(clip, pairs, rng)),
-        "loading": lambda: timed(loading),
+        "loop": lambda: Plain(**once).train(clip, pairs, rng),
+        "finetune": lambda: Finetune(**once).clean(clip, pairs, rng),
+        "par": lambda: Par(**once).clean(clip, pairs, rng),
+        "loading": loading,
     }
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(a.rounds + 1):  # in turn, so that a drifting machine touches all alike; the first round warms up
-        for name, case in cases.items():
-            seconds[name].append(case())
-
-    def ratio(x: str, y: str) -> dict[str, float]:
-        pairs_of = [p / q for p, q in zip(seconds[x][1:], seconds[y][1:])]
-        return {"median": statistics.median(pairs_of), "low": min(pairs_of), "high": max(pairs_of)}
-
+    times = Times(cases, a.rounds)
     told = {
-        "loop speed / bare speed": ratio("bare", "loop"),
-        "par step / finetune step": ratio("par", "finetune"),
-        "stamping and loading / step": ratio("loading", "loop"),
-        "pairs per second": n / statistics.median(seconds["loop"][1:]),
-        "settings": {k: str(v) for k, v in vars(a).items() if k != "out"},
-        "hardware": results.hardware(),
-        "versions": results.versions(),
+        "loop speed / bare speed": times.ratio("bare", "loop"),
+        "par step / finetune step": times.ratio("par", "finetune"),
+        "stamping and loading / step": times.ratio("loading", "loop"),
+        "pairs per second": n / times.of("loop"),
     }
-    print(json.dumps(told, indent=1))
-    if a.out:
-        a.out.write_text(json.dumps(told, indent=1) + "\n")
+    tell(told, a)
 
 
 if __name__ == "__main__":

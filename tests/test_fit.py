@@ -153,8 +153,8 @@ def test_muon_takes_its_own_peak_on_the_same_curve(small, pairs):
 
 
 def test_unknown_optimizer_is_refused(small, pairs):
-    with pytest.raises(UserError, match=r"optimizer=sgd.*adamw or muon"):
-        train(small, pairs, optimizer="sgd")
+    with pytest.raises(UserError, match=r"optimizer=lion.*adamw, muon or sgd"):
+        train(small, pairs, optimizer="lion")
 
 
 # settings

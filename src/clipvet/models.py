@@ -102,8 +102,19 @@ class OpenClip(nn.Module):
 
 
 def clone(clip: Clip) -> Any:
-    """A deep copy, of any Clip; the tokenizer is shared."""
-    return copy.deepcopy(clip)
+    """A deep copy, of any Clip. The tokenizer is shared, and the storage of weights that need no gradient."""
+    held: Any = clip
+    return copy.deepcopy(clip, {id(p): _still(p) for p in held.parameters() if not p.requires_grad})
+
+
+def frozen(clip: Clip) -> Any:
+    """The same model in eval mode, whose weights need no gradient and lie in the given one's storage."""
+    held: Any = clip
+    return copy.deepcopy(clip, {id(p): _still(p) for p in held.parameters()}).eval()  # pyright: ignore
+
+
+def _still(p: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(p.detach(), requires_grad=False)
 
 
 def fresh(clip: Clip, rng: Rng) -> OpenClip:

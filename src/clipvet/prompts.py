@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from clipvet import io
 from clipvet.errors import UserError
-from clipvet.models import OpenClip, clone
+from clipvet.models import OpenClip, frozen
 from clipvet.results import weights_hash
 from clipvet.rng import Rng
 from clipvet.types import Clip
@@ -78,7 +78,7 @@ class Prompted(nn.Module):
                 f"prompts of shape {tuple(prompts.shape)} do not fit {layers} blocks of width {width}; give the base "
                 "model that they were trained on"
             )
-        self.base = clone(base).eval().requires_grad_(False)
+        self.base = frozen(base)
         self.prompts = nn.Parameter(prompts.clone())
         self.depth, self.geometry = layers - len(prompts), base.geometry
 

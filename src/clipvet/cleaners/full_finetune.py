@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clipvet.fewshot import labels
 from clipvet.fit import fit_by
-from clipvet.models import clone
+from clipvet.models import frozen
 from clipvet.optim import warmup_cosine
 from clipvet.prompts import beginning, rest, transformer
 from clipvet.rng import Rng
@@ -38,8 +38,8 @@ class FullFinetune:
     needs: ClassVar[str] = "labelled pictures"
 
     def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
-        named, poisoned = labels(clip, pairs, self.others), clone(clip).eval().requires_grad_(False)
-        start: Any = clone(clip).requires_grad_(False)
+        named, poisoned = labels(clip, pairs, self.others), frozen(clip)
+        start: Any = frozen(clip)
         start.model.visual.requires_grad_(True)
         every = [None] * len(transformer(clip).transformer.resblocks) if self.alpha else []
 

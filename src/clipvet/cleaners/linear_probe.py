@@ -17,7 +17,7 @@ from torch import Tensor
 from clipvet.errors import UserError
 from clipvet.fewshot import labels
 from clipvet.fit import fit_by
-from clipvet.models import clone
+from clipvet.models import frozen
 from clipvet.optim import constant
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
@@ -47,7 +47,7 @@ class LinearProbe:
     needs: ClassVar[str] = "labelled pictures"
 
     def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
-        named, start = labels(clip, pairs, self.others), clone(clip).requires_grad_(False)
+        named, start = labels(clip, pairs, self.others), frozen(clip)
         for p in projection(start):
             p.requires_grad_(True)
 

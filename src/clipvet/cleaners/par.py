@@ -23,7 +23,7 @@ from torch import Tensor
 from clipvet.augment import noise_and_erase
 from clipvet.fit import fit_by
 from clipvet.losses import clip_loss, squared_distance
-from clipvet.models import clone
+from clipvet.models import frozen
 from clipvet.optim import linear_cosine
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
@@ -76,7 +76,7 @@ class Par:
     needs: ClassVar[str] = "clean pairs"
 
     def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
-        poisoned = clone(clip).eval().requires_grad_(False)  # pyright: ignore
+        poisoned = frozen(clip)
 
         def loss(clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
             view = noise_and_erase(batch.images, clip.mean, rng, self.noise, self.erase)

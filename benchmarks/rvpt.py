@@ -1,0 +1,67 @@
+"""What RVPT costs beside full fine-tuning of the same model on the same batches: a step's time and its peak memory.
+
+command:  python benchmarks/rvpt.py            (--model ViT-B-32 --batch 32 --steps 2 --rounds 3)
+expected: both <= 0.6 (frozen weights, shared prefix, prompts as keys and values alone)
+"""
+
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from _ratios import Times, arguments, tell
+
+from clipvet import models
+from clipvet.cleaners.full_finetune import FullFinetune
+from clipvet.cleaners.rvpt import Rvpt
+from clipvet.data import shots
+from clipvet.rng import Rng
+from clipvet.worlds.shapes import Shapes
+
+METHODS: dict[str, Any] = {"rvpt": Rvpt, "full fine-tuning": FullFinetune}
+
+
+def given(a: Any) -> tuple[Any, Any]:
+    """The model and batch * steps labelled pictures of its size."""
+    clip, n = models.load(a.model, rng=Rng(0)), a.batch * a.steps
+    return clip, shots(Shapes(size=clip.geometry.size).task(max(240, 4 * n)), -(-n // 12), Rng(0)).take(slice(n))
+
+
+def held(field: str) -> float:
+    """VmRSS or VmHWM (its peak) of this process, GiB."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
+    return int(line.split()[1]) / 2**20
+
+
+def peak(name: str, a: Any) -> float:
+    """GiB that training takes above a process which has imported everything and loaded nothing."""
+    torch.set_num_threads(1)
+    before = held("VmRSS")
+    clip, pairs = given(a)
+    METHODS[name](epochs=1, batch=a.batch).clean(clip, pairs, Rng(0))
+    return held("VmHWM") - before
+
+
+def main() -> None:
+    a = arguments(__doc__ or "", model="ViT-B-32", batch=32, steps=2, rounds=3)
+    clip, pairs = given(a)
+    cases = {
+        name: lambda method=method: method(epochs=1, batch=a.batch).clean(clip, pairs, Rng(0))
+        for name, method in METHODS.items()
+    }
+    times = Times(cases, a.rounds)
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        memory = {name: pool.apply(peak, (name, a)) for name in METHODS}
+    told = {
+        "rvpt step / full fine-tuning step": times.ratio("rvpt", "full fine-tuning"),
+        "rvpt memory / full fine-tuning memory": memory["rvpt"] / memory["full fine-tuning"],
+        "memory, GiB": memory,
+        "rvpt pictures per second": len(pairs) / times.of("rvpt"),
+    }
+    tell(told, a)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()
