@@ -13,6 +13,7 @@ from clipvet.errors import UserError
 from clipvet.measures._intervals import share
 from clipvet.results import Row, rows_of, write
 from clipvet.rng import Rng
+from clipvet.types import Measured
 
 METHODS = {"none": (0.937, 0.996), "finetune": (0.941, 0.987), "cleanclip": (0.90, 0.962), "par": (0.938, 0.021)}
 VERSIONS = {"clipvet": "0.1.0"}
@@ -54,6 +55,17 @@ def fill(folder: Path, found: list[Row], truth: str = "ring", caption: str = "a 
     commands = {"commands": ["clipvet demo --seed 0"], "settings": {"rate": 0.01}, "versions": VERSIONS}
     (folder / "commands.json").write_text(json.dumps(commands | {"hardware": "2 cores", "seconds": 252.0}))
     return folder
+
+
+def layered() -> list[Row]:
+    """Perturbation resistivity of a victim and of what RVPT made of it, over four blocks."""
+    found = []
+    for method, drop in (("none", 0.2), ("rvpt", 0.05)):
+        values = {f"resistivity_{p}@{k}": 1 - drop * k for p in ("trigger", "blur") for k in range(1, 5)}
+        measured = {k: Measured(v, 500, v - 0.01, v + 0.01) for k, v in (values | {"resistivity_trigger": 0.3}).items()}
+        common = {"recipe": "demo", "stage": "victim" if method == "none" else "clean", "attack": "patch", "seed": 0}
+        found += rows_of(measured, **common, method=method, config=method, seconds=1.0, versions=VERSIONS)
+    return found
 
 
 def words(page: Path) -> str:
@@ -227,3 +239,17 @@ def test_in_a_browser(tmp_path: Path, width: int, dark: bool):
     assert len(seen.screen.getcolors(1 << 24) or []) > 200
     corner = sum(seen.screen.getpixel((3, 3)))  # pyright: ignore
     assert corner < 150 if dark else corner > 600
+
+
+def test_resistivity_is_drawn_block_by_block(tmp_path: Path) -> None:
+    page = report.build(fill(tmp_path, rows() + layered())).read_text()
+    for name in ("trigger", "blur"):
+        drawn = re.search(rf'aria-label="Perturbation resistivity to {name} by block".*?</svg>', page, re.S)
+        assert drawn
+        lines = re.findall(r'<polyline class="line"[^>]*points="([^"]*)"', drawn[0])
+        heights = [[float(p.split(",")[1]) for p in line.split()] for line in lines]
+        assert [len(h) for h in heights] == [4, 4]
+        assert all(h == sorted(h) for h in heights), "resistivity falls with depth, so the line goes down"
+        assert heights[0][3] > heights[1][3], "the victim's is below"
+    assert "resistivity trigger@" not in words(tmp_path / "report.html").lower()
+    assert "resistivity trigger" in words(tmp_path / "report.html").lower()

@@ -24,6 +24,7 @@ from clipvet.text import names_target
 NAMES = {"none": "victim", "finetune": "plain fine-tuning", "par": "PAR", "cleanclip": "CleanCLIP", "roclip": "RoCLIP"}
 NAMES |= {"safeclip": "SafeCLIP", "rvpt": "RVPT", "ubt": "UBT"}
 TOOK = 0.5  # an attack below this success rate leaves a defense nothing to remove
+BLOCK = r"resistivity_(\w+)@(\d+)"  # shown as curves
 CURVES = ("loss", "s_img", "s_txt", "gate_img", "gate_txt", "tau", "pairs_per_s")
 
 
@@ -149,6 +150,16 @@ def _axes(curves: list[list[tuple[float, float]]], floor: float | None = None) -
     return Axes((0, max(*x, 1)), (min(y) - pad if floor is None else floor, max(y) + pad), 240) if y else None
 
 
+def _layers(table: dict[Method, dict[str, Number]]) -> dict[str, Any]:
+    """Perturbation resistivity block by block: perturbation -> plot area and each method's curve."""
+    found: dict[str, dict[Method, list[tuple[float, float]]]] = {}
+    for m, t in table.items():
+        for metric, x in t.items():
+            if part := re.match(BLOCK, metric):
+                found.setdefault(part[1], {}).setdefault(m, []).append((float(part[2]), x.value))
+    return {name: {"axes": _axes(list(curves.values())), "curves": curves} for name, curves in found.items()}
+
+
 def _logs(folder: Path, methods: list[Method]) -> dict[str, Any]:
     logs = []
     for i, path in enumerate(sorted(folder.glob("*.jsonl"))):
@@ -183,11 +194,17 @@ def _section(
     cleaned.sort(key=lambda m: (m.colour != 1, m.name != "finetune"))  # colour 1: the first PAR
     shown = {m: t for m, t in table.items() if took is not False or m == victim}  # what the figures may score
     metrics = {k: sorted({t[k].n for t in table.values() if k in t}) for t in table.values() for k in t}
+    metrics = {k: n for k, n in metrics.items() if not re.match(BLOCK, k)}
     out = {"title": title, "table": table, "metrics": metrics, "victim": victim, "took": took, "cleaned": cleaned}
     place = f"{rows[0].model}/{rows[0].attack}/"
     says = {m: {k: reported[at] for k in t if (at := f"{place}{m.name}/{k}") in reported} for m, t in table.items()}
     out |= {"paper": says if any(says.values()) else {}}
-    return out | {"shown": shown, "plane": _plane(shown), "training": _logs(logs, list(table))}
+    return out | {
+        "shown": shown,
+        "plane": _plane(shown),
+        "layers": _layers(shown),
+        "training": _logs(logs, list(table)),
+    }
 
 
 def _picture(path: Path) -> str:
