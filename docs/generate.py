@@ -1,4 +1,4 @@
-"""Writes docs/methods.md from the methods' cards, and the number tables of README.md from results/.
+"""Writes docs/methods.md from the cards, and the number tables of README.md and docs/results.md from results/.
 
 python docs/generate.py [--check]     --check: exit 1 if a file is not up to date
 """
@@ -35,7 +35,7 @@ def methods() -> str:
 
 def table(folder: Path, metrics: tuple[str, ...] = ("asr", "clean_accuracy")) -> str:
     """Attack x method, mean over seeds and range, in percent."""
-    rows = [r for r in results.read(folder) if r.stage in ("victim", "clean", "train") and r.metric in metrics]
+    rows = [r for r in results.read(folder) if r.stage in ("victim", "clean", "train", "filter") and r.metric in metrics]
     models = sorted({r.model for r in rows})
     out = []
     for model in models:
@@ -53,7 +53,7 @@ def table(folder: Path, metrics: tuple[str, ...] = ("asr", "clean_accuracy")) ->
             seeds = sorted({r.seed for r in rows if r.model == model})
             out += [
                 "",
-                f"**{metric}**, {model}, %, mean (range) over seeds {seeds}, n = {shown} pictures each:",
+                f"**{metric}**, {model}, %, mean (range) over seeds {seeds}, n = {shown} each:",
                 "",
             ]
             out += ["| trigger | " + " | ".join(labels) + " |", "|---|" + "---|" * len(labels)]
@@ -82,7 +82,8 @@ def filled(text: str) -> str:
 
 
 def main() -> int:
-    wanted = {ROOT / "docs/methods.md": methods(), ROOT / "README.md": filled((ROOT / "README.md").read_text())}
+    wanted = {ROOT / "docs/methods.md": methods()}
+    wanted |= {path: filled(path.read_text()) for path in (ROOT / "README.md", ROOT / "docs/results.md")}
     stale = [p for p, text in wanted.items() if not p.exists() or p.read_text() != text]
     for path in stale:
         if "--check" in sys.argv:

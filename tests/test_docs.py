@@ -24,8 +24,9 @@ def test_generated_parts_are_up_to_date() -> None:
 
 def test_readme_is_short_and_its_files_exist() -> None:
     assert len(README.splitlines()) <= 150
-    for link in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / link).exists(), link
+    for page in ("README.md", "docs/results.md"):
+        for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
+            assert ((ROOT / page).parent / link).exists(), f"{page}: {link}"
 
 
 def test_the_tour_runs(tmp_path: Path, monkeypatch, capsys) -> None:
