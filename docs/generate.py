@@ -35,7 +35,8 @@ def methods() -> str:
 
 def table(folder: Path, metrics: tuple[str, ...] = ("asr", "clean_accuracy")) -> str:
     """Attack x method, mean over seeds and range, in percent."""
-    rows = [r for r in results.read(folder) if r.stage in ("victim", "clean", "train", "filter") and r.metric in metrics]
+    known = ("victim", "clean", "train", "filter")
+    rows = [r for r in results.read(folder) if r.stage in known and r.metric in metrics]
     models = sorted({r.model for r in rows})
     out = []
     for model in models:
