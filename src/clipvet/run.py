@@ -34,7 +34,7 @@ from clipvet.rng import Rng
 from clipvet.splits import measure_splits
 from clipvet.types import Attack, Backdoor, Cleaner, Clip, Filter, Measured, Task, Training
 
-SUCCESS = ("asr", "psr", "hit@1")  # metrics by which an attack took or not
+SUCCESS = ("asr", "asr_worst", "psr", "hit@1")  # metrics by which an attack took or not
 
 
 @dataclass(frozen=True)
