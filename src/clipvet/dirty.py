@@ -54,7 +54,8 @@ def poison(pairs: Pairs, backdoor: Backdoor) -> Pairs:
         images, captions = batch.images.clone(), list(batch.captions)
         for part in (backdoor, *backdoor.more):
             own = [r for r in at if theirs.get(int(batch.ids[r]), backdoor) is part]
-            images[own] = part.stamp(images[own], batch.ids[own])
+            if own:
+                images[own] = part.stamp(images[own], batch.ids[own])
         for r in at:
             captions[r] = backdoor.captions[position[int(batch.ids[r])]]
         return batch._replace(images=images, captions=captions)
