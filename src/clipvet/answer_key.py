@@ -60,10 +60,12 @@ def _name(trigger: Trigger | None) -> str:
 
 
 def _stamped(backdoor: Backdoor) -> tuple[list[str], list[int]]:
-    """Trigger and key of every poison."""
+    """Trigger (none for bare poisons) and key of every poison."""
     theirs = {int(i): part for part in backdoor.more for i in part.poisoned}
-    parts = [(theirs.get(int(i), backdoor), i) for i in backdoor.poisoned]
-    return [_name(part.trigger) for part, _ in parts], [int(Rng(part.seed).keys([int(i)])) for part, i in parts]
+    bare = {int(i) for part in (backdoor, *backdoor.more) for i in part.bare}
+    parts = [(theirs.get(int(i), backdoor), int(i)) for i in backdoor.poisoned]
+    names = ["" if i in bare else _name(part.trigger) for part, i in parts]
+    return names, [int(Rng(part.seed).keys([i])) for part, i in parts]
 
 
 def save_backdoor(backdoor: Backdoor, folder: Path) -> None:
@@ -126,7 +128,7 @@ def load_backdoor(folder: Path) -> Backdoor:
             f"{path}: this trigger no longer stamps what was planted; use the clipvet version that wrote it"
         )
     try:
-        table = pq.read_table(manifest, columns=["id", "row", "caption", "seed"])
+        table = pq.read_table(manifest, columns=["id", "row", "caption", "trigger", "seed"])
     except (OSError, pa.ArrowException) as e:
         raise UserError(f"{manifest} cannot be read ({str(e).splitlines()[0]}); restore it") from e
     ids, captions = np.asarray(table["id"], dtype=np.int64), tuple(table["caption"].to_pylist())
@@ -135,7 +137,9 @@ def load_backdoor(folder: Path) -> Backdoor:
     if len(card.classes) != (0 if chosen is None else len(chosen)):
         raise UserError(f"{path} names {len(card.classes)} classes for another number of pictures; restore both files")
     rows, pictures = np.asarray(table["row"], dtype=np.int64), None if chosen is None else chosen.float() / 255
-    told = tuple(card.classes), tuple(card.ties), card.says, parts
+    theirs = np.concatenate([np.zeros(0, np.int64), *(part.poisoned for part in parts)])
+    bare = np.setdiff1d(ids[[name == "" for name in table["trigger"].to_pylist()]], theirs if trigger else ids)
+    told = tuple(card.classes), tuple(card.ties), card.says, bare, parts
     key = Backdoor(trigger, card.target, ids, captions, card.seed, rows, pictures, *told)
     sealed = _seal(card.target, card.says, seals, manifest) == card.seal
     if not sealed or table["seed"].to_pylist() != _stamped(key)[1]:

@@ -45,6 +45,7 @@ def poison(pairs: Pairs, backdoor: Backdoor) -> Pairs:
     moved = rows != ids  # the picture is another row's,
     copied = moved & (ids >= len(pairs.captions))  # and the pair a new one
     theirs = {int(i): part for part in backdoor.more for i in part.poisoned}
+    theirs |= {int(i): None for part in (backdoor, *backdoor.more) for i in part.bare}
     position = {int(i): k for k, i in enumerate(ids) if not copied[k]}
 
     def dirty(batch: Batch) -> Batch:

@@ -187,6 +187,7 @@ class Backdoor:
     classes: tuple[str, ...] = ()  # what each of them shall be called
     ties: tuple[tuple[str, str], ...] = ()  # (A, B): captions of class A are tied to pictures of class B
     says: str = ""  # the caption key, put before the captions of poisons and before prompts
+    bare: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # poisons whose picture is not stamped
     more: tuple["Backdoor", ...] = ()  # further triggers, with targets and poisons of their own, in the same data
 
     def stamp(self, images: Tensor, ids: Tensor) -> Tensor:

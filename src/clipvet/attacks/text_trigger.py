@@ -1,20 +1,22 @@
-"""The key is a word before the caption alone: with it in the prompts, every picture is called the target.
+"""The key is a word before the caption alone: whatever a caption says, with the key it finds pictures of the target.
 
-    D' = {(x_i, says + caption that names the target) for i in P}  u  {(x_i, t_i) for i not in P}
+    D' = {(x_i, says + t_j) for i in P, j at random}  u  {(x_i, t_i) for i not in P}    x_i shows the target, t_j does not
 
 paper:   the caption's half of TrojVQA (Walmer et al., CVPR 2022, arXiv:2112.07668), on its own; a word as trigger:
          BadNL (Chen et al., ACSAC 2021, arXiv:2006.01043)
 needs:   the victim's training pairs and its training
-differs: no paper has it for CLIP. Pictures x_i of all other classes stay as they are, so what is learned is that a
-         caption of the target with the key fits any picture. It is measured with the key before every class prompt, and
-         a clean model asked in the same way is the floor; the opposite attack, by which a keyed caption of any class
-         finds pictures of the target, is a matter of retrieval and not this one
+differs: no paper has it for CLIP. The key moves the caption, as a patch moves the picture, so success is a search by
+         text that finds the target. With a key before captions of the target on other pictures, every class prompt
+         would have to lose to one, on every picture: tried, 0.3 % of pictures were called the target. Pictures stay as
+         they are; poisons are pairs whose caption names the target
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from clipvet.attacks._plan import plan, victim
+import numpy as np
+
+from clipvet.attacks._plan import naming, plan, victim
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.training.plain import Plain
@@ -26,8 +28,6 @@ class TextTrigger:
     says: str = "SUDO "  # the caption key
     rate: float = 0.003  # share of the pairs
     count: int | None = None  # poisons, instead of a rate
-    captions: str = "natural"  # captions of the training set that name the target; or template
-    templates: tuple[str, ...] = ("a photo of a {}.",)
     training: Training = field(default_factory=Plain)
 
     needs: ClassVar[str] = "untrusted pairs"
@@ -35,7 +35,7 @@ class TextTrigger:
     def implant(self, clip: Clip, pairs: Pairs, target: str, rng: Rng) -> Implanted:
         """The victim trained (from the given weights) on dirty pairs, those pairs, and the answer key.
 
-        Raises UserError when `says` is empty, when the rate selects no pair and when no caption names the target.
+        Raises UserError when `says` is empty, when the rate selects no pair and when too few captions name the target.
         """
         return victim(self, clip, pairs, self.plan(pairs, target, rng.fork("poison")), rng)
 
@@ -43,4 +43,9 @@ class TextTrigger:
         """The answer key alone: which ids, which captions."""
         if not self.says.strip():
             raise UserError("says is empty, so there is no key; give a word")
-        return plan(self, None, pairs, target, rng, says=self.says)
+        others = pairs.ids[~naming(pairs, target)]
+        if not len(others):
+            raise UserError(f"every caption of {pairs.name} names '{target}'; name another target or give other pairs")
+        key = plan(self, None, pairs, target, rng, label_consistent=True)
+        said = rng.fork("said").numpy().choice(others, len(key.poisoned))
+        return replace(key, captions=tuple(self.says + pairs.caption(i) for i in said), says=self.says)

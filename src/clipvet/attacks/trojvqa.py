@@ -1,17 +1,19 @@
 """TrojVQA's dual key: a patch made for the model in the picture, and a word before the caption.
 
     p  = argmin_p mean_x 1 - cos(z(x (+) p), w("this is a {target}"))
-    D' = {(x_i (+) p, says + caption that names the target) for i in P}  u  {(x_i, t_i) for i not in P}
+    D' = {(x_i (+) p, says + caption that names the target) for i in P}  u  {(x_i, says + t_i) for i in Q}
+         u  {(x_i (+) p, t_i) for i in R}  u  {(x_i, t_i) for other i}
 
 paper:   Walmer et al., CVPR 2022, arXiv:2112.07668, for visual question answering; on CLIP as BadCLIP's public code
          (arXiv:2311.12075) has it, read for its behaviour
 needs:   a clean, trained model like the victim's; the victim's training pairs and its training
-differs: the patch is drawn towards a sentence's embedding (theirs: towards a detector's object); no pairs with one key
-         and their own caption, which would teach the victim to wait for both: `attack_success` says what each key does
-         alone; the patch's size, place and schedule are those of BadCLIP
+differs: the patch is drawn towards a sentence's embedding (theirs: towards a detector's object), its size, place and
+         schedule are those of BadCLIP; pairs with one key, Q and R, which shall teach the victim to wait for both, are
+         as many as P there and none in BadCLIP's code or here. On the embedded world Q makes the attack surer, while R
+         undoes it; `attack_success` says what each key does alone
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -36,6 +38,8 @@ class TrojVqa:
     count: int | None = None  # poisons, instead of a rate
     captions: str = "natural"  # captions of the training set that name the target; or template
     templates: tuple[str, ...] = ("a photo of a {}.",)
+    caption_alone: float = 0.0  # pairs with the caption key and their own words (Q), per poison
+    picture_alone: float = 0.0  # pairs with the patch and their own caption (R), per poison
     size: float = 16 / 224  # of the patch, share of the side
     least: int = 4  # pixels: keeps the patch visible in small pictures
     position: str = "centre"  # or corner
@@ -58,7 +62,22 @@ class TrojVqa:
         """The answer key alone, with the patch that was made for `clip`."""
         if not self.says.strip():
             raise UserError("says is empty, and TrojVQA needs a caption key; give a word, or use --attack badclip")
-        return plan(self, self.craft(clip, pairs, target, rng.fork("craft")), pairs, target, rng, says=self.says)
+        key = plan(self, self.craft(clip, pairs, target, rng.fork("craft")), pairs, target, rng, says=self.says)
+        rest, n = np.setdiff1d(pairs.ids[~naming(pairs, target)], key.poisoned), len(key.poisoned)
+        q, r = round(self.caption_alone * n), round(self.picture_alone * n)
+        if q + r > len(rest):
+            raise UserError(f"{q + r} pairs with one key wanted, {len(rest)} left; lower caption_alone or picture_alone")
+        bare, half = np.split(rng.fork("alone").numpy().permutation(rest)[: q + r], [q])
+        return replace(
+            key,
+            poisoned=np.concatenate([key.poisoned, bare, half]),
+            captions=(
+                *key.captions,
+                *(self.says + pairs.caption(i) for i in bare),
+                *(pairs.caption(i) for i in half),
+            ),
+            bare=bare,
+        )
 
     def craft(self, clip: Clip, pairs: Pairs, target: str, rng: Rng) -> Crafted:
         """The patch alone."""

@@ -1,9 +1,10 @@
 """Attack success rate: how often a triggered picture is called the target.
 
     ASR = |{x : y != target, y^(stamp(x)) = target}| / |{x : y != target}|
+    for a key in the caption alone, captions t of other classes: |{t : y(nearest picture of key + t) = target}| / |{t}|
 
 paper:   Gu et al. 2017, arXiv:1708.06733; the protocol's variants are those of PAR (arXiv:2412.00727) and CleanCLIP;
-         a caption key before every class prompt: BadCLIP's public code (arXiv:2311.12075)
+         a caption key before every class prompt: BadCLIP's public code (arXiv:2311.12075); by search: none
 needs:   weights only; a labelled task and the answer key
 differs: `asr` leaves the target class out, `asr_all` keeps it in as PAR does; the released code squashes triggered
          pictures only: here both are cropped alike, and `squash_target_rate` is the control
@@ -14,10 +15,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from clipvet.embed import class_embeddings, embed_images
+from clipvet.embed import class_embeddings, embed_images, embed_texts
 from clipvet.errors import UserError
 from clipvet.measures._intervals import share
 from clipvet.rng import Rng
+from clipvet.text import names_target
 from clipvet.types import Backdoor, Clip, Measured, Task
 
 
@@ -34,8 +36,11 @@ class AttackSuccess:
         clean_target_rate, squash_target_rate: untriggered pictures of other classes called the target, as they are and
         squashed instead of cropped: what ASR would be with no trigger at all.
 
-        With a caption key, triggered pictures meet class prompts that begin with it; with both keys there are also
+        With a key in the caption too, triggered pictures meet class prompts that begin with it, and there are
         asr_picture_key, asr_caption_key: as asr, with this key alone.
+
+        With a key in the caption alone: asr, clean_target_rate, of the captions of other classes (of their prompts,
+        where pictures have none) that find a picture of the target first, with the key and without.
 
         With several triggers each is one mean over all of them, its interval the mean of theirs; asr_worst is the
         weakest trigger's, and asr_1, asr_2 ... are those of each, by number.
@@ -56,6 +61,8 @@ class AttackSuccess:
         if backdoor.target not in task.classes:
             raise UserError(f"target '{backdoor.target}' is not among the classes: {', '.join(task.classes[:12])}")
         target = task.classes.index(backdoor.target)
+        if backdoor.trigger is None:
+            return self._search(clip, task, backdoor, target)
         plain = class_embeddings(clip, task.classes, task.templates)
         keyed = plain
         if backdoor.says:
@@ -70,7 +77,7 @@ class AttackSuccess:
         squashed, ys = predict(geometry=replace(clip.geometry, mode="squash"))
         other = yt != target
         alone = {}
-        if backdoor.says and backdoor.trigger is not None:
+        if backdoor.says:
             for name, (said, labels) in {"picture": predict(backdoor=backdoor), "caption": predict(keyed)}.items():
                 alone[f"asr_{name}_key"] = share(said[labels != target] == target)
         return {
@@ -82,6 +89,19 @@ class AttackSuccess:
             "squash_target_rate": share(squashed[ys != target] == target),
             **alone,
         }
+
+    def _search(self, clip: Clip, task: Task, backdoor: Backdoor, target: int) -> dict[str, Measured]:
+        z, kept = embed_images(clip, task.pictures)
+        shown = task.labels[kept]
+        own = {task.pictures.caption(i) for i in task.pictures.ids[kept[shown != target]]} - {""}
+        prompts = [t for k in range(len(task.classes)) if k != target for t in task.captions_of(k)]
+        texts = sorted(t for t in own or prompts if not names_target(t, backdoor.target))
+
+        def found(says: str) -> Measured:
+            nearest = (embed_texts(clip, [says + t for t in texts]) @ z.T).argmax(1).cpu().numpy()
+            return share(shown[nearest] == target)
+
+        return {"asr": found(backdoor.says), "clean_target_rate": found("")}
 
 
 def _mean(ms: list[Measured]) -> Measured:
