@@ -66,7 +66,9 @@ class TrojVqa:
         rest, n = np.setdiff1d(pairs.ids[~naming(pairs, target)], key.poisoned), len(key.poisoned)
         q, r = round(self.caption_alone * n), round(self.picture_alone * n)
         if q + r > len(rest):
-            raise UserError(f"{q + r} pairs with one key wanted, {len(rest)} left; lower caption_alone or picture_alone")
+            raise UserError(
+                f"{q + r} pairs with one key wanted, {len(rest)} left; lower caption_alone or picture_alone"
+            )
         bare, half = np.split(rng.fork("alone").numpy().permutation(rest)[: q + r], [q])
         return replace(
             key,

@@ -31,7 +31,7 @@ def _default() -> Float[Tensor, "3 16 16"]:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Crafted:
-    pattern: Float[Tensor, "3 s s"] = field(default_factory=_default)  # pixels in [0, 1]
+    pattern: Tensor = field(default_factory=_default)  # (3, s, s), pixels in [0, 1]
     position: str = "centre"  # or corner: bottom right
 
     def __post_init__(self) -> None:

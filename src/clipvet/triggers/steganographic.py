@@ -32,7 +32,7 @@ def _default() -> Float[Tensor, " n"]:
 class Steganographic:
     bits: str = BITS  # what is hidden
     strength: float = 8 / 255  # largest change of a pixel in [0, 1]
-    weights: Float[Tensor, " n"] = field(default_factory=_default)  # of the network that hides, in one row
+    weights: Tensor = field(default_factory=_default)  # (n,), of the network that hides
 
     def __post_init__(self) -> None:
         if not self.bits or set(self.bits) - {"0", "1"}:
