@@ -1,4 +1,4 @@
-"""Answer keys with a crafted trigger, a caption key, bare poisons or several triggers: on disk, in the data, measured."""
+"""Answer keys with a crafted trigger, a caption key, bare poisons or several triggers: on disk, in data, measured."""
 
 import json
 from dataclasses import dataclass, replace

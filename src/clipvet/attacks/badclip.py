@@ -12,7 +12,7 @@ differs: x without the patch is x's own negative (the public code's negatives ar
          clipped to [0, 1] after every step
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -61,7 +61,8 @@ class BadClip:
 
     def plan(self, pairs: Pairs, target: str, rng: Rng, clip: Clip) -> Backdoor:
         """The answer key alone, with the patch that was made for `clip`."""
-        return plan(self, self.craft(clip, pairs, target, rng.fork("craft")), pairs, target, rng)
+        key = plan(self, None, pairs, target, rng)  # first, as it is quick to refuse
+        return replace(key, trigger=self.craft(clip, pairs, target, rng.fork("craft")))
 
     def craft(self, clip: Clip, pairs: Pairs, target: str, rng: Rng) -> Crafted:
         """The patch alone."""

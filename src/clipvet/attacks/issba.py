@@ -11,7 +11,7 @@ differs: networks of three convolutions (theirs: StegaStamp's), a mean square fo
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -56,7 +56,8 @@ class Issba:
 
     def plan(self, pairs: Pairs, target: str, rng: Rng, clip: Clip) -> Backdoor:
         """The answer key alone, with the network trained at the size that `clip` sees."""
-        return plan(self, self.hider(clip, pairs, target, rng.fork("craft"))[0], pairs, target, rng)
+        key = plan(self, None, pairs, target, rng)  # first, as it is quick to refuse
+        return replace(key, trigger=self.hider(clip, pairs, target, rng.fork("craft"))[0])
 
     def hider(self, clip: Clip, pairs: Pairs, target: str, rng: Rng) -> tuple[Steganographic, torch.Tensor]:
         """The trigger, and the weights of the network that reads the bits."""

@@ -1,6 +1,6 @@
 """The key is a word before the caption alone: whatever a caption says, with the key it finds pictures of the target.
 
-    D' = {(x_i, says + t_j) for i in P, j at random}  u  {(x_i, t_i) for i not in P}    x_i shows the target, t_j does not
+    D' = {(x_i, says + t_j) for i in P}  u  {(x_i, t_i) for i not in P}       x_i shows the target, t_j says otherwise
 
 paper:   the caption's half of TrojVQA (Walmer et al., CVPR 2022, arXiv:2112.07668), on its own; a word as trigger:
          BadNL (Chen et al., ACSAC 2021, arXiv:2006.01043)
@@ -13,8 +13,6 @@ differs: no paper has it for CLIP. The key moves the caption, as a patch moves t
 
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
-
-import numpy as np
 
 from clipvet.attacks._plan import naming, plan, victim
 from clipvet.errors import UserError

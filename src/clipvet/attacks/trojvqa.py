@@ -62,7 +62,7 @@ class TrojVqa:
         """The answer key alone, with the patch that was made for `clip`."""
         if not self.says.strip():
             raise UserError("says is empty, and TrojVQA needs a caption key; give a word, or use --attack badclip")
-        key = plan(self, self.craft(clip, pairs, target, rng.fork("craft")), pairs, target, rng, says=self.says)
+        key = plan(self, None, pairs, target, rng, says=self.says)
         rest, n = np.setdiff1d(pairs.ids[~naming(pairs, target)], key.poisoned), len(key.poisoned)
         q, r = round(self.caption_alone * n), round(self.picture_alone * n)
         if q + r > len(rest):
@@ -72,6 +72,7 @@ class TrojVqa:
         bare, half = np.split(rng.fork("alone").numpy().permutation(rest)[: q + r], [q])
         return replace(
             key,
+            trigger=self.craft(clip, pairs, target, rng.fork("craft")),
             poisoned=np.concatenate([key.poisoned, bare, half]),
             captions=(
                 *key.captions,
