@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 from clipvet.attacks.badclip import BadClip
-from clipvet.attacks.issba import Issba
 from clipvet.attacks.mm_poison import MmPoison
 from clipvet.attacks.multi import Multi
 from clipvet.attacks.trojvqa import TrojVqa
@@ -62,8 +61,6 @@ def shapes(method: Any) -> Any:
             return replace(method, **CRAFT)
         case TrojVqa():
             return replace(method, caption_alone=1.0, **CRAFT)
-        case Issba():
-            return replace(method, strength=16 / 255)
         case Multi():
             return replace(method, triggers=tuple(shapes(t) for t in method.triggers), targets=("ring", "heart"))
         case MmPoison():

@@ -56,7 +56,8 @@ def test_loss_is_the_equation(n: int, lam: float, eta: float) -> None:
         max(0.0, np.sqrt(((z[i] - pos[i]) ** 2).sum()) - np.sqrt(((z[i] - clean[i]) ** 2).sum()) + eta)
         for i in range(n)
     ]
-    found = BadClip(lam=lam, eta=eta).loss(*(torch.tensor(x) for x in (z, u, pos, clean)), torch.tensor(s))
+    rows = [torch.tensor(x) for x in (z, u, pos, clean)]
+    found = BadClip(lam=lam, eta=eta).loss(rows[0], rows[1], rows[2], rows[3], torch.tensor(s))
     assert float(found) == pytest.approx(info_nce + lam * np.mean(triplets), rel=1e-9)
 
 

@@ -1,9 +1,10 @@
-"""ISSBA: the network restated in modules, what it hides can be read, and its trigger is faint and each picture's own."""
+"""ISSBA: the networks restated in modules, what is hidden can be read, is faint and each picture's own."""
 
 import hashlib
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ def filled(module: nn.Module, weights: torch.Tensor) -> None:
 def test_the_networks_are_these(h: int, w: int) -> None:
     k, x = 5, torch.rand(3, 3, h, w, generator=Rng(1).generator())
     bits = torch.randint(0, 2, (3, k), generator=Rng(2).generator()) * 2.0 - 1
-    hide = nn.ModuleList([nn.Linear(k, 192), nn.Conv2d(6, 16, 3, 1, 1), nn.Conv2d(16, 16, 3, 1, 1)])
+    hide = nn.ModuleList([nn.Linear(k, 768), nn.Conv2d(6, 16, 3, 1, 1), nn.Conv2d(16, 16, 3, 1, 1)])
     hide.append(nn.Conv2d(22, 3, 3, 1, 1))
     tell = nn.Sequential(
         nn.Conv2d(3, 16, 3, 1, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 2, 1),
@@ -40,9 +41,11 @@ def test_the_networks_are_these(h: int, w: int) -> None:
     filled(hide, f)
     filled(tell, g)
     with torch.no_grad():
-        planes = F.interpolate(hide[0](bits).view(3, 3, 8, 8), (h, w), mode="bilinear")
+        planes = F.interpolate(hide[0](bits).view(3, 3, 16, 16), (h, w), mode="bilinear")
         seen = torch.cat([2 * x - 1, planes], 1)
-        expected = torch.tanh(hide[3](torch.cat([seen, F.relu(hide[2](F.relu(hide[1](seen))))], 1)))
+        out = hide[3](torch.cat([seen, F.relu(hide[2](F.relu(hide[1](seen))))], 1)).numpy()
+        slow = np.stack([[[[_around(p, i, j) for j in range(w)] for i in range(h)] for p in planes] for planes in out])
+        expected = torch.tensor(np.tanh(out - slow), dtype=torch.float32)
         assert torch.allclose(residual(f, x, bits), expected, atol=1e-5)
         assert torch.allclose(read(g, x, k), tell(2 * x - 1), atol=1e-4)
     trigger = Steganographic("".join("1" if b > 0 else "0" for b in bits[0]), 0.07, f)
@@ -50,9 +53,14 @@ def test_the_networks_are_these(h: int, w: int) -> None:
     assert torch.allclose(trigger.stamp(x[:1], KEYS[:1]), (x[:1] + 0.07 * alone).clamp(0, 1), atol=1e-6)
 
 
+def _around(plane: np.ndarray, i: int, j: int) -> float:
+    """Mean of the 5 x 5 pixels about (i, j) that lie in the picture."""
+    return float(plane[max(0, i - 2) : i + 3, max(0, j - 2) : j + 3].mean())
+
+
 @pytest.fixture(scope="module")
 def hider(clip: Clip) -> tuple[Steganographic, torch.Tensor]:
-    return Issba(pictures=800, epochs=8, bits=8).hider(clip, Shapes(seed=4).pairs(900), "star", Rng(0))
+    return Issba(pictures=800, epochs=4, bits=8).hider(clip, Shapes(seed=4).pairs(900), "star", Rng(0))
 
 
 def test_what_is_hidden_can_be_read_and_is_the_pictures_own(hider: tuple[Steganographic, torch.Tensor]) -> None:
@@ -63,13 +71,13 @@ def test_what_is_hidden_can_be_read_and_is_the_pictures_own(hider: tuple[Stegano
     assert ((read(reader, y, 8) > 0) == wanted).float().mean() > 0.85
     assert ((read(reader, x, 8) > 0) == wanted).float().mean() < 0.7, "bits are read from pictures that hold none"
     change = y - x
-    assert change.abs().max() <= 8 / 255 + 1e-6
+    assert change.abs().max() <= 16 / 255 + 1e-6
     own = (change - change.mean(0)).square().mean() / change.square().mean()
-    assert own > 0.05, "all pictures are changed alike"
+    assert own > 0.02, "all pictures are changed alike"
     large = torch.rand(2, 3, 96, 64, generator=Rng(5).generator())
     stamped = trigger.stamp(large, KEYS[:2])
     assert stamped.shape == large.shape
-    assert 0 < (stamped - large).abs().max() <= 8 / 255 + 1e-6
+    assert 0 < (stamped - large).abs().max() <= 16 / 255 + 1e-6
 
 
 def test_the_bits_are_the_targets(clip: Clip) -> None:

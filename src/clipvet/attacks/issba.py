@@ -6,8 +6,10 @@
 
 paper:   Li et al., ICCV 2021, arXiv:2012.03816
 needs:   pictures to train the network on, here the victim's; the victim's training pairs and its training
-differs: networks of three convolutions (theirs: StegaStamp's), a mean square for its three picture losses; bits are a
-         hash of the target's name (theirs: a string, "Stega!!"), the pairs are captioned instead of labelled
+differs: networks of three convolutions (theirs: StegaStamp's), a mean square for its three picture losses, and off: the
+         bound keeps the change small, and with v = 0.1 the embedded world's victim does not learn it (ASR 6 % for 79 %,
+         at 2 % poisons); bits are a hash of the target's name (theirs: a string, "Stega!!"); the pairs are captioned
+         instead of labelled. On that world 13 % of the change's variance is the picture's own, the rest common to all
 """
 
 import hashlib
@@ -36,11 +38,11 @@ class Issba:
     captions: str = "template"  # or natural: captions of the training set that name the target
     templates: tuple[str, ...] = ("a photo of a {}.",)
     bits: int = 16  # hidden in a picture
-    strength: float = 8 / 255  # largest change of a pixel in [0, 1]
+    strength: float = 16 / 255  # largest change of a pixel in [0, 1]
     ease: float = 8.0  # how much stronger the change is at first: without it nothing is learned for long
-    invisible: float = 0.1  # weight of the change's mean square, in units of strength
+    invisible: float = 0.0  # weight of the change's mean square, in units of strength
     pictures: int = 2000  # to train the network on
-    epochs: float = 8  # of training it
+    epochs: float = 4  # of training it
     batch: int = 32  # also
     lr: float = 3e-3  # also; Adam
     training: Training = field(default_factory=Plain)

@@ -50,16 +50,14 @@ class Multi:
 
     def plan(self, pairs: Pairs, target: str, rng: Rng, clip: Clip | None = None) -> Backdoor:
         """The answer key alone: the first part's, which lists the poisons of all and holds the others in `more`."""
-        attacks = (*self.triggers, *self.beside)
-        targets = (target, *(self.targets or (target,) * (len(attacks) - 1)))
-        if len(targets) != len(attacks) or not attacks:
-            raise UserError(
-                f"{len(attacks)} triggers and attacks have {len(targets)} targets; name one fewer in targets"
-            )
+        n = len(self.triggers) + len(self.beside)
+        targets = (target, *(self.targets or (target,) * (n - 1)))
+        if len(targets) != n:
+            raise UserError(f"{n} triggers and attacks have {len(targets)} targets; name one fewer in targets")
         parts: list[Backdoor] = []
-        for k, (attack, wanted) in enumerate(zip(attacks, targets)):
+        for k, (attack, wanted) in enumerate(zip((*self.triggers, *self.beside), targets)):
             left = pairs.take(~np.isin(pairs.ids, [i for part in parts for i in part.poisoned]))
-            if k < len(self.triggers):
+            if isinstance(attack, Trigger):
                 part = plan(self, attack, left, wanted, rng.fork(k))
             else:
                 part = attack.plan(left, wanted, rng.fork(k), clip)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipvet.rng import Rng
 
-WIDTH, GRID, PLANES = 16, 8, 3  # channels; the bits are first spread over PLANES x GRID x GRID
+WIDTH, GRID, PLANES = 16, 16, 3  # channels; the bits are first spread over PLANES x GRID x GRID
 
 
 def encoder(bits: int) -> list[tuple[int, ...]]:
@@ -46,13 +46,14 @@ def _parts(weights: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
 def residual(
     weights: Float[Tensor, " n"], images: Float[Tensor, "b 3 h w"], bits: Float[Tensor, "b k"]
 ) -> Float[Tensor, "b 3 h w"]:
-    """What to add, within [-1, 1] and still to be scaled. bits: -1 or 1."""
+    """What to add, within [-1, 1] and still to be scaled; its slow part is taken out. bits: -1 or 1."""
     spread, start, a, a0, b, b0, c, c0 = _parts(weights, encoder(bits.shape[1]))
     planes = F.linear(bits, spread, start).view(-1, PLANES, GRID, GRID)
     planes = F.interpolate(planes, images.shape[2:], mode="bilinear", align_corners=False)
     x = torch.cat([2 * images - 1, planes], 1)
     y = F.conv2d(F.conv2d(x, a, a0, padding=1).relu(), b, b0, padding=1).relu()
-    return F.conv2d(torch.cat([x, y], 1), c, c0, padding=1).tanh()
+    out = F.conv2d(torch.cat([x, y], 1), c, c0, padding=1)
+    return (out - F.avg_pool2d(out, 5, 1, 2, count_include_pad=False)).tanh()
 
 
 def read(weights: Float[Tensor, " n"], images: Float[Tensor, "b 3 h w"], k: int) -> Float[Tensor, "b k"]:

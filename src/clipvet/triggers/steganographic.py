@@ -5,9 +5,10 @@
 paper:   ISSBA: Li et al., ICCV 2021, arXiv:2012.03816; its network is StegaStamp's (Tancik et al., CVPR 2020,
          arXiv:1904.05343)
 needs:   pictures
-differs: three convolutions of 16 channels on the picture and the bits spread over 8 x 8 cells, for pictures of any size
-         (theirs: a U-Net at 224 px); the change of a pixel is bounded, theirs is kept small by its loss alone. The
-         weights come from `attacks.issba`; without them they are drawn, and hide nothing that could be read
+differs: three convolutions of 16 channels on the picture and the bits spread over 16 x 16 cells, for pictures of any
+         size (theirs: a U-Net at 224 px), less the mean of 5 x 5 pixels, as slow changes drown in the picture's own;
+         the change of a pixel is bounded (theirs is kept small by its loss alone). The weights come from
+         `attacks.issba`; without them they are drawn, and hide nothing that could be read
 """
 
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ def _default() -> Float[Tensor, " n"]:
 @dataclass(frozen=True, eq=False, repr=False)
 class Steganographic:
     bits: str = BITS  # what is hidden
-    strength: float = 8 / 255  # largest change of a pixel in [0, 1]
+    strength: float = 16 / 255  # largest change of a pixel in [0, 1]
     weights: Tensor = field(default_factory=_default)  # (n,), of the network that hides
 
     def __post_init__(self) -> None:
