@@ -1,4 +1,4 @@
-"""TrojVQA: the patch's loss restated; the rest is in test_badclip.py, and the pairs with one key in test_answer_keys.py."""
+"""TrojVQA: the patch's loss restated. Its making is tested in test_badclip.py, its two keys in test_answer_keys.py."""
 
 import numpy as np
 import pytest

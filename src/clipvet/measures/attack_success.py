@@ -55,7 +55,8 @@ class AttackSuccess:
         shared = [name for name in each[0] if all(name in one for one in each)]
         out = {name: _mean([one[name] for one in each]) for name in shared}
         out["asr_worst"] = min((one["asr"] for one in each), key=lambda m: m.value)
-        return out | {f"{name}_{k}": m for k, one in enumerate(each, 1) for name, m in one.items()}
+        each_asr = [(f"{name}_{k}", m) for k, one in enumerate(each, 1) for name, m in one.items() if "asr" in name]
+        return out | dict(each_asr)
 
     def _one(self, clip: Clip, task: Task, backdoor: Backdoor) -> dict[str, Measured]:
         if backdoor.target not in task.classes:
