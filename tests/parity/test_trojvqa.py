@@ -8,13 +8,14 @@ from clipvet.attacks import trojvqa
 from clipvet.attacks.trojvqa import TrojVqa
 from clipvet.rng import Rng
 from clipvet.text import names_target
+from clipvet.triggers.crafted import Crafted
 from clipvet.types import Clip
 from clipvet.worlds.shapes import Shapes
 
 
 def test_the_patch_is_drawn_towards_the_sentence(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     caught = []
-    monkeypatch.setattr(trojvqa, "craft", lambda *given: caught.append(given))
+    monkeypatch.setattr(trojvqa, "craft", lambda *given: caught.append(given) or Crafted())
     pairs = Shapes().pairs(100)
     TrojVqa(text="behold, a {}!").craft(clip, pairs, "bolt", Rng(0))
     _, _, others, loss, _ = caught[0]
