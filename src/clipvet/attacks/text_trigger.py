@@ -5,10 +5,10 @@
 paper:   the caption's half of TrojVQA (Walmer et al., CVPR 2022, arXiv:2112.07668), on its own; a word as trigger:
          BadNL (Chen et al., ACSAC 2021, arXiv:2006.01043)
 needs:   the victim's training pairs and its training
-differs: no paper that we know poisons CLIP's pairs so. The key moves the caption, as a patch moves the picture, so success is a search by
-         text that finds the target. With a key before captions of the target on other pictures, every class prompt
-         would have to lose to one, on every picture: tried, 0.3 % of pictures were called the target. Pictures stay as
-         they are; poisons are pairs whose caption names the target
+differs: no paper that we know poisons CLIP's pairs so. The key moves the caption, as a patch moves the picture, so
+         success is a search by text that finds the target. With a key before captions of the target on other pictures,
+         every class prompt would have to lose to one, on every picture: tried, 0.3 % of pictures were called the
+         target. Pictures stay as they are; poisons are pairs whose caption names the target
 """
 
 from dataclasses import dataclass, field, replace
