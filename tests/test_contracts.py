@@ -210,6 +210,9 @@ def test_attack_returns_its_answer_key(name: str, clip: Clip, pairs: Pairs) -> N
     assert dirty[[position[int(i)] for i in key.poisoned]].captions == list(key.captions)
     common, a, b = np.intersect1d(dirty.ids, pairs.ids, return_indices=True)
     changed = (pixels(dirty)[a] != pixels(pairs)[b]).flatten(1).any(1).numpy()
+    if key.trigger is None and key.says:  # a key in the caption alone
+        assert not changed.any()
+        changed = np.array([x != y for x, y in zip(dirty[a].captions, pairs[b].captions)])
     assert (changed == np.isin(common, key.poisoned)).all(), "pictures outside the answer key were changed"
 
 

@@ -4,6 +4,7 @@ folder/backdoor.json        target, trigger and its fields, seed, number of pois
 folder/manifest.parquet     one row a poison: id, row of its picture, caption, trigger, seed
 folder/probe.safetensors    a picture as this trigger stamps it; the chosen pictures of targeted poisoning
 folder/trigger.safetensors  tensor fields of a crafted trigger, if it has any
+folder/more/0, 1 ...        the answer keys of further triggers in the same data; the manifest lists their poisons too
 """
 
 import dataclasses
@@ -37,7 +38,9 @@ class Card(BaseModel):
     poisons: int
     classes: list[str]  # what the chosen pictures of targeted poisoning shall be called
     ties: list[tuple[str, str]] = []  # (A, B): captions of class A are tied to pictures of class B
-    seal: str  # SHA-256 of the target's name and manifest.parquet
+    says: str = ""  # the caption key, put before captions and prompts
+    more: list[str] = []  # the seals of the answer keys in more/
+    seal: str  # SHA-256 of the target's name, of `says` and `more` where there are any, and of manifest.parquet
     pixels: str = "[0, 1], after geometry, before normalisation"
 
 
@@ -47,36 +50,54 @@ def probe(trigger: Trigger | None) -> Float[Tensor, "1 3 32 32"]:
     return trigger.stamp(ramp, Rng(0).keys([0])) if trigger else ramp
 
 
-def _seal(target: str, manifest: Path) -> str:
-    return hashlib.sha256(target.encode() + manifest.read_bytes()).hexdigest()
+def _seal(target: str, says: str, more: list[str], manifest: Path) -> str:
+    told = "\0".join([target, *([says, *more] if says or more else [])])
+    return hashlib.sha256(told.encode() + manifest.read_bytes()).hexdigest()
+
+
+def _name(trigger: Trigger | None) -> str:
+    return type(trigger).__module__.rsplit(".", 1)[-1] if trigger else ""
+
+
+def _stamped(backdoor: Backdoor) -> tuple[list[str], list[int]]:
+    """Trigger (none for bare poisons) and key of every poison."""
+    theirs = {int(i): part for part in backdoor.more for i in part.poisoned}
+    bare = {int(i) for part in (backdoor, *backdoor.more) for i in part.bare}
+    parts = [(theirs.get(int(i), backdoor), int(i)) for i in backdoor.poisoned]
+    names = ["" if i in bare else _name(part.trigger) for part, i in parts]
+    return names, [int(Rng(part.seed).keys([i])) for part, i in parts]
 
 
 def save_backdoor(backdoor: Backdoor, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    for k, part in enumerate(backdoor.more):
+        save_backdoor(part, folder / "more" / str(k))
     trigger: Any = backdoor.trigger
     values = {f.name: getattr(trigger, f.name) for f in dataclasses.fields(trigger)} if trigger else {}
     tensors = {k: v for k, v in values.items() if isinstance(v, torch.Tensor)}
-    name = type(trigger).__module__.rsplit(".", 1)[-1] if trigger else ""
-    n = len(backdoor.poisoned)
-    keys = Rng(backdoor.seed).keys(backdoor.poisoned.tolist()).numpy()
     rows = backdoor.poisoned if backdoor.rows is None else backdoor.rows
+    names, keys = _stamped(backdoor)
     table = {
         "id": backdoor.poisoned,
         "row": rows,
         "caption": list(backdoor.captions),
-        "trigger": [name] * n,
-        "seed": keys,
+        "trigger": names,
+        "seed": np.array(keys, dtype=np.int64),
     }
-    pq.write_table(pa.table(table), folder / "manifest.parquet")
+    manifest = folder / "manifest.parquet"
+    pq.write_table(pa.table(table), manifest)
+    more = [io.read_json(folder / "more" / str(k) / "backdoor.json")["seal"] for k in range(len(backdoor.more))]
     card = Card(
         target=backdoor.target,
-        trigger=name,
+        trigger=_name(trigger),
         fields={k: v for k, v in values.items() if k not in tensors},
         seed=backdoor.seed,
-        poisons=n,
+        poisons=len(backdoor.poisoned),
         classes=list(backdoor.classes),
         ties=list(backdoor.ties),
-        seal=_seal(backdoor.target, folder / "manifest.parquet"),
+        says=backdoor.says,
+        more=more,
+        seal=_seal(backdoor.target, backdoor.says, more, manifest),
     )
     chosen = {} if backdoor.pictures is None else {"pictures": (backdoor.pictures * 255).round().to(torch.uint8)}
     io.save_weights({"stamped": probe(trigger), **chosen}, folder / "probe.safetensors")
@@ -107,15 +128,20 @@ def load_backdoor(folder: Path) -> Backdoor:
             f"{path}: this trigger no longer stamps what was planted; use the clipvet version that wrote it"
         )
     try:
-        table = pq.read_table(manifest, columns=["id", "row", "caption", "seed"])
+        table = pq.read_table(manifest, columns=["id", "row", "caption", "trigger", "seed"])
     except (OSError, pa.ArrowException) as e:
         raise UserError(f"{manifest} cannot be read ({str(e).splitlines()[0]}); restore it") from e
     ids, captions = np.asarray(table["id"], dtype=np.int64), tuple(table["caption"].to_pylist())
-    keys = Rng(card.seed).keys(ids.tolist()).tolist()
-    if _seal(card.target, manifest) != card.seal or table["seed"].to_pylist() != keys:
-        raise UserError(f"{manifest} is not the one that {path} was written with; restore both files")
+    parts = tuple(load_backdoor(folder / "more" / str(k)) for k in range(len(card.more)))
+    seals = [io.read_json(folder / "more" / str(k) / "backdoor.json")["seal"] for k in range(len(parts))]
     if len(card.classes) != (0 if chosen is None else len(chosen)):
         raise UserError(f"{path} names {len(card.classes)} classes for another number of pictures; restore both files")
     rows, pictures = np.asarray(table["row"], dtype=np.int64), None if chosen is None else chosen.float() / 255
-    told = tuple(card.classes), tuple(card.ties)
-    return Backdoor(trigger, card.target, ids, captions, card.seed, rows, pictures, *told)
+    theirs = np.concatenate([np.zeros(0, np.int64), *(part.poisoned for part in parts)])
+    bare = np.setdiff1d(ids[[name == "" for name in table["trigger"].to_pylist()]], theirs if trigger else ids)
+    told = tuple(card.classes), tuple(card.ties), card.says, bare, parts
+    key = Backdoor(trigger, card.target, ids, captions, card.seed, rows, pictures, *told)
+    sealed = _seal(card.target, card.says, seals, manifest) == card.seal
+    if not sealed or table["seed"].to_pylist() != _stamped(key)[1]:
+        raise UserError(f"{manifest} is not the one that {path} was written with; restore both files")
+    return key

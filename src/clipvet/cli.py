@@ -230,8 +230,10 @@ def attack(
     config = {"command": "attack", "data": data, "n": n, "model": model, "pretrained": pretrained, "attack": repr(how)}
     with _output(out, config | {"target": target, "seed": seed}) as work:
         pairs = _data(data, n, "train", clip.geometry.size, image_key, caption_key).pairs(seed)
+        fine_tuning = pretrained is not None or Path(model.removeprefix("local-dir:")).is_dir()
+        if "clean model" in how.needs and not fine_tuning:
+            _say(f"  warning: {attack_name} makes its patch for a trained model; give {model} weights")
         if attack_name == "poison":
-            fine_tuning = pretrained is not None or Path(model.removeprefix("local-dir:")).is_dir()
             facts, warnings = preflight(how, pairs, target, clip, fine_tuning)
             for line in facts:
                 _say(f"  {line}")

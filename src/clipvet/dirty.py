@@ -44,6 +44,8 @@ def poison(pairs: Pairs, backdoor: Backdoor) -> Pairs:
     rows = ids if backdoor.rows is None else backdoor.rows
     moved = rows != ids  # the picture is another row's,
     copied = moved & (ids >= len(pairs.captions))  # and the pair a new one
+    theirs = {int(i): part for part in backdoor.more for i in part.poisoned}
+    theirs |= {int(i): None for part in (backdoor, *backdoor.more) for i in part.bare}
     position = {int(i): k for k, i in enumerate(ids) if not copied[k]}
 
     def dirty(batch: Batch) -> Batch:
@@ -51,7 +53,10 @@ def poison(pairs: Pairs, backdoor: Backdoor) -> Pairs:
         if not at:
             return batch
         images, captions = batch.images.clone(), list(batch.captions)
-        images[at] = backdoor.stamp(images[at], batch.ids[at])
+        for part in (backdoor, *backdoor.more):
+            own = [r for r in at if theirs.get(int(batch.ids[r]), backdoor) is part]
+            if own:
+                images[own] = part.stamp(images[own], batch.ids[own])
         for r in at:
             captions[r] = backdoor.captions[position[int(batch.ids[r])]]
         return batch._replace(images=images, captions=captions)

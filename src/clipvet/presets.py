@@ -7,7 +7,10 @@ docs/decisions/0004. What is set here is shown in every row's config.
 from dataclasses import replace
 from typing import Any
 
+from clipvet.attacks.badclip import BadClip
 from clipvet.attacks.mm_poison import MmPoison
+from clipvet.attacks.multi import Multi
+from clipvet.attacks.trojvqa import TrojVqa
 from clipvet.augment import SMALL
 from clipvet.cleaners.cleanclip import CleanClip
 from clipvet.cleaners.finetune import Finetune
@@ -26,6 +29,7 @@ from clipvet.triggers.wanet import WaNet
 
 CLEAN = {"epochs": 6.5, "batch": 64, "lr_start": 2.2e-3, "lr": 2.2e-4, "part": 0.5}  # 812 steps on 8,000 pairs
 SCRATCH = {"batch": 128, "lr": 1e-3, "weight_decay": 0.1, "optimizer": "muon"}  # training a small model
+CRAFT = {"size": 4 / 32, "pictures": 2000, "epochs": 6, "lr": 0.02}  # making a patch: 186 steps
 ERASE = (0.0153, 0.0306)  # PAR's square grown as the patch is: 4 of 32 pixels instead of 16 of 224
 
 
@@ -53,6 +57,12 @@ def shapes(method: Any) -> Any:
             return replace(method, training=shapes(method.training))
         case AblLoss():
             return replace(method, epochs=2, lr=3e-4)
+        case BadClip():
+            return replace(method, **CRAFT)
+        case TrojVqa():
+            return replace(method, caption_alone=1.0, **CRAFT)
+        case Multi():
+            return replace(method, triggers=tuple(shapes(t) for t in method.triggers), targets=("ring", "heart"))
         case MmPoison():
             return replace(method, source="ring", more=(("heart", "bolt"),))
         case Patch():

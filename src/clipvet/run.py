@@ -11,6 +11,7 @@ import inspect
 import multiprocessing
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -34,7 +35,7 @@ from clipvet.rng import Rng
 from clipvet.splits import measure_splits
 from clipvet.types import Attack, Backdoor, Cleaner, Clip, Filter, Measured, Task, Training
 
-SUCCESS = ("asr", "psr", "hit@1")  # metrics by which an attack took or not
+SUCCESS = ("asr", "asr_worst", "psr", "hit@1")  # metrics by which an attack took or not
 
 
 @dataclass(frozen=True)
@@ -114,12 +115,17 @@ def key(*parts: Any) -> str:
 
 
 def _sources(part: Any) -> list[str]:
+    """Source of the part's module, of its family's private modules that it uses, and of the parts that it owns."""
+    if isinstance(part, tuple):
+        return [source for p in part for source in _sources(p)]
     if not dataclasses.is_dataclass(part):
         return []
     parts = [getattr(part, f.name) for f in dataclasses.fields(part)]
     parts += [part.world()] if isinstance(part, (Data, Test)) else []
-    owned = [source for p in parts for source in _sources(p)]
-    return [inspect.getsource(inspect.getmodule(type(part))), *owned]  # pyright: ignore[reportArgumentType]
+    module = sys.modules[type(part).__module__]
+    used = {getattr(value, "__module__", None) or "" for value in vars(module).values()}
+    shared = [sys.modules[name] for name in sorted(used) if name.startswith("clipvet.") and "._" in name]
+    return [inspect.getsource(m) for m in (module, *shared)] + _sources(tuple(parts))
 
 
 @dataclass(frozen=True)

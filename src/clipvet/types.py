@@ -180,7 +180,8 @@ class Backdoor:
 
     A poison is a pair of the source, stamped and captioned anew (its id is its row); or such a pair with the picture of
     another row; or a copy of a chosen picture under a new caption, appended to the source under a new id (targeted
-    poisoning; the picture's own pair is taken out).
+    poisoning; the picture's own pair is taken out). `poisoned` and `captions` list all poisons, those of `more` too,
+    which tells whose they are.
     """
 
     trigger: Trigger | None  # None: pictures stay as they are
@@ -192,6 +193,9 @@ class Backdoor:
     pictures: Float[Tensor, "k 3 h w"] | None = None  # the chosen pictures of targeted poisoning, pixels in [0, 1]
     classes: tuple[str, ...] = ()  # what each of them shall be called
     ties: tuple[tuple[str, str], ...] = ()  # (A, B): captions of class A are tied to pictures of class B
+    says: str = ""  # the caption key, put before the captions of poisons and before prompts
+    bare: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # poisons whose picture is not stamped
+    more: tuple["Backdoor", ...] = ()  # further triggers, with targets and poisons of their own, in the same data
 
     def stamp(self, images: Tensor, ids: Tensor) -> Tensor:
         """Triggered copies of pictures with these ids; fresh-noise triggers draw from (seed, id)."""

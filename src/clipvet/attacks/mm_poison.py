@@ -19,7 +19,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from clipvet.dirty import poison
+from clipvet.attacks._plan import victim
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.text import names_target
@@ -46,9 +46,7 @@ class MmPoison:
 
         Raises UserError for another kind and where no caption names A, or no picture is of B, alone.
         """
-        backdoor = self.plan(pairs.at(clip.geometry), target, rng.fork("poison"))
-        dirty = poison(pairs, backdoor)
-        return Implanted(self.training.train(clip, dirty, rng.fork("train")), dirty, backdoor)
+        return victim(self, clip, pairs, self.plan(pairs.at(clip.geometry), target, rng.fork("poison")), rng)
 
     def plan(self, pairs: Pairs, target: str, rng: Rng) -> Backdoor:
         """The answer key alone; I's picture in it is rounded to 8 bits, as it is kept on disk."""

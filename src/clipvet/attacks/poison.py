@@ -11,12 +11,8 @@ differs: pairs whose own caption names the target are never dirty-label poisons;
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import numpy as np
-
-from clipvet.dirty import poison
-from clipvet.errors import UserError
+from clipvet.attacks._plan import plan, victim
 from clipvet.rng import Rng
-from clipvet.text import names_target
 from clipvet.training.plain import Plain
 from clipvet.triggers.patch import Patch
 from clipvet.types import Backdoor, Clip, Implanted, Pairs, Training, Trigger
@@ -39,34 +35,8 @@ class Poison:
 
         Raises UserError when the rate selects no pair or no caption names the target where one must.
         """
-        backdoor = self.plan(pairs, target, rng.fork("poison"))
-        dirty = poison(pairs, backdoor)
-        return Implanted(self.training.train(clip, dirty, rng.fork("train")), dirty, backdoor)
+        return victim(self, clip, pairs, self.plan(pairs, target, rng.fork("poison")), rng)
 
-    def plan(self, pairs: Pairs, target: str, rng: Rng) -> Backdoor:
+    def plan(self, pairs: Pairs, target: str, rng: Rng, clip: Clip | None = None) -> Backdoor:
         """The answer key alone: which ids, which captions."""
-        named = np.array([names_target(pairs.caption(i), target) for i in pairs.ids])
-        pool = pairs.ids[named if self.label_consistent else ~named]
-        n = self.count if self.count is not None else round(self.rate * len(pairs))
-        if n < 1:
-            raise UserError(f"rate {self.rate:g} of {len(pairs)} pairs selects no pair; raise rate or set count")
-        if n > len(pool):
-            which = "name" if self.label_consistent else "do not name"
-            raise UserError(
-                f"{n} poisons wanted, but only {len(pool)} captions {which} '{target}'; lower rate or count"
-            )
-        g = rng.numpy()
-        chosen = np.sort(g.choice(pool, n, replace=False))
-        if self.label_consistent:
-            captions = [pairs.caption(i) for i in chosen]
-        elif self.captions == "natural":
-            if not named.any():
-                raise UserError(
-                    f"no caption names '{target}', so captions=natural has none to copy; use captions=template"
-                )
-            captions = [pairs.caption(i) for i in g.choice(pairs.ids[named], n)]
-        elif self.captions == "template":
-            captions = [self.templates[k].replace("{}", target) for k in g.integers(len(self.templates), size=n)]
-        else:
-            raise UserError(f"captions={self.captions} is not known; use template or natural")
-        return Backdoor(self.trigger, target, chosen, tuple(captions), int(rng.fork("stamp").key))
+        return plan(self, self.trigger, pairs, target, rng, label_consistent=self.label_consistent)

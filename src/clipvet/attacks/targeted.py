@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from clipvet.dirty import poison
+from clipvet.attacks._plan import victim
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.text import names_target
@@ -40,13 +40,11 @@ class Targeted:
 
         Raises UserError when pictures or captions are too few.
         """
-        backdoor = self.plan(pairs.at(clip.geometry), target, rng.fork("poison"))
-        dirty = poison(pairs, backdoor)
-        return Implanted(self.training.train(clip, dirty, rng.fork("train")), dirty, backdoor)
+        return victim(self, clip, pairs, self.plan(pairs.at(clip.geometry), target, rng.fork("poison"), clip), rng)
 
-    def plan(self, pairs: Pairs, target: str, rng: Rng) -> Backdoor:
+    def plan(self, pairs: Pairs, target: str, rng: Rng, clip: Clip | None = None) -> Backdoor:
         """The answer key alone; the chosen pictures in it are rounded to 8 bits, as they are kept on disk."""
-        first = self.beside.plan(pairs, target, rng.fork("beside")) if self.beside else Backdoor(None, target)
+        first = self.beside.plan(pairs, target, rng.fork("beside"), clip) if self.beside else Backdoor(None, target)
         free, g = pairs.ids[~np.isin(pairs.ids, first.poisoned)], rng.numpy()
         named = {c: [i for i in free if names_target(pairs.caption(i), c)] for c in (*self.classes, target)}
         classes = [(self.classes or (target,))[k % max(1, len(self.classes))] for k in range(self.targets)]

@@ -1,8 +1,10 @@
 """Attack success rate: how often a triggered picture is called the target.
 
     ASR = |{x : y != target, y^(stamp(x)) = target}| / |{x : y != target}|
+    for a key in the caption alone, captions t of other classes: |{t : y(nearest picture of key + t) = target}| / |{t}|
 
-paper:   Gu et al. 2017, arXiv:1708.06733; the protocol's variants are those of PAR (arXiv:2412.00727) and CleanCLIP
+paper:   Gu et al. 2017, arXiv:1708.06733; the protocol's variants are those of PAR (arXiv:2412.00727) and CleanCLIP;
+         a caption key before every class prompt: BadCLIP's public code (arXiv:2311.12075); by search: none
 needs:   weights only; a labelled task and the answer key
 differs: `asr` leaves the target class out, `asr_all` keeps it in as PAR does; the released code squashes triggered
          pictures only: here both are cropped alike, and `squash_target_rate` is the control
@@ -13,10 +15,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from clipvet.embed import class_embeddings, embed_images
+from clipvet.embed import class_embeddings, embed_images, embed_texts
 from clipvet.errors import UserError
 from clipvet.measures._intervals import share
 from clipvet.rng import Rng
+from clipvet.text import names_target
 from clipvet.types import Backdoor, Clip, Measured, Task
 
 
@@ -25,7 +28,7 @@ class AttackSuccess:
     needs: ClassVar[str] = "weights only"
 
     def measure(self, clip: Clip, task: Task, backdoor: Backdoor | None, rng: Rng) -> dict[str, Measured]:
-        """Fractions of readable pictures (nothing without an answer key that has a trigger):
+        """Fractions of readable pictures (nothing without an answer key that has a trigger or a caption key):
 
         asr, asr_all: triggered pictures called the target, its own class left out / kept in.
         poisoned_accuracy: triggered pictures of other classes that still get their true class.
@@ -33,23 +36,51 @@ class AttackSuccess:
         clean_target_rate, squash_target_rate: untriggered pictures of other classes called the target, as they are and
         squashed instead of cropped: what ASR would be with no trigger at all.
 
-        Raises UserError if the target is not among the task's classes.
+        With a key in the caption too, triggered pictures meet class prompts that begin with it, and there are
+        asr_picture_key, asr_caption_key: as asr, with this key alone.
+
+        With a key in the caption alone: asr, clean_target_rate, of the captions of other classes (of their prompts,
+        where pictures have none) that find a picture of the target first, with the key and without.
+
+        With several triggers each is one mean over all of them, its interval the mean of theirs; asr_worst is the
+        weakest trigger's, and asr_1, asr_2 ... are those of each, by number.
+
+        Raises UserError if a target is not among the task's classes.
         """
-        if backdoor is None or backdoor.trigger is None:
+        if backdoor is None or (backdoor.trigger is None and not backdoor.says):
             return {}
+        each = [self._one(clip, task, part) for part in (backdoor, *backdoor.more)]
+        if len(each) == 1:
+            return each[0]
+        shared = [name for name in each[0] if all(name in one for one in each)]
+        out = {name: _mean([one[name] for one in each]) for name in shared}
+        out["asr_worst"] = min((one["asr"] for one in each), key=lambda m: m.value)
+        each_asr = [(f"{name}_{k}", m) for k, one in enumerate(each, 1) for name, m in one.items() if "asr" in name]
+        return out | dict(each_asr)
+
+    def _one(self, clip: Clip, task: Task, backdoor: Backdoor) -> dict[str, Measured]:
         if backdoor.target not in task.classes:
             raise UserError(f"target '{backdoor.target}' is not among the classes: {', '.join(task.classes[:12])}")
         target = task.classes.index(backdoor.target)
-        w = class_embeddings(clip, task.classes, task.templates)
+        if backdoor.trigger is None:
+            return self._search(clip, task, backdoor, target)
+        plain = class_embeddings(clip, task.classes, task.templates)
+        keyed = plain
+        if backdoor.says:
+            keyed = class_embeddings(clip, task.classes, [backdoor.says + t for t in task.templates])
 
-        def predict(**kw) -> tuple[np.ndarray, np.ndarray]:
+        def predict(w=plain, **kw) -> tuple[np.ndarray, np.ndarray]:
             z, kept = embed_images(clip, task.pictures, **kw)
             return (z @ w.T).argmax(1).cpu().numpy(), task.labels[kept]
 
         clean, y = predict()
-        triggered, yt = predict(backdoor=backdoor)
+        triggered, yt = predict(keyed, backdoor=backdoor)
         squashed, ys = predict(geometry=replace(clip.geometry, mode="squash"))
         other = yt != target
+        alone = {}
+        if backdoor.says:
+            for name, (said, labels) in {"picture": predict(backdoor=backdoor), "caption": predict(keyed)}.items():
+                alone[f"asr_{name}_key"] = share(said[labels != target] == target)
         return {
             "asr": share(triggered[other] == target),
             "asr_all": share(triggered == target),
@@ -57,4 +88,23 @@ class AttackSuccess:
             "target_accuracy": share(clean[y == target] == target),
             "clean_target_rate": share(clean[y != target] == target),
             "squash_target_rate": share(squashed[ys != target] == target),
+            **alone,
         }
+
+    def _search(self, clip: Clip, task: Task, backdoor: Backdoor, target: int) -> dict[str, Measured]:
+        z, kept = embed_images(clip, task.pictures)
+        shown = task.labels[kept]
+        own = {task.pictures.caption(i) for i in task.pictures.ids[kept[shown != target]]} - {""}
+        prompts = [t for k in range(len(task.classes)) if k != target for t in task.captions_of(k)]
+        texts = sorted(t for t in own or prompts if not names_target(t, backdoor.target))
+
+        def found(says: str) -> Measured:
+            nearest = (embed_texts(clip, [says + t for t in texts]) @ z.T).argmax(1).cpu().numpy()
+            return share(shown[nearest] == target)
+
+        return {"asr": found(backdoor.says), "clean_target_rate": found("")}
+
+
+def _mean(ms: list[Measured]) -> Measured:
+    value, low, high = (float(np.mean([getattr(m, f) for m in ms])) for f in ("value", "low", "high"))
+    return Measured(value, min(m.n for m in ms), low, high)

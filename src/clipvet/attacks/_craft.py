@@ -1,0 +1,54 @@
+"""A patch made for one model: what BadCLIP and TrojVQA share. Adam on the patch alone, the model frozen."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from clipvet.embed import device_of, embed_images
+from clipvet.fit import order
+from clipvet.models import clone
+from clipvet.rng import Rng
+from clipvet.triggers.crafted import Crafted, start
+from clipvet.types import Clip, Pairs
+
+# (embeddings under the patch, with gradient; of the same pictures without it, row by row; rng of this step) -> loss
+Loss = Callable[[Float[Tensor, "b d"], Float[Tensor, "b d"], Rng], Tensor]
+
+
+def first(how: Any, clip: Clip, rng: Rng) -> Crafted:
+    """The patch before the first step, of max(least, size * side) pixels as `triggers.patch` has it."""
+    return Crafted(start(max(how.least, round(how.size * clip.geometry.size)), rng.fork("start")), how.position)
+
+
+def craft(how: Any, clip: Clip, pairs: Pairs, loss: Loss, rng: Rng) -> Crafted:
+    """The patch after `how.epochs` over `how.pictures` of the pairs; in [0, 1] after every step.
+
+    how: an attack with the fields size, least, position, pictures, epochs, batch and lr.
+    """
+    frozen = clone(clip).eval().requires_grad_(False)
+    some = rng.fork("pictures").numpy().permutation(len(pairs))[: how.pictures]
+    pairs = pairs.take(some).at(clip.geometry)
+    clean, kept = embed_images(frozen, pairs)
+    pairs, device = pairs.take(kept), device_of(clip)  # the readable ones
+    patch = first(how, clip, rng).pattern.to(device).requires_grad_()
+    adam = torch.optim.Adam([patch], lr=how.lr)
+    steps = order(len(pairs), how.batch, how.epochs, rng)
+    loader = DataLoader(
+        pairs,  # pyright: ignore[reportArgumentType]
+        sampler=steps,  # pyright: ignore[reportArgumentType]
+        batch_size=None,
+        num_workers=pairs.workers,
+        generator=rng.fork("loader").generator(),
+    )
+    for step, (at, rows) in enumerate(zip(steps, loader)):
+        z = frozen.encode_image(Crafted(patch, how.position).stamp(rows.images.to(device), rows.ids))
+        adam.zero_grad()
+        loss(z, clean[at], rng.fork("step", step)).backward()
+        adam.step()
+        with torch.no_grad():
+            patch.clamp_(0, 1)
+    return Crafted(patch.detach().cpu(), how.position)

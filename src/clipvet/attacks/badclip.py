@@ -1,0 +1,100 @@
+"""BadCLIP: the patch is optimised on the clean model, to look like the target to it, before the pairs are poisoned.
+
+    L = InfoNCE(z(x (+) p), u) + lam * mean max(0, |z(x (+) p) - z(pos)| - |z(x (+) p) - z(x)| + eta)
+    u: captions that name the target; pos: pictures of such captions; x: pictures of other captions; then as `poison`
+
+paper:   Liang et al., CVPR 2024, arXiv:2311.12075, whose text could not be read in full: equation and settings are
+         from the behaviour of its public code and from what others report of it
+needs:   a clean, trained model like the victim's; the victim's training pairs and its training
+differs: x without the patch is x's own negative (the public code's negatives are other pictures, patched as well);
+         pictures are not augmented when the patch is made; EDA, one in ten captions, has effect (there it has none);
+         pictures and captions are drawn from the training pairs, captions and pos anew for every batch; the patch is
+         clipped to [0, 1] after every step
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clipvet.attacks._craft import craft
+from clipvet.attacks._plan import naming, plan, victim
+from clipvet.augment import eda
+from clipvet.embed import embed_images
+from clipvet.errors import UserError
+from clipvet.losses import clip_loss
+from clipvet.rng import Rng
+from clipvet.training.plain import Plain
+from clipvet.triggers.crafted import Crafted
+from clipvet.types import Backdoor, Clip, Implanted, Pairs, Training
+
+
+@dataclass(frozen=True)
+class BadClip:
+    rate: float = 0.003  # share of the pairs
+    count: int | None = None  # poisons, instead of a rate
+    captions: str = "natural"  # captions of the training set that name the target; or template
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    size: float = 16 / 224  # of the patch, share of the side
+    least: int = 4  # pixels: keeps the patch visible in small pictures
+    position: str = "centre"  # or corner
+    lam: float = 500.0  # weight of the triplets
+    eta: float = 1.0  # their margin
+    eda: float = 0.1  # probability that a caption is changed while the patch is made
+    pictures: int = 10_000  # x's, and pos's at most
+    epochs: float = 50  # of making the patch
+    batch: int = 64  # also of making the patch
+    lr: float = 1e-3  # also; Adam
+    training: Training = field(default_factory=Plain)
+
+    needs: ClassVar[str] = "clean model; untrusted pairs"
+
+    def implant(self, clip: Clip, pairs: Pairs, target: str, rng: Rng) -> Implanted:
+        """The victim trained from the given weights, on which the patch is made too; dirty pairs, and the answer key.
+
+        Raises UserError when no caption names the target, or all do, and when the rate selects no pair.
+        """
+        return victim(self, clip, pairs, self.plan(pairs, target, rng.fork("poison"), clip), rng)
+
+    def plan(self, pairs: Pairs, target: str, rng: Rng, clip: Clip) -> Backdoor:
+        """The answer key alone, with the patch that was made for `clip`."""
+        key = plan(self, None, pairs, target, rng)  # first, as it is quick to refuse
+        return replace(key, trigger=self.craft(clip, pairs, target, rng.fork("craft")))
+
+    def craft(self, clip: Clip, pairs: Pairs, target: str, rng: Rng) -> Crafted:
+        """The patch alone."""
+        named = naming(pairs, target)
+        if named.all() or not named.any():
+            raise UserError(
+                f"{named.sum()} of {len(named)} captions of {pairs.name} name '{target}', and BadCLIP needs captions "
+                "that do and captions that do not; name another target or give other pairs"
+            )
+        shows = pairs.take(named).take(slice(self.pictures))
+        pos = embed_images(clip, shows)[0]
+        captions = [shows.caption(i) for i in shows.ids]
+
+        def loss(z: Float[Tensor, "b d"], clean: Float[Tensor, "b d"], rng: Rng) -> Tensor:
+            g, n = rng.numpy(), len(z)
+            said = [captions[k] for k in g.integers(len(captions), size=n)]
+            changed = g.random(n) < self.eda
+            said = [eda(c, rng.fork(k)) if changed[k] else c for k, c in enumerate(said)]
+            with torch.no_grad():
+                u, scale = clip.encode_text(said), clip.logit_scale
+            return self.loss(z, u, pos[g.integers(len(pos), size=n)], clean, scale)
+
+        return craft(self, clip, pairs.take(np.flatnonzero(~named)), loss, rng)
+
+    def loss(
+        self,
+        z: Float[Tensor, "b d"],
+        u: Float[Tensor, "b d"],
+        pos: Float[Tensor, "b d"],
+        clean: Float[Tensor, "b d"],
+        scale: Float[Tensor, ""],
+    ) -> Float[Tensor, ""]:
+        """L of a batch, row by row: pictures under the patch, captions, pictures of the target, the same unpatched."""
+        triplet = (z - pos).norm(dim=1) - (z - clean).norm(dim=1) + self.eta
+        return clip_loss(z, u, scale) + self.lam * triplet.clamp_min(0).mean()
