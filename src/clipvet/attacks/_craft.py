@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from clipvet.embed import device_of, embed_images
 from clipvet.fit import order
-from clipvet.models import clone
+from clipvet.models import frozen
 from clipvet.rng import Rng
 from clipvet.triggers.crafted import Crafted, start
 from clipvet.types import Clip, Pairs
@@ -29,10 +29,10 @@ def craft(how: Any, clip: Clip, pairs: Pairs, loss: Loss, rng: Rng) -> Crafted:
 
     how: an attack with the fields size, least, position, pictures, epochs, batch and lr.
     """
-    frozen = clone(clip).eval().requires_grad_(False)
+    still = frozen(clip)
     some = rng.fork("pictures").numpy().permutation(len(pairs))[: how.pictures]
     pairs = pairs.take(some).at(clip.geometry)
-    clean, kept = embed_images(frozen, pairs)
+    clean, kept = embed_images(still, pairs)
     pairs, device = pairs.take(kept), device_of(clip)  # the readable ones
     patch = first(how, clip, rng).pattern.to(device).requires_grad_()
     adam = torch.optim.Adam([patch], lr=how.lr)
@@ -45,7 +45,7 @@ def craft(how: Any, clip: Clip, pairs: Pairs, loss: Loss, rng: Rng) -> Crafted:
         generator=rng.fork("loader").generator(),
     )
     for step, (at, rows) in enumerate(zip(steps, loader)):
-        z = frozen.encode_image(Crafted(patch, how.position).stamp(rows.images.to(device), rows.ids))
+        z = still.encode_image(Crafted(patch, how.position).stamp(rows.images.to(device), rows.ids))
         adam.zero_grad()
         loss(z, clean[at], rng.fork("step", step)).backward()
         adam.step()

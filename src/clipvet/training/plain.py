@@ -15,7 +15,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from clipvet.augment import Views, variants
-from clipvet.fit import fit_by
+from clipvet.fit import Loss, fit_by
 from clipvet.losses import clip_loss
 from clipvet.optim import warmup_cosine
 from clipvet.rng import Rng
@@ -42,7 +42,8 @@ class Plain:
 
     needs: ClassVar[str] = "untrusted pairs"
 
-    def train(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
+    def train(self, clip: Clip, pairs: Pairs, rng: Rng, also: Loss | None = None) -> Clip:
+        """also: a further loss, of an attacker who trains with an aim of their own; its parts are logged too."""
         words = rng.fork("eda")
 
         def loss(clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
@@ -51,6 +52,10 @@ class Plain:
             if self.eda:
                 tokens = variants(batch, words, self.eda, self.synonyms)
             z, w = clip.encode_image(images), clip.encode_text(tokens)  # pyright: ignore
-            return {"loss": clip_loss(z, w, clip.logit_scale)}
+            parts = {"loss": clip_loss(z, w, clip.logit_scale)}
+            if also is None:
+                return parts
+            more = also(clip, batch._replace(images=images, tokens=tokens), rng.fork("also"))
+            return {**more, "loss": parts["loss"] + more["loss"]}
 
         return fit_by(self, clip, pairs, loss, rng, schedule=warmup_cosine(self.lr, self.warmup))
