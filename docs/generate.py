@@ -10,6 +10,7 @@ from pathlib import Path
 from clipvet import find, results
 
 ROOT = Path(__file__).parent.parent
+COUNTS = ("pairs_seen", "parameters", "seconds")
 BEGIN, END = "<!-- generated from {}: begin -->", "<!-- end -->"
 
 
@@ -45,16 +46,17 @@ def table(folder: Path, metrics: tuple[str, ...] = ("asr", "clean_accuracy")) ->
             for r in rows:
                 label = r.method if r.data in ("shapes", "") or r.method == "none" else f"{r.method} ({r.data})"
                 if r.model == model and r.metric == metric:
-                    cells.setdefault((r.attack, label), []).append(100 * r.value)
+                    cells.setdefault((r.attack, label), []).append(r.value if metric in COUNTS else 100 * r.value)
             if not cells:
                 continue
             labels, attacks = list(dict.fromkeys(k[1] for k in cells)), list(dict.fromkeys(k[0] for k in cells))
             n = {r.n for r in rows if r.model == model and r.metric == metric}
             shown = "–".join(map(str, sorted({min(n), max(n)})))
             seeds = sorted({r.seed for r in rows if r.model == model})
+            unit = "" if metric in COUNTS else ", %"
             out += [
                 "",
-                f"**{metric}**, {model}, %, mean (range) over seeds {seeds}, n = {shown} each:",
+                f"**{metric}**, {model}{unit}, mean (range) over seeds {seeds}, n = {shown} each:",
                 "",
             ]
             out += ["| trigger | " + " | ".join(labels) + " |", "|---|" + "---|" * len(labels)]

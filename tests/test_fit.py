@@ -404,3 +404,12 @@ def test_a_killed_run_ends_in_the_same_weights(name, tmp_path):
     assert [k for k in a if not torch.equal(a[k], b[k])] == []
     for folder in (calm, killed):
         assert [row["step"] for row in read_log(folder)] == list(range(STEPS))
+
+
+def test_workspace_counts_what_training_cost(small, pairs, tmp_path):
+    with workspace(tmp_path) as ws:
+        train(small, pairs, epochs=2, batch=32)
+        train(small, pairs, epochs=1, batch=32)
+    per = len(pairs) // 32 * 32
+    assert ws.pairs_seen == 3 * per
+    assert ws.parameters == sum(p.numel() for p in small.parameters())

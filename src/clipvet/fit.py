@@ -47,6 +47,8 @@ class Workspace:
     progress: bool = False
     save_seconds: float = 5.0  # at least this long between two saves, and 50 x the time that a save takes
     fits: int = field(default=0, init=False)  # how many fits this stage has begun
+    pairs_seen: int = field(default=0, init=False)  # by all of them, every pair as often as it is drawn
+    parameters: int = field(default=0, init=False)  # that the largest of them trains
 
 
 _workspace: ContextVar[Workspace | None] = ContextVar("workspace", default=None)
@@ -153,6 +155,8 @@ def fit(
         if batchnorm == "eval" and isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
     steps = order(len(pairs), batch, epochs, rng)
+    ws.pairs_seen += sum(map(len, steps))
+    ws.parameters = max(ws.parameters, sum(p.numel() for p in trained.parameters() if p.requires_grad))
     rates = schedule(len(steps))
     scales = [p for n, p in trained.named_parameters() if n.endswith("logit_scale")]
     made = optimizers(trained, optimizer, weight_decay, betas, eps, muon_lr)

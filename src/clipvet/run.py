@@ -30,7 +30,7 @@ from clipvet.detection import detection
 from clipvet.dirty import poison
 from clipvet.embed import sharing
 from clipvet.errors import UserError
-from clipvet.fit import workspace
+from clipvet.fit import Workspace, workspace
 from clipvet.rng import Rng
 from clipvet.splits import measure_splits
 from clipvet.types import Attack, Backdoor, Cleaner, Clip, Filter, Measured, Task, Training
@@ -258,8 +258,8 @@ class Victim:
         try:
             with io.output(folder, {"key": name}) as work:
                 began = time.monotonic()
-                with workspace(work, progress=progress):
-                    measured = make(work)
+                with workspace(work, progress=progress) as ws:
+                    measured = make(work) | _cost(ws)
                 io.write_json(work / "measured.json", [measured, round(time.monotonic() - began, 2)])
         except io.AlreadyDone:
             pass
@@ -281,6 +281,12 @@ class Victim:
     def _measure(self, clip: Clip, backdoor: Backdoor | None) -> dict[str, Measured]:
         task, rng = self.recipe.test.task(self.seed), Rng(self.seed).fork("measure")
         return measure_all(clip, task, backdoor, rng, self.recipe.measures)
+
+
+def _cost(ws: Workspace) -> dict[str, Measured]:
+    """What the stage's training took: pairs drawn and parameters trained; nothing where there was none."""
+    counts = {"pairs_seen": ws.pairs_seen, "parameters": ws.parameters}
+    return {name: Measured(n, 1, n, n) for name, n in counts.items() if n}
 
 
 def device() -> torch.device:
