@@ -14,7 +14,10 @@ from clipvet.attacks.trojvqa import TrojVqa
 from clipvet.augment import SMALL
 from clipvet.cleaners.cleanclip import CleanClip
 from clipvet.cleaners.finetune import Finetune
+from clipvet.cleaners.full_finetune import FullFinetune
 from clipvet.cleaners.par import Par
+from clipvet.cleaners.rvpt import Rvpt
+from clipvet.cleaners.vpt import Vpt
 from clipvet.filters.abl_loss import AblLoss
 from clipvet.filters.dao import Dao
 from clipvet.filters.gmm_split import GmmSplit
@@ -45,6 +48,11 @@ def shapes(method: Any) -> Any:
         case CleanClip():
             # the better of two rates tried; see docs/decisions/0004
             return replace(method, epochs=6.5, batch=128, lr=2.6e-3, warmup=0.1, group=16)
+        case Rvpt() | Vpt():
+            # the trigger reaches the class token of a narrow tower in its first block: prompts must stand there too
+            return replace(method, depth=0, epochs=24, lr=2e-2, optimizer="adamw", weight_decay=0.0)
+        case FullFinetune():
+            return replace(method, epochs=12, lr=1e-3)
         case RoClip():
             return replace(method, epochs=8, pool=0.25, augment=SMALL, **SCRATCH)
         case SafeClip():
