@@ -157,7 +157,10 @@ def _layers(table: dict[Method, dict[str, Number]]) -> dict[str, Any]:
         for metric, x in t.items():
             if part := re.match(BLOCK, metric):
                 found.setdefault(part[1], {}).setdefault(m, []).append((float(part[2]), x.value))
-    return {name: {"axes": _axes(list(curves.values())), "curves": curves} for name, curves in found.items()}
+    low = min((x for curves in found.values() for c in curves.values() for _, x in c), default=0.0)
+    last = max((x for curves in found.values() for c in curves.values() for x, _ in c), default=2.0)
+    axes = Axes((1, max(last, 2)), (min(low, 0), 1.02), 240)
+    return {name: {"axes": axes, "curves": curves} for name, curves in found.items()}
 
 
 def _logs(folder: Path, methods: list[Method]) -> dict[str, Any]:
