@@ -111,6 +111,13 @@ def _table(measured: "dict[str, Measured]") -> None:
     Console().print(table)
 
 
+def _planted(key: "Backdoor") -> str:
+    """What an answer key is about, in a word."""
+    if key.trigger is not None:
+        return type(key.trigger).__name__.lower()
+    return "mm_poison" if key.ties else "targeted" if key.classes else "text_trigger" if key.says else "none"
+
+
 def _finish(work: Path, measured: "dict[str, Measured]", **common: Any) -> None:
     """Rows and commands of a finished command, in its folder."""
     from clipvet import io, results
@@ -287,7 +294,7 @@ def evaluate(
         ) as work:
             _finish(
                 work, measured, recipe="evaluate", stage="evaluate",
-                attack=type(key.trigger).__name__.lower() if key else "none", method="none", config=model,
+                attack=_planted(key) if key else "none", method="none", config=model,
                 seconds=time.monotonic() - began, seed=seed, model=model, data=task,
             )  # fmt: skip
     if as_json:
@@ -455,7 +462,7 @@ def clean(
             models.save(cleaned.base, work / "base", {"role": "base"})
         _finish(
             work, measured, recipe="clean", stage="clean",
-            attack=type(key.trigger).__name__.lower() if key else "unknown", method=method, config=repr(how),
+            attack=_planted(key) if key else "unknown", method=method, config=repr(how),
             seconds=seconds, seed=seed, model=model, data=pairs.name,
         )  # fmt: skip
     _table(measured)
