@@ -1,0 +1,65 @@
+"""Every attack against every cleaner, under equal access: the fair field, on a tower deep enough for visual prompts.
+
+command:  clipvet run recipes/cleaning_table.py --jobs 2 --out results/cleaning_table
+expected: victims' ASR >= 0.80; every defense meets the same victims, adaptive attacks among them
+hardware: 2 CPU cores with bf16
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from clipvet.attacks.adaptive_par import AdaptivePar
+from clipvet.attacks.adaptive_rvpt import AdaptiveRvpt
+from clipvet.attacks.badclip import BadClip
+from clipvet.attacks.issba import Issba
+from clipvet.attacks.poison import Poison
+from clipvet.cleaners.cleanclip import CleanClip
+from clipvet.cleaners.finetune import Finetune
+from clipvet.cleaners.linear_probe import LinearProbe
+from clipvet.cleaners.par import Par
+from clipvet.cleaners.rvpt import Rvpt
+from clipvet.cleaners.vpt import Vpt
+from clipvet.data import Data, Shots, Test
+from clipvet.presets import ERASE, shapes
+from clipvet.run import Recipe
+from clipvet.training.plain import Plain
+from clipvet.triggers.blended import Blended
+from clipvet.triggers.patch import Patch
+from clipvet.triggers.sig import Sig
+from clipvet.triggers.wanet import WaNet
+from clipvet.worlds.shapes import TEMPLATES
+
+PATTERNS = ("noise", "stripes", "triangles")  # blended
+TRIGGERS = {"patch": Patch(), "sig": Sig(), **{name: Blended(name) for name in PATTERNS}}
+
+
+def recipe(smoke: bool = False) -> Recipe:
+    plain = replace(shapes(Plain()), precision="bf16", epochs=1)
+    poison = {"rate": 0.02, "templates": TEMPLATES, "training": plain}
+    triggers = {name: shapes(t) for name, t in TRIGGERS.items()} | {"wanet": WaNet(k=8, s=4.0)}
+    attacks: dict[str, Any] = {name: Poison(t, **poison) for name, t in triggers.items()}
+    attacks["label_consistent"] = Poison(known := triggers["patch"], label_consistent=True, **poison)
+    attacks |= {"badclip": replace(shapes(BadClip()), **poison), "issba": replace(Issba(), **poison)}
+    attacks |= {
+        "adaptive_par": AdaptivePar(known, erase=ERASE, **poison),
+        "adaptive_rvpt": AdaptiveRvpt(known, **poison),
+    }
+    fast: dict[str, Any] = {"precision": "bf16"} | ({"epochs": 1} if smoke else {})
+    pairs: dict[str, Any] = {"finetune": Finetune(), "cleanclip": CleanClip(), "par": Par()}
+    shots: dict[str, Any] = {"vpt": Vpt(), "rvpt": Rvpt(), "linear_probe": LinearProbe()}
+    return Recipe(
+        name="cleaning_table",
+        model_names=("shapes-vit-deep",),
+        attacks=attacks if not smoke else {name: attacks[name] for name in ("issba", "adaptive_par")},
+        cleaners={name: replace(shapes(m), **fast) for name, m in (pairs | shots).items()},
+        defender_data={
+            "shapes": (Data("shapes", 512 if smoke else 8_000, "validation"), tuple(pairs)),
+            "16-shot": (Shots(Test("shapes", by="colour shape"), 2 if smoke else 16), tuple(shots)),
+        },
+        base=replace(plain, epochs=4 if not smoke else 1),
+        target="crescent",
+        victim_data=Data("shapes", 512 if smoke else 20_000),
+        test=Test("shapes", 120 if smoke else 2_000),
+        seeds=(0,) if smoke else (0, 1, 2),
+        took=0.0 if smoke else 0.8,
+    )
