@@ -1,0 +1,74 @@
+"""Forgetting in short rounds, with a rule that stops it: what UBT and ABL share.
+
+    L = w_forget L_forget + w_keep NCE(normal) + the rest
+
+After every round: enough is forgotten, or the loss on held-out normal pairs has risen by more than `worse`, and the
+round is taken back. Thus nothing ever explodes, however high the rate.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipvet.errors import UserError
+from clipvet.fit import Loss, Memory, fit_by
+from clipvet.losses import clip_loss
+from clipvet.optim import constant
+from clipvet.rng import Rng
+from clipvet.shortcut import company, nce
+from clipvet.types import Batch, Clip, Pairs
+
+HELD = 256  # normal pairs, at most, by whose loss the damage is told; a tenth of all of them
+
+
+class Unlearned(NamedTuple):
+    clip: Clip
+    why: str  # it stopped
+    steps: int
+    trace: list[tuple[float, float]]  # before, and after every round: what `left` said, loss on held-out pairs
+
+
+def ascent(z: Tensor, w: Tensor, s: Tensor) -> Tensor:
+    """Gradient ascent on the contrastive loss, up to that of guessing: -min(NCE, log b)."""
+    return -clip_loss(z, w, s.detach()).clamp(max=math.log(max(2, len(z))))
+
+
+def unlearn(
+    method: Any, clip: Clip, bad: Pairs, normal: Pairs, forget: Loss, left: Callable[[Clip], float], rng: Rng
+) -> Unlearned:
+    """method: its fields steps, every, batch, lr, w_keep, worse, and what `fit` knows. forget: the rest of the loss.
+
+    left: what is still to be forgotten; 0 or less is enough. Raises UserError where there are too few pairs.
+    """
+    order = rng.fork("held").numpy().permutation(len(normal))
+    held, kept = (normal.take(np.sort(part)) for part in np.split(order, [min(HELD, max(2, len(order) // 10))]))
+    if len(bad) < 2 or len(kept) < 2:
+        raise UserError(f"{len(bad)} pairs to forget and {len(kept)} to keep; 2 of each are needed, give more pairs")
+    others, memory = company(kept, method.batch), Memory()
+
+    @torch.no_grad()
+    def cost(clip: Clip) -> float:
+        return float(nce(clip, company(held, HELD)(clip, rng)))
+
+    def loss(clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
+        parts = forget(clip, batch, rng)
+        keep = nce(clip, others(clip, rng)) if method.w_keep else torch.zeros(())
+        return parts | {"loss": parts["loss"] + method.w_keep * keep, "keep": keep}
+
+    trace, steps, before = [(left(clip), cost(clip))], 0, clip
+    rounds = math.ceil(method.steps / method.every)
+    for k in range(rounds):
+        if trace[-1][0] <= 0:
+            return Unlearned(clip, "enough is forgotten", steps, trace)
+        n = min(method.every, method.steps - steps)
+        own = {"epochs": n / max(1, len(bad) // method.batch), "schedule": constant(method.lr), "memory": memory}
+        before, clip = clip, fit_by(method, clip, bad, loss, rng.fork("round", k), batchnorm="eval", **own)
+        steps += n
+        trace.append((left(clip), cost(clip)))
+        if not trace[-1][1] <= trace[0][1] + method.worse:
+            return Unlearned(before, "the last round cost too much and was taken back", steps - n, trace)
+    return Unlearned(clip, "enough is forgotten" if trace[-1][0] <= 0 else "the steps are used up", steps, trace)
