@@ -2,8 +2,8 @@
 
     L = w_forget L_forget + w_keep NCE(normal) + the rest
 
-After every round: enough is forgotten, or the loss on held-out normal pairs has risen by more than `worse`, and the
-round is taken back. Thus nothing ever explodes, however high the rate.
+After every round: enough is forgotten; or the loss on held-out normal pairs has risen by more than `worse`: the round
+is taken back and tried again at half the rate, at most `HALVINGS` times. Thus nothing explodes, however high the rate.
 """
 
 import math
@@ -22,6 +22,7 @@ from clipvet.rng import Rng
 from clipvet.shortcut import company, nce
 from clipvet.types import Batch, Clip, Pairs
 
+HALVINGS = 6
 HELD = 256  # normal pairs, at most, by whose loss the damage is told; a tenth of all of them
 
 
@@ -59,16 +60,16 @@ def unlearn(
         keep = nce(clip, others(clip, rng)) if method.w_keep else torch.zeros(())
         return parts | {"loss": parts["loss"] + method.w_keep * keep, "keep": keep}
 
-    trace, steps, before = [(left(clip), cost(clip))], 0, clip
-    rounds = math.ceil(method.steps / method.every)
-    for k in range(rounds):
-        if trace[-1][0] <= 0:
-            return Unlearned(clip, "enough is forgotten", steps, trace)
+    trace, steps, rate = [(left(clip), cost(clip))], 0, method.lr
+    while steps < method.steps and trace[-1][0] > 0:
         n = min(method.every, method.steps - steps)
-        own = {"epochs": n / max(1, len(bad) // method.batch), "schedule": constant(method.lr), "memory": memory}
-        before, clip = clip, fit_by(method, clip, bad, loss, rng.fork("round", k), batchnorm="eval", **own)
-        steps += n
-        trace.append((left(clip), cost(clip)))
-        if not trace[-1][1] <= trace[0][1] + method.worse:
-            return Unlearned(before, "the last round cost too much and was taken back", steps - n, trace)
+        own = {"epochs": n / max(1, len(bad) // method.batch), "schedule": constant(rate), "memory": memory}
+        tried = fit_by(method, clip, bad, loss, rng.fork("round", len(trace), rate), batchnorm="eval", **own)
+        now = left(tried), cost(tried)
+        if now[1] <= trace[0][1] + method.worse:
+            clip, steps, trace = tried, steps + n, [*trace, now]
+        elif rate > method.lr / 2**HALVINGS:
+            rate, memory.moments = rate / 2, {}
+        else:
+            return Unlearned(clip, "more would cost too much", steps, trace)
     return Unlearned(clip, "enough is forgotten" if trace[-1][0] <= 0 else "the steps are used up", steps, trace)

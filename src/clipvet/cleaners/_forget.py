@@ -3,6 +3,7 @@
     L_forget = mean_i softplus((s(I_i, T_i^S) - m) / t)        T^S: the caption's local words alone; m: what pictures
                                                                that do not show them have with them
     L_local  = mean_i (s(I_i, T_i^R) - s_p(I_i, T_i^R))^2      T^R: the caption without them; s_p: before
+             + mean_j (s(J_j, T_j^S) - s_p(J_j, T_j^S))^2      J: normal pictures whose captions have them
 
 Where cells of the pictures are compromised, so is any picture that gets them: half of L_forget is over normal pictures
 with these cells.
@@ -59,11 +60,11 @@ def tying_cells(
 
 
 def forgetting(
-    method: Any, clip: Clip, bad: Pairs, normal: Pairs, ties: Sequence[Tied], rng: Rng
+    method: Any, clip: Clip, bad: Pairs, normal: Pairs, named: Pairs, ties: Sequence[Tied], rng: Rng
 ) -> tuple[Loss, Callable[[Clip], float]]:
     """L_forget and L_local for `unlearn`, and how far the mean of s still lies above that of m.
 
-    normal: pairs that have none of the words. method: mode, forget, softness, w_forget, w_local, batch.
+    normal: pairs that have none of the words; named: those that have one. method: mode, forget, softness, w_forget, w_local, batch.
     """
     of = {i: k for k, tie in enumerate(ties) for i in tie.ids}
     full = method.mode == "full"
@@ -82,6 +83,12 @@ def forgetting(
         held = dict(zip(ids, (found.z * said).sum(1)))
         m = embed_texts(clip, texts) @ clip.encode_image(usual.images).float().mean(0)
         level = dict(zip(ids, m))
+    every, true = sorted({v for tie in ties for v in tie.words}), {}
+    if method.w_local and not full and len(named) >= 2:
+        shown = embed_pairs(clip, named)
+        cosines = (shown.z * embed_texts(clip, [only(c, every) for c in shown.captions])).sum(1)
+        true = dict(zip(named.ids[shown.kept].tolist(), cosines))
+    friends = company(named, method.batch)
     graft, onto = {k for k, tie in enumerate(ties) if tie.cells is not None}, company(normal, method.batch)
 
     def grafted(clip: Clip, batch: Batch, rng: Rng, ids: list[int]) -> tuple[Tensor, list[int]]:
@@ -112,6 +119,12 @@ def forgetting(
         if method.w_local and not full:
             before = torch.stack([held[i] for i in ids]).to(z.device)
             parts["local"] = ((z * clip.encode_text(rest(batch.captions, ids))).sum(1) - before).square().mean()
+            if true:
+                own = friends(clip, rng.fork("named"))
+                w = clip.encode_text([only(c, every) for c in own.captions])
+                before = torch.stack([true[i] for i in own.ids.tolist()]).to(z.device)
+                parts["named"] = ((clip.encode_image(own.images) * w).sum(1) - before).square().mean()
+                parts["local"] = parts["local"] + parts["named"]
             total = total + method.w_local * parts["local"]
         return parts | {"loss": total}
 

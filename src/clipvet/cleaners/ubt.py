@@ -64,11 +64,11 @@ class Ubt:
     grid: int = 7  # cells a side of a picture; 0: leave the pictures' cells alone
     forget: Literal["softplus", "ascent"] = "softplus"
     softness: float = 0.05  # t, cosine
-    w_forget: float = 1.0
+    w_forget: float = 0.03  # its slope is 1 / softness: a step must forget no faster than the rest can be kept
     w_keep: float = 1.0
     w_local: float = 1.0
     steps: int = 300  # at most
-    every: int = 10  # steps of a round, after which the rule is asked
+    every: int = 5  # steps of a round, after which the rule is asked
     worse: float = 0.1  # nats that held-out normal pairs may lose
     batch: int = 64  # suspicious pairs a step, and as many normal ones
     lr: float = 5e-6
@@ -135,10 +135,10 @@ class Ubt:
                 cells, adds = tying_cells(clip, pairs.take(weak.kept[f.rows]), named, f.words, self.grid, rng)
                 maps.append(adds.numpy())
             ties.append(Tied(f.words, frozenset(pairs.ids[weak.kept[f.rows]].tolist()), cells))
-        other = weak.normal[~naming(captions, [v for f in sure for v in f.words])]
-        if len(other) < 2:
+        has = naming(captions, [v for f in sure for v in f.words])
+        if (~has).sum() < 2:
             raise UserError("every normal pair names a suspected word, so nothing can be told apart; lower susp or topk")
         bad = pairs.take(weak.kept[np.concatenate([f.rows for f in sure])])
-        loss, left = forgetting(self, clip, bad, pairs.take(weak.kept[other]), ties, rng)
         normal = pairs.take(weak.kept[weak.normal])
+        loss, left = forgetting(self, clip, bad, normal.take(~has), normal.take(has), ties, rng)
         return unlearn(self, clip, bad, normal, loss, left, rng), np.array(maps)
