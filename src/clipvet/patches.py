@@ -1,6 +1,7 @@
 """Which cells of pictures tie them to a text: leave a cell out, see what the cosine loses."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from clipvet.types import Clip
 def cells(h: int, w: int, grid: int) -> list[tuple[slice, slice]]:
     """A picture cut into grid x grid cells, row by row."""
     rows, columns = (np.linspace(0, side, grid + 1).round().astype(int) for side in (h, w))
-    return [(slice(a, b), slice(c, d)) for a, b in zip(rows, rows[1:]) for c, d in zip(columns, columns[1:])]
+    return [(slice(a, b), slice(c, d)) for a, b in pairwise(rows) for c, d in pairwise(columns)]
 
 
 @torch.no_grad()
@@ -25,7 +26,7 @@ def cell_drops(
     w, device = embed_texts(clip, texts), device_of(clip)
     whole = (clip.encode_image(images.to(device)) * w).sum(1)
     drops = []
-    for rows, columns in cells(*images.shape[2:], grid):
+    for rows, columns in cells(images.shape[2], images.shape[3], grid):
         painted = images.clone()
         painted[:, :, rows, columns] = images.mean((2, 3), keepdim=True)
         drops.append(whole - (clip.encode_image(painted.to(device)) * w).sum(1))
@@ -35,7 +36,7 @@ def cell_drops(
 def compromised(
     suspicious: Float[Tensor, "b cells"], usual: Float[Tensor, "c cells"], rho: float = 0.5
 ) -> Bool[Tensor, " cells"]:
-    """Cells that bind suspicious pictures more than usual ones that the same words name: the fewest with `rho` of it."""
+    """The fewest cells with `rho` of what binds suspicious pictures more than usual ones that the same words name."""
     more = (suspicious.mean(0) - (usual.mean(0) if len(usual) else 0)).clamp_min(0)
     order = more.argsort(descending=True, stable=True)
     share = more[order].cumsum(0) / more.sum().clamp_min(1e-9)
@@ -49,7 +50,7 @@ def transplanted(
 ) -> Float[Tensor, "b 3 h w"]:
     """Pictures with the chosen cells of others."""
     out, grid = onto.clone(), round(len(chosen) ** 0.5)
-    for (rows, columns), taken in zip(cells(*onto.shape[2:], grid), chosen.tolist()):
+    for (rows, columns), taken in zip(cells(onto.shape[2], onto.shape[3], grid), chosen.tolist()):
         if taken:
             out[:, :, rows, columns] = source[:, :, rows, columns]
     return out

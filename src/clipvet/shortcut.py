@@ -1,4 +1,4 @@
-"""UBT's first two stages, for filters and cleaners alike: weak pairs, and how a copy that is overfitted on them sees them.
+"""UBT's first two stages, for filters and cleaners alike: weak pairs, and how a copy overfitted on them sees them.
 
     q_i    = s_ref(I_i, T_i)                            s: cosine;  suspicious: the lowest q
     L_over = NCE(suspicious) + beta NCE(normal)         or (1 - s)^2 instead of the first ("square")
@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -144,5 +143,3 @@ def risen(over: Clip, pairs: Pairs, weak: Weak, score: Score = "similarity") -> 
     """Stage 2: r of the suspicious pairs, in their order."""
     r = cosines(over, pairs.take(weak.kept[weak.susp]))[0]
     return r - weak.q[weak.susp] if score == "gain" else r
-
-

@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from clipvet.embed import embed_pairs
 from clipvet.errors import UserError
 from clipvet.fit import Loss, Memory, fit_by
-from clipvet.losses import clip_loss
+from clipvet.losses import pair_losses
 from clipvet.optim import constant
 from clipvet.rng import Rng
 from clipvet.shortcut import company, nce
@@ -33,9 +35,27 @@ class Unlearned(NamedTuple):
     trace: list[tuple[float, float]]  # before, and after every round: what `left` said, loss on held-out pairs
 
 
-def ascent(z: Tensor, w: Tensor, s: Tensor) -> Tensor:
-    """Gradient ascent on the contrastive loss, up to that of guessing: -min(NCE, log b)."""
-    return -clip_loss(z, w, s.detach()).clamp(max=math.log(max(2, len(z))))
+def ascent(
+    z: Float[Tensor, "b d"], w: Float[Tensor, "b d"], others: tuple[Tensor, Tensor], s: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """Gradient ascent on these pairs' part of the contrastive loss among other pairs, up to that of guessing.
+
+    -mean_i min(l_i, log n). Among themselves alone, pairs of one caption are at guessing already.
+    """
+    both = torch.cat([z, others[0]]), torch.cat([w, others[1]])
+    return -pair_losses(*both, s.detach())[: len(z)].clamp(max=math.log(len(both[0]))).mean()
+
+
+def seen(clip: Clip, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Both towers' embeddings of a batch."""
+    return clip.encode_image(batch.images), clip.encode_text(batch.tokens)  # pyright: ignore[reportArgumentType]
+
+
+@torch.no_grad()
+def below_guessing(clip: Clip, bad: Pairs, others: Batch) -> float:
+    """How far the loss of these pairs among the others lies below that of guessing, nats."""
+    found, more = embed_pairs(clip, bad), seen(clip, others)
+    return math.log(len(found.z) + len(more[0])) + float(ascent(found.z, found.w, more, clip.logit_scale))
 
 
 def unlearn(

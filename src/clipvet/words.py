@@ -38,7 +38,9 @@ def without(caption: str, chosen: Collection[str]) -> str:
     return " ".join(WORD.sub(lambda m: "" if m[0].lower() in chosen else m[0], caption).split())
 
 
-def attributed(clip: Clip, z: Float[Tensor, "n d"], captions: Sequence[str], how: How = "loo") -> list[dict[str, float]]:
+def attributed(
+    clip: Clip, z: Float[Tensor, "n d"], captions: Sequence[str], how: How = "loo"
+) -> list[dict[str, float]]:
     """What every word of a caption adds to the cosine with its picture's embedding.
 
     loo: the cosine minus that of the caption without the word. gradient: gradient times input, summed over the word's

@@ -24,7 +24,7 @@ from clipvet.patches import cell_drops, compromised, transplanted
 from clipvet.rng import Rng
 from clipvet.shortcut import company
 from clipvet.types import Batch, Clip, Pairs
-from clipvet.unlearning import ascent
+from clipvet.unlearning import ascent, seen
 from clipvet.words import only, without, words
 
 LOOKED = 32  # pictures of either kind, whose cells are left out in turn
@@ -47,7 +47,7 @@ def forget_loss(s: Float[Tensor, " b"], m: Float[Tensor, " b"], t: float) -> Flo
 def tying_cells(
     clip: Clip, bad: Pairs, named: Pairs, chosen: Sequence[str], grid: int, rng: Rng
 ) -> tuple[Tensor, Tensor]:
-    """Which cells tie the suspicious pictures to the words, and what each adds. named: normal pairs with these words."""
+    """Which cells tie the suspicious pictures to the words, and what each adds. named: normal pairs with the words."""
 
     def drops(pairs: Pairs, *key: str) -> Tensor:
         batch = company(pairs, LOOKED)(clip, rng.fork(*key)) if len(pairs) else None
@@ -64,7 +64,8 @@ def forgetting(
 ) -> tuple[Loss, Callable[[Clip], float]]:
     """L_forget and L_local for `unlearn`, and how far the mean of s still lies above that of m.
 
-    normal: pairs that have none of the words; named: those that have one. method: mode, forget, softness, w_forget, w_local, batch.
+    normal: pairs that have none of the words; named: those that have one. method: mode, forget, softness, w_forget,
+    w_local, batch.
     """
     of = {i: k for k, tie in enumerate(ties) for i in tie.ids}
     full = method.mode == "full"
@@ -106,7 +107,7 @@ def forgetting(
         texts, z = local(batch.captions, ids), clip.encode_image(batch.images)
         w = clip.encode_text(texts)
         if method.forget == "ascent":
-            forget = ascent(z, w, clip.logit_scale)
+            forget = ascent(z, w, seen(clip, onto(clip, rng.fork("among"))), clip.logit_scale)
         else:
             m = torch.stack([level[i] for i in ids]).to(z.device)
             forget = forget_loss((z * w).sum(1), m, method.softness)

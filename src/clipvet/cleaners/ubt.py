@@ -5,12 +5,12 @@
     3  S: words by leave-one-out a_ij = s_p(I_i, T_i) - s_p(I_i, T_i \\ j) times lift;  cells of the pictures likewise
        min  w_f softplus((s(I, T^S) - m) / t) + w_k NCE(normal) + w_l (s(I, T^R) - s_p(I, T^R))^2    in short rounds
 
-paper:   Liang et al., arXiv:2403.16257; Liu et al., arXiv:2409.19526. NEITHER BODY COULD BE READ, and no code is known:
-         re-implemented from the abstracts, so "UBT-style" and no more. Open until somebody opens them: (1) the reference
-         of "weak similarity" and the size of the pool; (2) the overfitting loss, the sign of its normal term, epochs and
-         rate; (3) k; (4) what a token is: of the text, of the picture or of both, how it is chosen, what is done to
-         it and with which sign; (5) whether anything retains the rest; (6) attacks and models of the tables; (7) their
-         baselines. Every default here hangs on these
+paper:   Liang et al., arXiv:2403.16257; Liu et al., arXiv:2409.19526. NEITHER BODY COULD BE READ and no code is known:
+         re-implemented from the abstracts, so "UBT-style" and no more. Open until somebody opens them: (1) reference of
+         "weak similarity", size of the pool; (2) the overfitting loss, the sign of its normal term, epochs, rate; (3) k;
+         (4) what a token is: of the text, of the picture or of both, how it is chosen, what is done to it and with
+         which sign; (5) whether anything retains the rest; (6) attacks and models of the tables; (7) their baselines.
+         Every default here hangs on these
 needs:   untrusted pairs; white-box weights; a clean reference model if there is one
 differs: stage 3, its null test and its stop are ours. Without a reference the given model looks at blurred, cropped and
          mirrored pictures instead. A weight in S counts how often a word occurs, lest single rare words win. Pairs are
@@ -80,10 +80,12 @@ class Ubt:
     needs: ClassVar[str] = "untrusted pairs"
 
     def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
-        """The unlearned model, or the given one where there is no evidence. Raises UserError where the pool is too small."""
+        """The unlearned model; the given one where there is no evidence. Raises UserError where the pool is too small."""
         weak = weak_pairs(clip, pairs, self.reference, self.views, self.susp, self.normal)
         if self.topk > len(weak.susp):
-            raise UserError(f"topk={self.topk} is more than the pool of {len(weak.susp)} pairs; lower topk or raise susp")
+            raise UserError(
+                f"topk={self.topk} is more than the pool of {len(weak.susp)} pairs; lower topk or raise susp"
+            )
         over = overfit(self, clip, pairs, weak, rng.fork("overfit"), self.over_lr, self.beta, self.overfit)
         r = risen(over, pairs, weak, self.score)
         top = weak.susp[np.argsort(-r, kind="stable")[: self.topk]]
@@ -92,7 +94,10 @@ class Ubt:
         kept = {"susp": pairs.ids[weak.kept[weak.susp]], "risen": r, "top": pairs.ids[weak.kept[top]]}
         for k, f in enumerate(found):
             kept[f"ids_{k}"] = pairs.ids[weak.kept[f.rows]]
-        kept |= {"words": np.array([" ".join(f.words) for f in found]), "evidence": np.array([f.evidence for f in found])}
+        kept |= {
+            "words": np.array([" ".join(f.words) for f in found]),
+            "evidence": np.array([f.evidence for f in found]),
+        }
         kept |= {"jump": np.array([f.jump for f in found]), "sure": np.array(self.sure), "s": weak.s, "q": weak.q}
         if not sure:
             near = f"; closest: '{found[0].words[0]}', {found[0].evidence:.1f} of {self.sure:g}" if found else ""
@@ -137,7 +142,7 @@ class Ubt:
             ties.append(Tied(f.words, frozenset(pairs.ids[weak.kept[f.rows]].tolist()), cells))
         has = naming(captions, [v for f in sure for v in f.words])
         if (~has).sum() < 2:
-            raise UserError("every normal pair names a suspected word, so nothing can be told apart; lower susp or topk")
+            raise UserError("every normal pair has a suspected word, so nothing can be told apart; lower susp or topk")
         bad = pairs.take(weak.kept[np.concatenate([f.rows for f in sure])])
         normal = pairs.take(weak.kept[weak.normal])
         loss, left = forgetting(self, clip, bad, normal.take(~has), normal.take(has), ties, rng)
