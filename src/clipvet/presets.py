@@ -9,13 +9,19 @@ from typing import Any
 
 from clipvet.attacks.mm_poison import MmPoison
 from clipvet.augment import SMALL
+from clipvet.cleaners.abl import Abl
 from clipvet.cleaners.cleanclip import CleanClip
 from clipvet.cleaners.finetune import Finetune
+from clipvet.cleaners.finetune_filtered import FinetuneFiltered
 from clipvet.cleaners.par import Par
+from clipvet.cleaners.task_negation import TaskNegation
+from clipvet.cleaners.ubt import Ubt
+from clipvet.cleaners.wise_ft import WiseFt
 from clipvet.filters.abl_loss import AblLoss
 from clipvet.filters.dao import Dao
 from clipvet.filters.gmm_split import GmmSplit
 from clipvet.filters.k_distance import KDistance
+from clipvet.filters.overfit_gain import OverfitGain
 from clipvet.filters.slof import Slof
 from clipvet.training.plain import Plain
 from clipvet.training.roclip import RoClip
@@ -41,6 +47,20 @@ def shapes(method: Any) -> Any:
         case CleanClip():
             # the better of two rates tried; see docs/decisions/0004
             return replace(method, epochs=6.5, batch=128, lr=2.6e-3, warmup=0.1, group=16)
+        case Ubt():
+            # first settings, on one victim: a stronger overfit learns the clean weak pairs too, and precision falls
+            over = {"epochs": 2, "over_lr": 5e-5, "topk": 24, "grid": 4}
+            return replace(method, **over, lr=1e-4, w_local=10, steps=100)
+        case OverfitGain():
+            return replace(method, epochs=2, lr=5e-5)
+        case TaskNegation():
+            return replace(method, epochs=5, lr=1e-4)
+        case Abl():
+            return replace(method, isolation=shapes(method.isolation), lr=1e-4, steps=100)
+        case WiseFt():
+            return replace(method, finetune=shapes(method.finetune))
+        case FinetuneFiltered():
+            return replace(method, settings=("k=8",), finetune=shapes(method.finetune))
         case RoClip():
             return replace(method, epochs=8, pool=0.25, augment=SMALL, **SCRATCH)
         case SafeClip():

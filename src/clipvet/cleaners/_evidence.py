@@ -8,6 +8,7 @@ backdoor one word is in that like another. Poisons of a word are weak pairs that
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -16,6 +17,26 @@ from clipvet.rng import Rng
 
 FEWEST = 8  # words, for a null; random groups of pairs else
 GROUPS = 64
+
+
+class Found(NamedTuple):
+    """A cluster of suspicious pairs: the words that bind them, its rows, and what the null test says."""
+
+    words: tuple[str, ...]
+    rows: Int[np.ndarray, " c"]
+    jump: float  # T of the first word
+    evidence: float  # robust standard deviations above the null
+
+    @property
+    def told(self) -> str:
+        return f"'{' '.join(self.words)}' ({len(self.rows)} pairs, evidence {self.evidence:.1f})"
+
+
+def listed(found: Sequence[Found], ids: Int[np.ndarray, " m"]) -> dict[str, np.ndarray]:
+    """Clusters as arrays, for `note`; ids: those of all rows."""
+    out = {f"ids_{k}": ids[f.rows] for k, f in enumerate(found)}
+    out |= {"words": np.array([" ".join(f.words) for f in found], dtype=np.str_)}
+    return out | {k: np.array([getattr(f, k) for f in found]) for k in ("evidence", "jump")}
 
 
 def jump(s: Float[np.ndarray, " m"], q: Float[np.ndarray, " m"], rows: Int[np.ndarray, " r"], m: int) -> float:

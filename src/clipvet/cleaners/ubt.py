@@ -7,7 +7,7 @@
 
 paper:   Liang et al., arXiv:2403.16257; Liu et al., arXiv:2409.19526. NEITHER BODY COULD BE READ and no code is known:
          re-implemented from the abstracts, so "UBT-style" and no more. Open until somebody opens them: (1) reference of
-         "weak similarity", size of the pool; (2) the overfitting loss, the sign of its normal term, epochs, rate; (3) k;
+         "weak similarity", size of the pool; (2) overfitting loss, sign of its normal term, epochs, rate; (3) k;
          (4) what a token is: of the text, of the picture or of both, how it is chosen, what is done to it and with
          which sign; (5) whether anything retains the rest; (6) attacks and models of the tables; (7) their baselines.
          Every default here hangs on these
@@ -20,11 +20,11 @@ differs: stage 3, its null test and its stop are ours. Without a reference the g
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from clipvet.cleaners._evidence import evidence
+from clipvet.cleaners._evidence import Found, evidence, listed
 from clipvet.cleaners._forget import Tied, forgetting, naming, tying_cells
 from clipvet.embed import embed_pairs
 from clipvet.errors import UserError
@@ -34,15 +34,6 @@ from clipvet.shortcut import Over, Score, Weak, overfit, risen, weak_pairs
 from clipvet.types import Clip, Pairs
 from clipvet.unlearning import Unlearned, unlearn
 from clipvet.words import How, attributed, clusters, words
-
-
-class Found(NamedTuple):
-    """A cluster of suspicious pairs: the words that bind them, its rows, and what the null test says."""
-
-    words: tuple[str, ...]
-    rows: np.ndarray
-    jump: float
-    evidence: float  # robust standard deviations above the null
 
 
 @dataclass(frozen=True)
@@ -80,34 +71,32 @@ class Ubt:
     needs: ClassVar[str] = "untrusted pairs"
 
     def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
-        """The unlearned model; the given one where there is no evidence. Raises UserError where the pool is too small."""
+        """The unlearned model; the given one where there is no evidence. Raises UserError for topk beyond the pool."""
         weak = weak_pairs(clip, pairs, self.reference, self.views, self.susp, self.normal)
         if self.topk > len(weak.susp):
-            raise UserError(
-                f"topk={self.topk} is more than the pool of {len(weak.susp)} pairs; lower topk or raise susp"
-            )
+            raise UserError(f"topk={self.topk} exceeds the pool of {len(weak.susp)} pairs; lower topk or raise susp")
         over = overfit(self, clip, pairs, weak, rng.fork("overfit"), self.over_lr, self.beta, self.overfit)
         r = risen(over, pairs, weak, self.score)
         top = weak.susp[np.argsort(-r, kind="stable")[: self.topk]]
         found = self.localise(clip, pairs, weak, top, rng.fork("null"))
-        sure = [f for f in found if f.evidence >= self.sure]
-        kept = {"susp": pairs.ids[weak.kept[weak.susp]], "risen": r, "top": pairs.ids[weak.kept[top]]}
-        for k, f in enumerate(found):
-            kept[f"ids_{k}"] = pairs.ids[weak.kept[f.rows]]
-        kept |= {
-            "words": np.array([" ".join(f.words) for f in found]),
-            "evidence": np.array([f.evidence for f in found]),
+        sure, ids = [f for f in found if f.evidence >= self.sure], pairs.ids[weak.kept]
+        kept = {
+            "susp": ids[weak.susp],
+            "s_susp": weak.s[weak.susp],
+            "risen": r,
+            "top": ids[top],
+            "s": weak.s,
+            "q": weak.q,
         }
-        kept |= {"jump": np.array([f.jump for f in found]), "sure": np.array(self.sure), "s": weak.s, "q": weak.q}
+        kept |= listed(found, ids) | {"sure": np.array(self.sure)}
         if not sure:
-            near = f"; closest: '{found[0].words[0]}', {found[0].evidence:.1f} of {self.sure:g}" if found else ""
-            told = "no evidence of a backdoor, the weights stay as they are" + near
-            note("ubt", f"{told}. Poisons that fit their captions are not weak: rank pairs with the filter dao", **kept)
+            near = f"; closest: {found[0].told}, where {self.sure:g} would be" if found else ""
+            told = f"no evidence of a backdoor, the weights stay as they are{near}. Poisons that fit their captions are"
+            note("ubt", f"{told} not weak: rank the pairs with the filter dao", **kept)
             return clip
         done, cells = self.unlearn(clip, pairs, weak, sure, rng.fork("unlearn"))
-        told = ", ".join(f"'{' '.join(f.words)}' ({len(f.rows)} pairs, evidence {f.evidence:.1f})" for f in sure)
-        trace = np.array(done.trace)
-        note("ubt", f"likely target: {told}; {done.steps} steps, {done.why}", **kept, trace=trace, cells=cells)
+        told = f"likely target: {', '.join(f.told for f in sure)}; {done.steps} steps, {done.why}"
+        note("ubt", told, **kept, trace=np.array(done.trace), cells=cells)
         return done.clip
 
     def localise(self, clip: Clip, pairs: Pairs, weak: Weak, top: np.ndarray, rng: Rng) -> list[Found]:
