@@ -126,29 +126,24 @@ def clusters(
 
     found: words and what they add, of each of the k suspicious pairs. df: in how many of all n captions a word is.
     A word's weight is the sum of what it adds, a pair, times its lift log((c+1)/(k+2)) - log((df+1)/(n+2)); words of
-    more than `common` of all captions bind nothing. A cluster has `most` words at most, and `least` pairs, or `share`
-    of all.
+    more than `common` of all captions bind nothing, nor do those of fewer suspicious pairs than `least`, or `share` of
+    them. A cluster has `most` words at most.
     """
-    left, out = list(range(len(found))), []
+    left, out, fewest = list(range(len(found))), [], max(least, share * len(found))
 
     def weights(rows: Sequence[int]) -> dict[str, float]:
         count = Counter(v for k in rows for v in found[k])
         lift = {v: math.log((c + 1) / (len(rows) + 2)) - math.log((df[v] + 1) / (n + 2)) for v, c in count.items()}
-        added = {v: sum(found[k].get(v, 0.0) for k in rows) / len(rows) for v in count}
-        return {v: max(added[v], 0) * max(lift[v], 0) for v in count if df[v] <= common * n}
+        known = [v for v, c in count.items() if c >= fewest and df[v] <= common * n]
+        added = {v: sum(found[k].get(v, 0.0) for k in rows) / len(rows) for v in known}
+        return {v: max(added[v], 0) * max(lift[v], 0) for v in known}
 
-    while len(left) >= max(least, share * len(found)):
-        weight = weights(left)
-        if not weight or max(weight.values()) <= 0:
-            break
+    while max((weight := weights(left)).values(), default=0) > 0:
         binding = max(weight, key=lambda v: (weight[v], v))
         rows = [k for k in left if binding in found[k]]
         left = [k for k in left if binding not in found[k]]
-        if len(rows) < max(least, share * len(found)):
-            break
-        own = weights(rows)
-        ranked, chosen = sorted(own, key=lambda v: (-own[v], v)), [binding]
-        for v in ranked:
+        own, chosen = weights(rows), [binding]
+        for v in sorted(own, key=lambda v: (-own[v], v)):
             if sum(own.get(x, 0) for x in chosen) >= rho * sum(own.values()) or len(chosen) == most:
                 break
             chosen += [v] * (v not in chosen)
