@@ -21,7 +21,8 @@ from clipvet.types import Backdoor, Clip, Pairs, Task
 METHODS = [(f, n) for f in find.VERBS for n in find.names(f)]
 CONTROLS = {"none", "random"}  # they do nothing on purpose
 QUICK = {"epochs": 1, "batch": 128, "copies": 4, "source": "ring", "steps": 4}
-QUICK |= {"views": False, "susp": 0.1, "topk": 16, "sure": -float("inf")}  # no trigger, toy pictures, no evidence
+QUICK |= {"views": False, "susp": 0.1, "topk": 16}  # toy pictures are not to be blurred
+QUICK |= {"sure": -float("inf"), "attribution": "attention"}  # a fresh model holds no backdoor: act all the same
 MAY_IMPORT = {"attacks": {"triggers", "training"}, "filters": {"training"}}  # they own them
 
 

@@ -81,7 +81,7 @@ def unlearn(
         return parts | {"loss": parts["loss"] + method.w_keep * keep, "keep": keep}
 
     trace, steps, rate = [(left(clip), cost(clip))], 0, method.lr
-    while steps < method.steps and trace[-1][0] > 0:
+    while steps < method.steps and (steps == 0 or trace[-1][0] > 0):  # one round at least
         n = min(method.every, method.steps - steps)
         own = {"epochs": n / max(1, len(bad) // method.batch), "schedule": constant(rate), "memory": memory}
         tried = fit_by(method, clip, bad, loss, rng.fork("round", len(trace), rate), batchnorm="eval", **own)
