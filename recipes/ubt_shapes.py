@@ -1,8 +1,8 @@
 """Unlearning with the poisoned pairs at hand, on the embedded world: UBT and its ablations beside cheap baselines.
 
 command:  clipvet run recipes/ubt_shapes.py --jobs 2 --out results/ubt_shapes
-expected: a draft, not yet run in full. Hoped for: victims' ASR >= 0.8; UBT's ASR <= 0.05, accuracy within 0.02 and
-          target_accuracy within 0.05 of the victim's; top_precision >= 0.95 and target_named 1 on patch and blended
+expected: a draft, not yet run in full. Hoped for: UBT's ASR <= 0.05, accuracy within 0.02 and target_accuracy within
+          0.05 of the victim's; top_precision >= 0.95 and target_named 1 on patch and blended
 hardware: 2 CPU cores; not measured. Settings: first ones, on one victim (patch, 1 %, 6,000 pairs, seed 0)
 """
 
@@ -38,10 +38,9 @@ def recipe(smoke: bool = False) -> Recipe:
     ubt = replace(suspected["ubt"], **({"susp": 0.1, "sure": -float("inf"), "steps": 5} if smoke else {}))
     suspected |= {"ubt": ubt, "ubt_full": replace(ubt, mode="full"), "ubt_no_cells": replace(ubt, grid=0)}
     if smoke:
-        short = replace(clean["finetune"], epochs=0.5)
-        clean = {"finetune": short, "wise_ft": replace(clean["wise_ft"], finetune=short)}
-        suspected["finetune_filtered"] = replace(suspected["finetune_filtered"], finetune=short)
-        suspected["abl"] = replace(suspected["abl"], steps=5)
+        clean = {"finetune": replace(clean["finetune"], epochs=0.5)}
+        suspected["finetune_filtered"] = FinetuneFiltered(finetune=clean["finetune"])
+    own = Data("shapes", 256 if smoke else 8_000, "validation")
     return Recipe(
         name="ubt_shapes",
         model_names=("shapes-vit",),
@@ -55,10 +54,7 @@ def recipe(smoke: bool = False) -> Recipe:
         target="star",
         victim_data=Data("shapes", 512 if smoke else 10_000),
         test=Test("shapes", 240 if smoke else 2_000),
-        defender_data={
-            "shapes": (Data("shapes", 256 if smoke else 8_000, "validation"), tuple(clean)),
-            "suspected": (None, tuple(suspected)),
-        },
+        defender_data={"shapes": (own, tuple(clean)), "suspected": (None, tuple(suspected))},
         seeds=(0,) if smoke else (0, 1, 2),
         took=0.0 if smoke else 0.8,
     )
