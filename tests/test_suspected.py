@@ -74,6 +74,7 @@ def test_the_command_names_the_word(tmp_path: Path, monkeypatch: Any, capsys: An
     assert "likely target: '" in told or "no evidence" in told
     assert "+ 30 poisons" in told
     assert {"pool_recall", "asr"} <= {r.metric for r in results.read(cleaned)}
+    assert "after overfitting" in (cleaned / "suspects.html").read_text()
     told = clipvet(*on, "--method", "ubt", "--set", "susp=0.1", "--set", "topk=20", "--out", tmp_path / "other")
     assert "no evidence of a backdoor" in told
 

@@ -422,7 +422,7 @@ def clean(
     """
     import time
 
-    from clipvet import models
+    from clipvet import models, results, suspects
     from clipvet.answer_key import load_backdoor
     from clipvet.data import Shots, Test
     from clipvet.fit import workspace
@@ -453,6 +453,13 @@ def clean(
         seconds = time.monotonic() - began
         measured = measure_all(cleaned, test, key, rng.fork("measure")) if test else {}
         measured |= measure_pool(work, key)
+        if found := suspects.unlearned(work, pairs):
+            facts = {
+                "verb": "clean", "method": repr(how), "model": model, "data": pairs.name,
+                "command": results.command(), "versions": results.versions(), "seconds": seconds,
+            }  # fmt: skip
+            poisoned = key.poisoned if key else None
+            suspects.write_page(work / "suspects.html", found, pairs, clip.geometry, facts, poisoned=poisoned)
         card = {"role": "cleaned", "method": repr(how), "data": pairs.name, "seed": seed}
         models.save(cleaned, work, _card(card, clip, measured))
         if bake_reference and isinstance(cleaned, Prompted):

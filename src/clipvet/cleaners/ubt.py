@@ -92,7 +92,8 @@ class Ubt:
         if not sure:
             near = f"; closest: {found[0].told}, where {self.sure:g} would be" if found else ""
             told = f"no evidence of a backdoor, the weights stay as they are{near}. Poisons that fit their captions are"
-            note("ubt", f"{told} not weak: rank the pairs with the filter dao", **kept)
+            alone = "" if self.reference else "; a trigger that survives blur, crop and mirror needs reference="
+            note("ubt", f"{told} not weak: rank the pairs with the filter dao{alone}", **kept)
             return clip
         done, cells = self.unlearn(clip, pairs, weak, sure, rng.fork("unlearn"))
         told = f"likely target: {', '.join(f.told for f in sure)}; {done.steps} steps, {done.why}"
