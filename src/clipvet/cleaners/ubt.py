@@ -50,7 +50,7 @@ class Ubt:
     score: Score = "similarity"  # or gain
     attribution: How = "loo"  # or gradient, attention
     rho: float = 0.5  # share of a cluster's weight that its words cover
-    sure: float = 5.0  # robust standard deviations above the null; -inf: act on whatever is found
+    sure: float = 7.0  # robust standard deviations above the null; -inf: act on whatever is found
     mode: Literal["local", "full"] = "local"  # full: whole captions
     grid: int = 7  # cells a side of a picture; 0: leave the pictures' cells alone
     forget: Literal["softplus", "ascent"] = "softplus"
@@ -115,6 +115,8 @@ class Ubt:
         for c in made:
             told = evidence(c.words[0], len(c.rows), weak.s, weak.q, rows_of, sorted(suspects), rng)
             found.append(Found(c.words, top[c.rows], *told))
+            if told[1] >= self.sure:  # what else its poisons say is no evidence of its own
+                rows_of = {v: np.setdiff1d(r, rows_of[c.words[0]]) for v, r in rows_of.items() if v != c.words[0]}
         return sorted(found, key=lambda f: -f.evidence)
 
     def unlearn(
