@@ -48,9 +48,9 @@ def shapes(method: Any) -> Any:
             # the better of two rates tried; see docs/decisions/0004
             return replace(method, epochs=6.5, batch=128, lr=2.6e-3, warmup=0.1, group=16)
         case Ubt():
-            # first settings, on one victim: a stronger overfit learns the clean weak pairs too, and precision falls
+            # first settings, on two victims: a stronger overfit learns the clean weak pairs too (docs/decisions/0008)
             over = {"epochs": 2, "over_lr": 5e-5, "topk": 24, "grid": 4}
-            return replace(method, **over, lr=1e-4, w_local=10, steps=100)
+            return replace(method, **over, lr=1e-4, w_local=10, below=0.1, steps=150)
         case OverfitGain():
             return replace(method, epochs=2, lr=5e-5)
         case TaskNegation():

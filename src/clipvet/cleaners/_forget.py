@@ -62,10 +62,10 @@ def tying_cells(
 def forgetting(
     method: Any, clip: Clip, bad: Pairs, normal: Pairs, named: Pairs, ties: Sequence[Tied], rng: Rng
 ) -> tuple[Loss, Callable[[Clip], float]]:
-    """L_forget and L_local for `unlearn`, and how far the mean of s still lies above that of m.
+    """L_forget and L_local for `unlearn`, and how far the mean of s still lies above that of m - below.
 
     normal: pairs that have none of the words; named: those that have one. method: mode, forget, softness, w_forget,
-    w_local, batch.
+    w_local, below, batch.
     """
     of = {i: k for k, tie in enumerate(ties) for i in tie.ids}
     full = method.mode == "full"
@@ -131,7 +131,7 @@ def forgetting(
 
     def left(clip: Clip) -> float:
         z = embed_pairs(clip, bad).z
-        return float(((z * embed_texts(clip, texts)).sum(1) - m).mean())
+        return float(((z * embed_texts(clip, texts)).sum(1) - m).mean()) + method.below
 
     return loss, left
 

@@ -3,7 +3,8 @@
     1  suspicious: the lowest s_ref(I, T);  theta_o = theta_p trained on NCE(suspicious) + beta NCE(normal)
     2  top-k of the suspicious by s_o(I, T), or by s_o - s_ref ("gain")
     3  S: words by leave-one-out a_ij = s_p(I_i, T_i) - s_p(I_i, T_i \\ j) times lift;  cells of the pictures likewise
-       min  w_f softplus((s(I, T^S) - m) / t) + w_k NCE(normal) + w_l (s(I, T^R) - s_p(I, T^R))^2    in short rounds
+       min  w_f softplus((s(I, T^S) - m) / t) + w_k NCE(normal) + w_l [d(I, T^R)^2 + d(J, T_J^S)^2]   in short rounds
+       d = s - s_p;  T^S, T^R: the words in S alone, the others;  J: normal pictures whose captions name S
 
 paper:   Liang et al., arXiv:2403.16257; Liu et al., arXiv:2409.19526. NEITHER BODY COULD BE READ and no code is known:
          re-implemented from the abstracts, so "UBT-style" and no more. Open until somebody opens them: (1) reference of
@@ -55,6 +56,7 @@ class Ubt:
     grid: int = 7  # cells a side of a picture; 0: leave the pictures' cells alone
     forget: Literal["softplus", "ascent"] = "softplus"
     softness: float = 0.05  # t, cosine
+    below: float = 0.0  # cosine below m at which enough is forgotten, in the mean of the suspicious pairs
     w_forget: float = 0.03  # its slope is 1 / softness: a step must forget no faster than the rest can be kept
     w_keep: float = 1.0
     w_local: float = 1.0
