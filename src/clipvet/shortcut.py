@@ -47,10 +47,12 @@ def cosines(clip: Clip, pairs: Pairs) -> tuple[Float[np.ndarray, " m"], np.ndarr
     found = embed_pairs(clip, pairs)
     check_captions(found.captions, pairs.ids[found.kept], pairs.name)
     s = (found.z * found.w).sum(1).cpu().numpy()
-    if not np.isfinite(s).all():
+    broken = np.flatnonzero(~np.isfinite(s))
+    if len(broken):
+        row = pairs.ids[found.kept[broken[0]]]
         raise UserError(
-            f"{int((~np.isfinite(s)).sum())} of {len(s)} cosines of {pairs.name} are not finite; give a model whose "
-            "weights are whole"
+            f"{len(broken)} of {len(s)} embeddings of {pairs.name} are not finite (first: row {row}), so similarities "
+            "are NaN; give a model whose weights are whole"
         )
     return s, found.kept, found.captions
 
