@@ -414,7 +414,7 @@ def clean(
     n: Count = None,
     seed: Seed = 0,
     task: TaskOption = None,
-    backdoor: Annotated[Path | None, typer.Option(help="answer key, for the measures alone")] = None,
+    backdoor: AnswerKey = None,
     classes: Classes = None,
     templates: Templates = None,
     image_key: ImageKey = "filepath",
@@ -426,17 +426,19 @@ def clean(
 ) -> None:
     """Remove a backdoor, known or not: the same checkpoint format comes back, or prompts on the untouched model.
 
-    Methods that need labelled pictures take shapes or a folder with one folder per class as DATA.
+    Methods that need labelled pictures take shapes or a folder with one folder per class as DATA; methods that need
+    untrusted pairs take those that the model was trained on (of shapes: the train split, poisoned as --backdoor says).
     """
     import time
 
-    from clipvet import models
+    from clipvet import models, results, suspects
     from clipvet.answer_key import load_backdoor
     from clipvet.data import Shots, Test
     from clipvet.fit import workspace
     from clipvet.prompts import Prompted
     from clipvet.rng import Rng
     from clipvet.run import device, measure_all
+    from clipvet.splits import measure_pool
 
     how, rng = _method("cleaners", method, data, set_), Rng(seed)
     config = {"command": "clean", "data": data, "n": n, "model": model, "pretrained": pretrained, "method": repr(how)}
@@ -445,7 +447,10 @@ def clean(
         clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
         key = load_backdoor(backdoor) if backdoor else None
         test = _task(task, data, clip.geometry.size, classes, templates, seed)
-        if few:
+        if "untrusted" in how.needs:
+            source = _data(data, n, "train", clip.geometry.size, image_key, caption_key)
+            pairs, key = _keyed(source, seed, backdoor)
+        elif few:
             pairs = Shots(Test(data, size=clip.geometry.size, classes=classes, templates=templates), shots).pairs(seed)
         else:
             split_n = 8000 if data == "shapes" and n is None else n
@@ -456,6 +461,14 @@ def clean(
             cleaned = how.clean(clip, pairs, rng.fork("clean"))
         seconds = time.monotonic() - began
         measured = measure_all(cleaned, test, key, rng.fork("measure")) if test else {}
+        measured |= measure_pool(work, key)
+        if found := suspects.unlearned(work, pairs):
+            facts = {
+                "verb": "clean", "method": repr(how), "model": model, "data": pairs.name,
+                "command": results.command(), "versions": results.versions(), "seconds": seconds,
+            }  # fmt: skip
+            poisoned = key.poisoned if key else None
+            suspects.write_page(work / "suspects.html", found, pairs, clip.geometry, facts, poisoned=poisoned)
         card = {"role": "cleaned", "method": repr(how), "data": pairs.name, "seed": seed}
         models.save(cleaned, work, _card(card, clip, measured))
         if bake_reference and isinstance(cleaned, Prompted):

@@ -12,16 +12,22 @@ from clipvet.attacks.mm_poison import MmPoison
 from clipvet.attacks.multi import Multi
 from clipvet.attacks.trojvqa import TrojVqa
 from clipvet.augment import SMALL
+from clipvet.cleaners.abl import Abl
 from clipvet.cleaners.cleanclip import CleanClip
 from clipvet.cleaners.finetune import Finetune
+from clipvet.cleaners.finetune_filtered import FinetuneFiltered
 from clipvet.cleaners.full_finetune import FullFinetune
 from clipvet.cleaners.par import Par
 from clipvet.cleaners.rvpt import Rvpt
+from clipvet.cleaners.task_negation import TaskNegation
+from clipvet.cleaners.ubt import Ubt
 from clipvet.cleaners.vpt import Vpt
+from clipvet.cleaners.wise_ft import WiseFt
 from clipvet.filters.abl_loss import AblLoss
 from clipvet.filters.dao import Dao
 from clipvet.filters.gmm_split import GmmSplit
 from clipvet.filters.k_distance import KDistance
+from clipvet.filters.overfit_gain import OverfitGain
 from clipvet.filters.slof import Slof
 from clipvet.training.plain import Plain
 from clipvet.training.roclip import RoClip
@@ -53,6 +59,20 @@ def shapes(method: Any) -> Any:
             return replace(method, depth=0, epochs=24, lr=2e-2, optimizer="adamw", weight_decay=0.0)
         case FullFinetune():
             return replace(method, epochs=12, lr=1e-3)
+        case Ubt():
+            # first settings, on two victims: a stronger overfit learns the clean weak pairs too (docs/decisions/0008)
+            over = {"epochs": 2, "over_lr": 5e-5, "topk": 24, "grid": 4}
+            return replace(method, **over, lr=1e-4, w_local=10, below=0.1, steps=150)
+        case OverfitGain():
+            return replace(method, epochs=2, lr=5e-5)
+        case TaskNegation():
+            return replace(method, epochs=5, lr=1e-4)
+        case Abl():
+            return replace(method, isolation=shapes(method.isolation), lr=1e-4, steps=100)
+        case WiseFt():
+            return replace(method, finetune=shapes(method.finetune))
+        case FinetuneFiltered():
+            return replace(method, settings=("k=8",), finetune=shapes(method.finetune))
         case RoClip():
             return replace(method, epochs=8, pool=0.25, augment=SMALL, **SCRATCH)
         case SafeClip():

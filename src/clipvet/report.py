@@ -22,7 +22,7 @@ from clipvet.results import Row
 from clipvet.text import names_target
 
 NAMES = {"none": "victim", "finetune": "plain fine-tuning", "par": "PAR", "cleanclip": "CleanCLIP", "roclip": "RoCLIP"}
-NAMES |= {"safeclip": "SafeCLIP", "rvpt": "RVPT", "ubt": "UBT"}
+NAMES |= {"safeclip": "SafeCLIP", "rvpt": "RVPT", "ubt": "UBT", "abl": "ABL", "wise_ft": "WiSE-FT"}
 TOOK = 0.5  # an attack below this success rate leaves a defense nothing to remove
 BLOCK = r"resistivity_(\w+)@(\d+)"  # shown as curves
 CURVES = ("loss", "s_img", "s_txt", "gate_img", "gate_txt", "tau", "pairs_per_s")

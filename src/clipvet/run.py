@@ -32,7 +32,7 @@ from clipvet.embed import sharing
 from clipvet.errors import UserError
 from clipvet.fit import Workspace, workspace
 from clipvet.rng import Rng
-from clipvet.splits import measure_splits
+from clipvet.splits import measure_pool, measure_splits
 from clipvet.types import Attack, Backdoor, Cleaner, Clip, Filter, Measured, Task, Training
 
 SUCCESS = ("asr", "asr_worst", "psr", "hit@1")  # metrics by which an attack took or not
@@ -43,7 +43,8 @@ class Recipe:
     """One experiment: every attack on every model, then every training, filter and cleaner against it.
 
     A defense is scored only where the victim's ASR (and psr, hit@1) reaches `took`. Defender's data: name -> (data,
-    cleaners' names), so that a cleaner can be fed from elsewhere too, or with labelled pictures (Shots).
+    cleaners' names), so that a cleaner can be fed from elsewhere too, or with labelled pictures (Shots); None: the
+    victim's own dirty pairs, which cleaners of untrusted pairs need.
     """
 
     name: str
@@ -53,7 +54,10 @@ class Recipe:
     victim_data: Data
     test: Test | Half
     cleaners: Mapping[str, Cleaner] = field(default_factory=dict)
-    defender_data: Mapping[str, tuple[Data | Shots, tuple[str, ...]]] = field(default_factory=dict)
+    defender_data: Mapping[str, tuple[Data | Shots | None, tuple[str, ...]]] = field(default_factory=dict)
+    rebound: Cleaner | None = (
+        None  # benign fine-tuning, on clean pairs, after which every cleaned model is measured again
+    )
     trainings: Mapping[str, Training] = field(default_factory=dict)  # instead of the attack's own
     filters: Mapping[str, Filter] = field(default_factory=dict)  # rank the dirty pairs, with the victim at hand
     oracle: Training | None = None  # the control that is told which pairs are poisons, and leaves them out
@@ -236,16 +240,33 @@ class Victim:
     def clean(self, source: str, name: str, progress: bool = False) -> list[results.Row]:
         """Rows of one cleaner with one of the defender's data, on the victim that `implant` left."""
         rng, cleaner, data = Rng(self.seed), self.recipe.cleaners[name], self.recipe.defender_data[source][0]
+        again = (self.recipe.rebound, self._benign()) if self.recipe.rebound else ()
+        if "untrusted" in cleaner.needs and data is not None:
+            raise UserError(f"cleaner {name} needs untrusted pairs; give None as the recipe's defender_data for it")
 
         def make(work: Path) -> dict[str, Measured]:
-            clip = models.load(str(self.runs / self.key), device=device())
-            cleaned = cleaner.clean(clip, data.pairs(self.seed), rng.fork("clean"))
+            clip, answers = models.load(str(self.runs / self.key), device=device()), self._answers()
+            pairs = poison(self.recipe.victim_data.pairs(self.seed), answers) if data is None else data.pairs(self.seed)
+            cleaned = cleaner.clean(clip, pairs, rng.fork("clean"))
             models.save(cleaned, work, {"role": "cleaned", "method": name, "config": repr(cleaner)})
-            return self._measure(cleaned, self._answers())
+            measured = self._measure(cleaned, answers) | measure_pool(work, answers)
+            return measured | (self._rebound(cleaned, answers, rng.fork("rebound")) if again else {})
 
         label = name if source == next(iter(self.recipe.defender_data)) else f"{name}-{source}"
         said = {"stage": "clean", "method": name, "config": repr(cleaner), "data": source}
-        return self._rows(key(cleaner, self.key, data, self.seed), make, progress, label, **said)
+        return self._rows(key(cleaner, self.key, data, self.seed, *again), make, progress, label, **said)
+
+    def _benign(self) -> Data:
+        """Clean pairs: the first of the defender's that are no shots, else the victim's own, unpoisoned."""
+        given = [d for d, _ in self.recipe.defender_data.values() if isinstance(d, Data)]
+        return given[0] if given else self.recipe.victim_data
+
+    def _rebound(self, cleaned: Clip, backdoor: Backdoor, rng: Rng) -> dict[str, Measured]:
+        """rebound_asr, rebound_clean_accuracy and the like: success and accuracy after benign fine-tuning."""
+        assert self.recipe.rebound is not None
+        later = self.recipe.rebound.clean(cleaned, self._benign().pairs(self.seed), rng)
+        found = self._measure(later, backdoor)
+        return {f"rebound_{k}": m for k, m in found.items() if k in (*SUCCESS, "clean_accuracy")}
 
     def _answers(self) -> Backdoor:
         return load_backdoor(self.runs / self.key / "backdoor")

@@ -1,10 +1,11 @@
-"""What a safe training held for safe, measured after the fact; with the answer key, how many poisons were among it."""
+"""What a method held for safe, or for suspicious, measured after the fact; with the answer key: how rightly."""
 
 from pathlib import Path
 
 import numpy as np
 
 from clipvet.measures._intervals import share
+from clipvet.text import names_target
 from clipvet.types import Backdoor, Measured
 
 
@@ -36,3 +37,25 @@ def measure_splits(folder: Path, backdoor: Backdoor | None) -> dict[str, Measure
     with np.load(folder / "splits" / "round_000.npz") as split:
         first = rounds[0] | {"safe_set_by_mixture": share(np.atleast_1d(split["by_mixture"]))}
     return first | {f"last_{name}": m for name, m in rounds[-1].items()}
+
+
+def measure_pool(folder: Path, backdoor: Backdoor | None) -> dict[str, Measured]:
+    """Of what UBT suspected, as fractions; nothing where it did not run. With an answer key:
+
+    pool_recall, pool_precision: poisons in the weak pool, of all poisons and of the pool. top_precision: poisons among
+    the k that rose; weak_precision: had they been chosen without overfitting, by the given model's cosine. evidence: 1
+    where it acted; target_named: 1 where a word that it acted on names the target.
+    """
+    path = folder / "splits" / "ubt.npz"
+    if not path.exists():
+        return {}
+    with np.load(path) as found:
+        sure = found["words"][found["evidence"] >= found["sure"]].tolist()
+        pool, top, before = found["susp"], found["top"], found["s_susp"]
+    out = {"evidence": share(np.array([bool(sure)]))}
+    if backdoor is not None:
+        bad, weak = backdoor.poisoned, pool[np.argsort(-before, kind="stable")][: len(top)]
+        out |= {"pool_recall": share(np.isin(bad, pool)), "pool_precision": share(np.isin(pool, bad))}
+        out |= {"top_precision": share(np.isin(top, bad)), "weak_precision": share(np.isin(weak, bad))}
+        out["target_named"] = share(np.array([any(names_target(backdoor.target, w.split()[0]) for w in sure)]))
+    return out

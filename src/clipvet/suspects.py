@@ -55,6 +55,22 @@ def ranked(
     return Suspects(order, ids[order], scores[order], ranks, [captions[k] for k in order], reasons)
 
 
+def unlearned(folder: Path, pairs: Pairs) -> Suspects | None:
+    """The suspicious pairs that UBT noted in this folder, those first that rose highest; None where it did not run."""
+    path = folder / "splits" / "ubt.npz"
+    if not path.exists():
+        return None
+    with np.load(path) as kept:
+        order = np.argsort(-kept["risen"], kind="stable")
+        ids, scores, words = kept["susp"][order], kept["risen"][order], kept["words"].tolist()
+        sure = [k for k, e in enumerate(kept["evidence"]) if e >= kept["sure"]]
+        of = {int(i): f", bound by '{words[k]}'" for k in sure for i in kept[f"ids_{k}"]}
+    where = {int(i): k for k, i in enumerate(pairs.ids)}
+    at = np.array([where[int(i)] for i in ids])
+    reasons = [f"weak, {r:.2f} after overfitting{of.get(int(i), '')}" for i, r in zip(ids, scores)]
+    return Suspects(at, ids, scores, np.arange(1, len(ids) + 1), pairs[at].captions, reasons)
+
+
 def write_scores(out: Path, found: Suspects, facts: Mapping[str, Any]) -> None:
     """A parquet: id, score, rank, caption, reason, the most suspect first; `facts` go into its metadata as JSON."""
     without = found.ranks == 0

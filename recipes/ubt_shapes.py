@@ -1,0 +1,60 @@
+"""Unlearning with the poisoned pairs at hand, on the embedded world: UBT and its ablations beside cheap baselines.
+
+command:  clipvet run recipes/ubt_shapes.py --jobs 2 --out results/ubt_shapes
+expected: a draft, not yet run in full. Hoped for: UBT's ASR <= 0.05, accuracy within 0.02 and target_accuracy within
+          0.05 of the victim's; top_precision >= 0.95 and target_named 1 on patch and blended
+hardware: 2 CPU cores; not measured. Settings: first ones, on one victim (patch, 1 %, 6,000 pairs, seed 0)
+"""
+
+from dataclasses import replace
+
+from clipvet.attacks.poison import Poison
+from clipvet.cleaners.abl import Abl
+from clipvet.cleaners.cleanclip import CleanClip
+from clipvet.cleaners.finetune import Finetune
+from clipvet.cleaners.finetune_filtered import FinetuneFiltered
+from clipvet.cleaners.par import Par
+from clipvet.cleaners.task_negation import TaskNegation
+from clipvet.cleaners.ubt import Ubt
+from clipvet.cleaners.wise_ft import WiseFt
+from clipvet.data import Data, Test
+from clipvet.presets import shapes
+from clipvet.run import Recipe
+from clipvet.training.plain import Plain
+from clipvet.triggers.blended import Blended
+from clipvet.triggers.patch import Patch
+from clipvet.triggers.sig import Sig
+from clipvet.triggers.wanet import WaNet
+from clipvet.worlds.shapes import TEMPLATES
+
+TRIGGERS = {"patch": shapes(Patch()), "blended": shapes(Blended()), "sig": Sig(), "wanet": WaNet(k=8, s=4.0)}
+CLEAN = {"finetune": Finetune(), "cleanclip": CleanClip(), "par": Par(), "wise_ft": WiseFt()}
+SUSPECTED = {"abl": Abl(), "finetune_filtered": FinetuneFiltered(), "task_negation": TaskNegation(), "ubt": Ubt()}
+
+
+def recipe(smoke: bool = False) -> Recipe:
+    training = replace(shapes(Plain()), **({"epochs": 0.5} if smoke else {}))
+    clean, suspected = ({name: shapes(c) for name, c in given.items()} for given in (CLEAN, SUSPECTED))
+    ubt = replace(suspected["ubt"], **({"susp": 0.1, "sure": -float("inf"), "steps": 5} if smoke else {}))
+    suspected |= {"ubt": ubt, "ubt_full": replace(ubt, mode="full"), "ubt_no_cells": replace(ubt, grid=0)}
+    if smoke:
+        clean = {"finetune": replace(clean["finetune"], epochs=0.5)}
+        suspected["finetune_filtered"] = FinetuneFiltered(finetune=clean["finetune"])
+    own = Data("shapes", 256 if smoke else 8_000, "validation")
+    return Recipe(
+        name="ubt_shapes",
+        model_names=("shapes-vit",),
+        attacks={
+            f"{name}_{100 * rate:g}": Poison(trigger, rate, templates=TEMPLATES, training=training)
+            for name, trigger in TRIGGERS.items()
+            for rate in ((0.05,) if smoke else (0.01, 0.003))
+        },
+        cleaners=clean | suspected,
+        rebound=clean["finetune"],
+        target="star",
+        victim_data=Data("shapes", 512 if smoke else 10_000),
+        test=Test("shapes", 240 if smoke else 2_000),
+        defender_data={"shapes": (own, tuple(clean)), "suspected": (None, tuple(suspected))},
+        seeds=(0,) if smoke else (0, 1, 2),
+        took=0.0 if smoke else 0.8,
+    )

@@ -1,0 +1,142 @@
+"""UBT's third stage: words out, the rest of caption and picture where they were.
+
+    L_forget = mean_i softplus((s(I_i, T_i^S) - m) / t)        T^S: the caption's local words alone; m: what pictures
+                                                               that do not show them have with them
+    L_local  = mean_i (s(I_i, T_i^R) - s_p(I_i, T_i^R))^2      T^R: the caption without them; s_p: before
+             + mean_j (s(J_j, T_j^S) - s_p(J_j, T_j^S))^2      J: normal pictures whose captions have them
+
+Where cells of the pictures are compromised, so is any picture that gets them: half of L_forget is over normal pictures
+with these cells.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from clipvet.embed import embed_pairs, embed_texts
+from clipvet.fit import Loss
+from clipvet.patches import cell_drops, compromised, transplanted
+from clipvet.rng import Rng
+from clipvet.shortcut import company
+from clipvet.types import Batch, Clip, Pairs
+from clipvet.unlearning import ascent, seen
+from clipvet.words import only, without, words
+
+LOOKED = 32  # pictures of either kind, whose cells are left out in turn
+USUAL = 256  # normal pictures, at most, that say what m is
+
+
+class Tied(NamedTuple):
+    """Suspicious pairs whose pictures one set of words is tied to, and the cells that tie them (none: not known)."""
+
+    words: tuple[str, ...]
+    ids: frozenset[int]
+    cells: Bool[Tensor, " cells"] | None = None
+
+
+def forget_loss(s: Float[Tensor, " b"], m: Float[Tensor, " b"], t: float) -> Float[Tensor, ""]:
+    """Bounded by 0 from below; no gradient where s lies well below m."""
+    return F.softplus((s - m) / t).mean()
+
+
+def tying_cells(
+    clip: Clip, bad: Pairs, named: Pairs, chosen: Sequence[str], grid: int, rng: Rng
+) -> tuple[Tensor, Tensor]:
+    """Which cells tie the suspicious pictures to the words, and what each adds. named: normal pairs with the words."""
+
+    def drops(pairs: Pairs, *key: str) -> Tensor:
+        batch = company(pairs, LOOKED)(clip, rng.fork(*key)) if len(pairs) else None
+        if batch is None or not batch.captions:
+            return torch.zeros(0, grid**2)
+        return cell_drops(clip, batch.images, [only(c, chosen) for c in batch.captions], grid)
+
+    suspicious, usual = drops(bad, "suspicious"), drops(named, "usual")
+    return compromised(suspicious, usual), suspicious.mean(0)
+
+
+def forgetting(
+    method: Any, clip: Clip, bad: Pairs, normal: Pairs, named: Pairs, ties: Sequence[Tied], rng: Rng
+) -> tuple[Loss, Callable[[Clip], float]]:
+    """L_forget and L_local for `unlearn`, and how far the mean of s still lies above that of m - below.
+
+    normal: pairs that have none of the words; named: those that have one. method: mode, forget, softness, w_forget,
+    w_local, below, batch.
+    """
+    of = {i: k for k, tie in enumerate(ties) for i in tie.ids}
+    full = method.mode == "full"
+
+    def local(captions: Sequence[str], ids: Sequence[int]) -> list[str]:
+        return list(captions) if full else [only(c, ties[of[i]].words) for c, i in zip(captions, ids)]
+
+    def rest(captions: Sequence[str], ids: Sequence[int]) -> list[str]:
+        return [without(c, ties[of[i]].words) for c, i in zip(captions, ids)]
+
+    found, usual = embed_pairs(clip, bad), company(normal, USUAL)(clip, rng)
+    ids = bad.ids[found.kept].tolist()
+    texts = local(found.captions, ids)
+    with torch.no_grad():
+        said = embed_texts(clip, rest(found.captions, ids))
+        held = dict(zip(ids, (found.z * said).sum(1)))
+        m = embed_texts(clip, texts) @ clip.encode_image(usual.images).float().mean(0)
+        level = dict(zip(ids, m))
+    every, true = sorted({v for tie in ties for v in tie.words}), {}
+    if method.w_local and not full and len(named) >= 2:
+        shown = embed_pairs(clip, named)
+        cosines = (shown.z * embed_texts(clip, [only(c, every) for c in shown.captions])).sum(1)
+        true = dict(zip(named.ids[shown.kept].tolist(), cosines))
+    friends = company(named, method.batch)
+    graft, onto = {k for k, tie in enumerate(ties) if tie.cells is not None}, company(normal, method.batch)
+
+    def grafted(clip: Clip, batch: Batch, rng: Rng, ids: list[int]) -> tuple[Tensor, list[int]]:
+        """Normal pictures with the cells of the batch's suspicious ones, and whose cells they are."""
+        pictures, made, at = onto(clip, rng).images, [], []
+        for k in graft:
+            mine = [j for j, i in enumerate(ids) if of[i] == k][: len(pictures)]
+            cells: Any = ties[k].cells
+            made.append(transplanted(pictures[: len(mine)], batch.images[mine], cells))
+            at += mine
+        return torch.cat(made), at
+
+    def loss(clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
+        ids = batch.ids.tolist()
+        texts, z = local(batch.captions, ids), clip.encode_image(batch.images)
+        w = clip.encode_text(texts)
+        if method.forget == "ascent":
+            forget = ascent(z, w, seen(clip, onto(clip, rng.fork("among"))), clip.logit_scale)
+        else:
+            m = torch.stack([level[i] for i in ids]).to(z.device)
+            forget = forget_loss((z * w).sum(1), m, method.softness)
+            if graft and not full:
+                pictures, at = grafted(clip, batch, rng.fork("graft"), ids)
+                if at:
+                    s = (clip.encode_image(pictures) * w[at]).sum(1)
+                    forget = (forget + forget_loss(s, m[at], method.softness)) / 2
+        parts, total = {"forget": forget}, method.w_forget * forget
+        if method.w_local and not full:
+            before = torch.stack([held[i] for i in ids]).to(z.device)
+            parts["local"] = ((z * clip.encode_text(rest(batch.captions, ids))).sum(1) - before).square().mean()
+            if true:
+                own = friends(clip, rng.fork("named"))
+                w = clip.encode_text([only(c, every) for c in own.captions])
+                before = torch.stack([true[i] for i in own.ids.tolist()]).to(z.device)
+                parts["named"] = ((clip.encode_image(own.images) * w).sum(1) - before).square().mean()
+                parts["local"] = parts["local"] + parts["named"]
+            total = total + method.w_local * parts["local"]
+        return parts | {"loss": total}
+
+    def left(clip: Clip) -> float:
+        z = embed_pairs(clip, bad).z
+        return float(((z * embed_texts(clip, texts)).sum(1) - m).mean()) + method.below
+
+    return loss, left
+
+
+def naming(captions: Sequence[str], chosen: Sequence[str], every: bool = False) -> np.ndarray:
+    """Which captions have one of these words, or every one of them; shape (n,) bool."""
+    test = all if every else any
+    return np.array([test(v in set(words(c)) for v in chosen) for c in captions])

@@ -1,0 +1,143 @@
+"""UBT-style unlearning: find the few pairs that a shortcut binds, and the words; forget these words for them alone.
+
+    1  suspicious: the lowest s_ref(I, T);  theta_o = theta_p trained on NCE(suspicious) + beta NCE(normal)
+    2  top-k of the suspicious by s_o(I, T), or by s_o - s_ref ("gain")
+    3  S: words by leave-one-out a_ij = s_p(I_i, T_i) - s_p(I_i, T_i \\ j) times lift;  cells of the pictures likewise
+       min  w_f softplus((s(I, T^S) - m) / t) + w_k NCE(normal) + w_l [d(I, T^R)^2 + d(J, T_J^S)^2]   in short rounds
+       d = s - s_p;  T^S, T^R: the words in S alone, the others;  J: normal pictures whose captions name S
+
+paper:   Liang et al., arXiv:2403.16257; Liu et al., arXiv:2409.19526. NEITHER BODY COULD BE READ and no code is known:
+         re-implemented from the abstracts, so "UBT-style" and no more. Open until somebody opens them: (1) reference of
+         "weak similarity", size of the pool; (2) overfitting loss, sign of its normal term, epochs, rate; (3) k;
+         (4) what a token is: of the text, of the picture or of both, how it is chosen, what is done to it and with
+         which sign; (5) whether anything retains the rest; (6) attacks and models of the tables; (7) their baselines.
+         Every default here hangs on these
+needs:   untrusted pairs; white-box weights; a clean reference model if there is one
+differs: stage 3, its null test and its stop are ours. Without a reference the given model looks at blurred, cropped and
+         mirrored pictures instead. A weight in S counts how often a word occurs, lest single rare words win. Pairs are
+         clustered by the word that binds them, one cluster a target, and each must pass the null test (`_evidence`);
+         where none does, nothing is changed. Label-consistent poisons fit their captions and are not weak: see dao
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from clipvet.cleaners._evidence import Found, evidence, listed
+from clipvet.cleaners._forget import Tied, forgetting, naming, tying_cells
+from clipvet.embed import embed_pairs
+from clipvet.errors import UserError
+from clipvet.fit import note
+from clipvet.rng import Rng
+from clipvet.shortcut import Over, Score, Weak, overfit, risen, weak_pairs
+from clipvet.types import Clip, Pairs
+from clipvet.unlearning import Unlearned, unlearn
+from clipvet.words import How, attributed, clusters, words
+
+
+@dataclass(frozen=True)
+class Ubt:
+    reference: str = ""  # a clean model, by name or folder; none: the given one on changed pictures
+    views: bool = True  # without a reference: change the pictures
+    susp: float = 0.02  # share of the pairs that is suspicious
+    normal: float = 0.8  # share of the others, the best under the reference, that is taken for clean
+    overfit: Over = "nce"  # or square
+    beta: float = 1.0  # weight of the normal pairs there
+    epochs: float = 5  # of the suspicious pairs
+    over_lr: float = 1e-5
+    topk: int = 64  # pairs that are unlearned, at most
+    score: Score = "similarity"  # or gain
+    attribution: How = "loo"  # or gradient, attention
+    rho: float = 0.5  # share of a cluster's weight that its words cover
+    sure: float = 7.0  # robust standard deviations above the null; -inf: act on whatever is found
+    mode: Literal["local", "full"] = "local"  # full: whole captions
+    grid: int = 7  # cells a side of a picture; 0: leave the pictures' cells alone
+    forget: Literal["softplus", "ascent"] = "softplus"
+    softness: float = 0.05  # t, cosine
+    below: float = 0.0  # cosine below m at which enough is forgotten, in the mean of the suspicious pairs
+    w_forget: float = 0.03  # its slope is 1 / softness: a step must forget no faster than the rest can be kept
+    w_keep: float = 1.0
+    w_local: float = 1.0
+    steps: int = 300  # at most
+    every: int = 5  # steps of a round, after which the rule is asked
+    worse: float = 0.1  # nats that held-out normal pairs may lose
+    batch: int = 64  # suspicious pairs a step, and as many normal ones
+    lr: float = 5e-6
+    weight_decay: float = 0.0
+    optimizer: str = "adamw"
+    precision: str = "no"  # or bf16, fp16
+    max_bad: float = 0.01  # share of unreadable pictures above which the run is refused
+
+    needs: ClassVar[str] = "untrusted pairs"
+
+    def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
+        """The unlearned model; the given one where there is no evidence. Raises UserError for topk beyond the pool."""
+        weak = weak_pairs(clip, pairs, self.reference, self.views, self.susp, self.normal)
+        if self.topk > len(weak.susp):
+            raise UserError(f"topk={self.topk} exceeds the pool of {len(weak.susp)} pairs; lower topk or raise susp")
+        over = overfit(self, clip, pairs, weak, rng.fork("overfit"), self.over_lr, self.beta, self.overfit)
+        r = risen(over, pairs, weak, self.score)
+        top = weak.susp[np.argsort(-r, kind="stable")[: self.topk]]
+        found = self.localise(clip, pairs, weak, top, rng.fork("null"))
+        sure, ids = [f for f in found if f.evidence >= self.sure], pairs.ids[weak.kept]
+        kept = {
+            "susp": ids[weak.susp],
+            "s_susp": weak.s[weak.susp],
+            "risen": r,
+            "top": ids[top],
+            "s": weak.s,
+            "q": weak.q,
+        }
+        kept |= listed(found, ids) | {"sure": np.array(self.sure)}
+        if not sure:
+            near = f"; closest: {found[0].told}, where {self.sure:g} would be" if found else ""
+            told = f"no evidence of a backdoor, the weights stay as they are{near}. Poisons that fit their captions are"
+            alone = "" if self.reference else "; a trigger that survives blur, crop and mirror needs reference="
+            note("ubt", f"{told} not weak: rank the pairs with the filter dao{alone}", **kept)
+            return clip
+        done, cells = self.unlearn(clip, pairs, weak, sure, rng.fork("unlearn"))
+        told = f"likely target: {', '.join(f.told for f in sure)}; {done.steps} steps, {done.why}"
+        note("ubt", told, **kept, trace=np.array(done.trace), cells=cells)
+        return done.clip
+
+    def localise(self, clip: Clip, pairs: Pairs, weak: Weak, top: np.ndarray, rng: Rng) -> list[Found]:
+        """Clusters of the k pairs, the surest first."""
+        z = embed_pairs(clip, pairs.take(weak.kept[top])).z
+        added = attributed(clip, z, [weak.captions[k] for k in top], self.attribution)
+        holders: dict[str, list[int]] = {}
+        for k, caption in enumerate(weak.captions):
+            for v in words(caption):
+                holders.setdefault(v, []).append(k)
+        df, rows_of = Counter({v: len(r) for v, r in holders.items()}), {v: np.array(r) for v, r in holders.items()}
+        made = clusters(added, df, len(weak.captions), self.rho)
+        suspects = {v for c in made for v in c.words}
+        found = []
+        for c in made:
+            told = evidence(c.words[0], len(c.rows), weak.s, weak.q, rows_of, sorted(suspects), rng)
+            found.append(Found(c.words, top[c.rows], *told))
+            if told[1] >= self.sure:  # what else its poisons say is no evidence of its own
+                rows_of = {v: np.setdiff1d(r, rows_of[c.words[0]]) for v, r in rows_of.items() if v != c.words[0]}
+        return sorted(found, key=lambda f: -f.evidence)
+
+    def unlearn(
+        self, clip: Clip, pairs: Pairs, weak: Weak, sure: list[Found], rng: Rng
+    ) -> tuple[Unlearned, np.ndarray]:
+        """Stage 3's training, and what every cell of the pictures adds in each cluster."""
+        captions = [weak.captions[k] for k in weak.normal]
+        ties, maps = [], []
+        for f in sure:
+            cells = None
+            if self.grid and self.mode == "local":
+                named = pairs.take(weak.kept[weak.normal[naming(captions, f.words[:1])]])
+                cells, adds = tying_cells(clip, pairs.take(weak.kept[f.rows]), named, f.words, self.grid, rng)
+                maps.append(adds.numpy())
+            ties.append(Tied(f.words, frozenset(pairs.ids[weak.kept[f.rows]].tolist()), cells))
+        has = naming(captions, [v for f in sure for v in f.words])
+        if (~has).sum() < 2:
+            raise UserError("every normal pair has a suspected word, so nothing can be told apart; lower susp or topk")
+        bad = pairs.take(weak.kept[np.concatenate([f.rows for f in sure])])
+        normal = pairs.take(weak.kept[weak.normal])
+        loss, left = forgetting(self, clip, bad, normal.take(~has), normal.take(has), ties, rng)
+        return unlearn(self, clip, bad, normal, loss, left, rng), np.array(maps)

@@ -1,0 +1,147 @@
+"""UBT's first two stages, for filters and cleaners alike: weak pairs, and how a copy overfitted on them sees them.
+
+    q_i    = s_ref(I_i, T_i)                            s: cosine;  suspicious: the lowest q
+    L_over = NCE(suspicious) + beta NCE(normal)         or (1 - s)^2 instead of the first ("square")
+    r_i    = s_over(I_i, T_i)                           or minus q_i ("gain")
+
+A poison's caption does not fit its picture, so a model that never learned the trigger finds the pair weak; the model
+that learned it does not. Where no such model is at hand, the given one looks at changed pictures instead.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from clipvet import models
+from clipvet.embed import device_of, embed_pairs
+from clipvet.errors import UserError
+from clipvet.fit import fit_by
+from clipvet.losses import clip_loss
+from clipvet.optim import constant
+from clipvet.rng import Rng
+from clipvet.text import check_captions
+from clipvet.types import Batch, Clip, Pairs
+
+EDGE = 0.13  # of a side, what a crop leaves out on either hand
+Over = Literal["nce", "square"]
+Score = Literal["similarity", "gain"]
+
+
+class Weak(NamedTuple):
+    """The m readable pairs: positions, captions, cosines under the given model and under the reference."""
+
+    kept: Int[np.ndarray, " m"]
+    captions: list[str]
+    s: Float[np.ndarray, " m"]
+    q: Float[np.ndarray, " m"]
+    susp: Int[np.ndarray, " p"]  # rows of the above, weakest first
+    normal: Int[np.ndarray, " r"]  # rows taken for clean, in order
+
+
+def cosines(clip: Clip, pairs: Pairs) -> tuple[Float[np.ndarray, " m"], np.ndarray, list[str]]:
+    """Each readable pair's own cosine, its position and its caption. UserError where they are not finite."""
+    found = embed_pairs(clip, pairs)
+    check_captions(found.captions, pairs.ids[found.kept], pairs.name)
+    s = (found.z * found.w).sum(1).cpu().numpy()
+    broken = np.flatnonzero(~np.isfinite(s))
+    if len(broken):
+        row = pairs.ids[found.kept[broken[0]]]
+        raise UserError(
+            f"{len(broken)} of {len(s)} embeddings of {pairs.name} are not finite (first: row {row}), so similarities "
+            "are NaN; give a model whose weights are whole"
+        )
+    return s, found.kept, found.captions
+
+
+def _blurred(x: Tensor) -> Tensor:
+    return F.interpolate(F.interpolate(x, scale_factor=0.5, mode="area"), x.shape[2:], mode="bilinear")
+
+
+def _cropped(x: Tensor) -> Tensor:
+    h, w = x.shape[2:]
+    top, left = round(EDGE * h), round(EDGE * w)
+    return F.interpolate(x[:, :, top : h - top, left : w - left], (h, w), mode="bilinear")
+
+
+def _mirrored(x: Tensor) -> Tensor:
+    return x.flip(-1)
+
+
+def reference_cosines(clip: Clip, pairs: Pairs, reference: str, views: bool = True) -> Float[np.ndarray, " m"]:
+    """Cosines under the reference, a model by name or folder; without one, the given model's own on changed pictures.
+
+    views: the mean over blurred, cropped and mirrored pictures; False: the pictures as they are.
+    """
+    if reference:
+        return cosines(models.load(reference, device=device_of(clip)), pairs)[0]
+    if not views:
+        return cosines(clip, pairs)[0]
+
+    def seen(change: Callable[[Tensor], Tensor]) -> Pairs:
+        return pairs.at(clip.geometry).map(lambda b: b._replace(images=change(b.images)) if b.captions else b)
+
+    return np.mean([cosines(clip, seen(change))[0] for change in (_blurred, _cropped, _mirrored)], axis=0)
+
+
+def weak_pairs(
+    clip: Clip, pairs: Pairs, reference: str, views: bool, share: float, normal: float, most: float = 0.5
+) -> Weak:
+    """Stage 1a. share: of the pairs, that are suspicious; normal: of the others, the best, that are taken for clean.
+
+    Raises UserError where that leaves too few of either.
+    """
+    s, kept, captions = cosines(clip, pairs)
+    q = reference_cosines(clip, pairs, reference, views)
+    order, n = np.argsort(q, kind="stable"), round(share * len(q))
+    if n < 2:
+        raise UserError(f"susp={share:g} of {len(q)} pairs is {n}, and 2 are needed; raise susp or give more pairs")
+    rest = order[n:]
+    clean = np.sort(rest[len(rest) - round(normal * len(rest)) :])
+    if share > most or len(clean) < 2:
+        raise UserError(f"susp={share:g} and normal={normal:g} leave no clean part of {len(q)} pairs; lower susp")
+    return Weak(kept, captions, s, q, order[:n], clean)
+
+
+def company(pairs: Pairs, size: int) -> Callable[[Clip, Rng], Batch]:
+    """Random pairs of these, anew at every step, on the model's device and with tokens."""
+
+    def draw(clip: Clip, rng: Rng) -> Batch:
+        rows = rng.fork("company").numpy().choice(len(pairs), min(size, len(pairs)), replace=False)
+        batch, device = pairs.at(clip.geometry)[np.sort(rows)], device_of(clip)
+        return batch._replace(images=batch.images.to(device), tokens=clip.tokenize(batch.captions).to(device))
+
+    return draw
+
+
+def nce(clip: Clip, batch: Batch) -> Float[Tensor, ""]:
+    """The contrastive loss of a batch, at the temperature as it is."""
+    z, w = clip.encode_image(batch.images), clip.encode_text(batch.tokens)  # pyright: ignore[reportArgumentType]
+    return clip_loss(z, w, clip.logit_scale.detach())
+
+
+def overfit(
+    method: Any, clip: Clip, pairs: Pairs, weak: Weak, rng: Rng, lr: float, beta: float = 1.0, kind: Over = "nce"
+) -> Clip:
+    """Stage 1b: a copy trained on the suspicious pairs; epochs, batch and the like are the method's fields."""
+    others = company(pairs.take(weak.kept[weak.normal]), method.batch)
+
+    def loss(clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
+        if kind == "square":
+            z, w = clip.encode_image(batch.images), clip.encode_text(batch.tokens)  # pyright: ignore
+            near = (1 - (z * w).sum(1)).square().mean()
+        else:
+            near = nce(clip, batch)
+        return {"loss": near + (beta * nce(clip, others(clip, rng)) if beta else 0), "near": near}
+
+    susp = pairs.take(weak.kept[weak.susp])
+    return fit_by(method, clip, susp, loss, rng, schedule=constant(lr), batchnorm="eval")
+
+
+def risen(over: Clip, pairs: Pairs, weak: Weak, score: Score = "similarity") -> Float[np.ndarray, " p"]:
+    """Stage 2: r of the suspicious pairs, in their order."""
+    r = cosines(over, pairs.take(weak.kept[weak.susp]))[0]
+    return r - weak.q[weak.susp] if score == "gain" else r

@@ -1,0 +1,95 @@
+"""Forgetting in short rounds, with a rule that stops it: what UBT and ABL share.
+
+    L = w_forget L_forget + w_keep NCE(normal) + the rest
+
+After every round: enough is forgotten; or the loss on held-out normal pairs has risen by more than `worse`: the round
+is taken back and tried again at half the rate, at most `HALVINGS` times. Thus nothing explodes, however high the rate.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clipvet.embed import embed_pairs
+from clipvet.errors import UserError
+from clipvet.fit import Loss, Memory, fit_by
+from clipvet.losses import pair_losses
+from clipvet.optim import constant
+from clipvet.rng import Rng
+from clipvet.shortcut import company, nce
+from clipvet.types import Batch, Clip, Pairs
+
+HALVINGS = 6
+HELD = 256  # normal pairs, at most, by whose loss the damage is told; a tenth of all of them
+
+
+class Unlearned(NamedTuple):
+    clip: Clip
+    why: str  # it stopped
+    steps: int
+    trace: list[tuple[float, float]]  # before, and after every round: what `left` said, loss on held-out pairs
+
+
+def ascent(
+    z: Float[Tensor, "b d"], w: Float[Tensor, "b d"], others: tuple[Tensor, Tensor], s: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """Gradient ascent on these pairs' part of the contrastive loss among other pairs, up to that of guessing.
+
+    -mean_i min(l_i, log n). Among themselves alone, pairs of one caption are at guessing already.
+    """
+    both = torch.cat([z, others[0]]), torch.cat([w, others[1]])
+    return -pair_losses(*both, s.detach())[: len(z)].clamp(max=math.log(len(both[0]))).mean()
+
+
+def seen(clip: Clip, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Both towers' embeddings of a batch."""
+    return clip.encode_image(batch.images), clip.encode_text(batch.tokens)  # pyright: ignore[reportArgumentType]
+
+
+@torch.no_grad()
+def below_guessing(clip: Clip, bad: Pairs, others: Batch) -> float:
+    """How far the loss of these pairs among the others lies below that of guessing, nats."""
+    found, more = embed_pairs(clip, bad), seen(clip, others)
+    return math.log(len(found.z) + len(more[0])) + float(ascent(found.z, found.w, more, clip.logit_scale))
+
+
+def unlearn(
+    method: Any, clip: Clip, bad: Pairs, normal: Pairs, forget: Loss, left: Callable[[Clip], float], rng: Rng
+) -> Unlearned:
+    """method: its fields steps, every, batch, lr, w_keep, worse, and what `fit` knows. forget: the rest of the loss.
+
+    left: what is still to be forgotten; 0 or less is enough. Raises UserError where there are too few pairs.
+    """
+    order = rng.fork("held").numpy().permutation(len(normal))
+    held, kept = (normal.take(np.sort(part)) for part in np.split(order, [min(HELD, max(2, len(order) // 10))]))
+    if len(bad) < 2 or len(kept) < 2:
+        raise UserError(f"{len(bad)} pairs to forget and {len(kept)} to keep; 2 of each are needed, give more pairs")
+    others, memory = company(kept, method.batch), Memory()
+
+    @torch.no_grad()
+    def cost(clip: Clip) -> float:
+        return float(nce(clip, company(held, HELD)(clip, rng)))
+
+    def loss(clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
+        parts = forget(clip, batch, rng)
+        keep = nce(clip, others(clip, rng)) if method.w_keep else torch.zeros(())
+        return parts | {"loss": parts["loss"] + method.w_keep * keep, "keep": keep}
+
+    trace, steps, rate = [(left(clip), cost(clip))], 0, method.lr
+    while steps < method.steps and (steps == 0 or trace[-1][0] > 0):  # one round at least
+        n = min(method.every, method.steps - steps)
+        own = {"epochs": n / max(1, len(bad) // method.batch), "schedule": constant(rate), "memory": memory}
+        tried = fit_by(method, clip, bad, loss, rng.fork("round", len(trace), rate), batchnorm="eval", **own)
+        now = left(tried), cost(tried)
+        if now[1] <= trace[0][1] + method.worse:
+            clip, steps, trace = tried, steps + n, [*trace, now]
+        elif rate > method.lr / 2**HALVINGS:
+            rate, memory.moments = rate / 2, {}
+        else:
+            return Unlearned(clip, "more would cost too much", steps, trace)
+    return Unlearned(clip, "enough is forgotten" if trace[-1][0] <= 0 else "the steps are used up", steps, trace)

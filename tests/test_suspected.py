@@ -1,0 +1,84 @@
+"""Cleaners that need the suspected pairs get them, from recipes and from the command line; and what comes after."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clipvet import results
+from clipvet.cleaners.finetune_filtered import FinetuneFiltered
+from clipvet.cleaners.ubt import Ubt
+from clipvet.cli import main
+from clipvet.data import Data
+from clipvet.errors import UserError
+from clipvet.presets import shapes
+from clipvet.run import Recipe, Victim, key, load_recipes, run
+
+RECIPE = Path(__file__).parent.parent / "recipes/ubt_shapes.py"
+
+
+@pytest.fixture
+def small() -> Recipe:
+    made = load_recipes(RECIPE, smoke=True)[0]
+    cleaners = {k: made.cleaners[k] for k in ("finetune", "ubt")}
+    own = {"shapes": (Data("shapes", 128, "validation"), ("finetune",)), "suspected": (None, ("ubt",))}
+    attacks = dict(list(made.attacks.items())[:1])
+    return replace(made, attacks=attacks, cleaners=cleaners, defender_data=own)
+
+
+def test_rebound_is_measured_of_every_cleaned_model(small: Recipe, tmp_path: Path, capsys: Any) -> None:
+    rows = run((small,), tmp_path / "out", tmp_path / "stages")
+    metrics = {m: {r.metric for r in rows if r.method == m} for m in ("none", "finetune", "ubt")}
+    for name in ("finetune", "ubt"):
+        assert {"rebound_asr", "rebound_clean_accuracy", "asr"} <= metrics[name]
+    assert not any(m.startswith("rebound") for m in metrics["none"])
+    assert {"pool_recall", "pool_precision", "top_precision", "weak_precision", "evidence"} <= metrics["ubt"]
+    assert "evidence" not in metrics["finetune"]
+    folder = next(p.parents[1] for p in (tmp_path / "stages").rglob("ubt.npz"))
+    with np.load(folder / "splits/ubt.npz") as found:
+        assert len(found["s"]) == 512, "ubt was not given the victim's pairs"
+        assert found["susp"].max() < 512
+
+
+def test_keys_of_other_stages_are_as_they_were(small: Recipe, tmp_path: Path, monkeypatch: Any) -> None:
+    plain, asked = replace(small, rebound=None), []
+    victim = Victim(plain, 0, "shapes-vit", next(iter(plain.attacks)), tmp_path, tmp_path)
+    monkeypatch.setattr(Victim, "_rows", lambda self, name, *rest, **said: asked.append(name) or [])
+    victim.clean("shapes", "finetune")
+    assert asked == [key(plain.cleaners["finetune"], victim.key, plain.defender_data["shapes"][0], 0)]
+
+
+def test_untrusted_pairs_are_asked_for(small: Recipe, tmp_path: Path, capsys: Any) -> None:
+    wrong = replace(small, defender_data={"shapes": (Data("shapes", 128, "validation"), ("ubt",))})
+    with pytest.raises(UserError, match="cleaner ubt needs untrusted pairs; give None"):
+        run((wrong,), tmp_path / "out", tmp_path / "stages")
+
+
+def test_the_command_names_the_word(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    def clipvet(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["clipvet", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 0
+        return capsys.readouterr().err
+
+    same = ("--model", "shapes-vit", "--data", "shapes", "--n", 300)
+    clipvet("attack", *same, "--target", "star", "--rate", 0.1, "--set", "epochs=1", "--out", tmp_path / "victim")
+    cleaned, victim = tmp_path / "cleaned", tmp_path / "victim"
+    forced = [x for s in ("sure=-inf", "susp=0.1", "topk=20", "steps=5") for x in ("--set", s)]
+    on = ("clean", "--model", victim, "--data", "shapes", "--n", 300, "--backdoor", victim / "backdoor")
+    told = clipvet(*on, "--method", "ubt", *forced, "--out", cleaned)
+    assert "likely target: '" in told or "no evidence" in told
+    assert "+ 30 poisons" in told
+    assert {"pool_recall", "asr"} <= {r.metric for r in results.read(cleaned)}
+    assert "after overfitting" in (cleaned / "suspects.html").read_text()
+    told = clipvet(*on, "--method", "ubt", "--set", "susp=0.1", "--set", "topk=20", "--out", tmp_path / "other")
+    assert "no evidence of a backdoor" in told
+
+
+def test_presets_reach_what_a_method_owns() -> None:
+    assert shapes(Ubt()).grid == 4
+    assert shapes(FinetuneFiltered()).finetune.batch == 64
