@@ -55,9 +55,7 @@ class Recipe:
     test: Test | Half
     cleaners: Mapping[str, Cleaner] = field(default_factory=dict)
     defender_data: Mapping[str, tuple[Data | Shots | None, tuple[str, ...]]] = field(default_factory=dict)
-    rebound: Cleaner | None = (
-        None  # benign fine-tuning, on clean pairs, after which every cleaned model is measured again
-    )
+    rebound: Cleaner | None = None  # benign fine-tuning, after which every cleaned model is measured again
     trainings: Mapping[str, Training] = field(default_factory=dict)  # instead of the attack's own
     filters: Mapping[str, Filter] = field(default_factory=dict)  # rank the dirty pairs, with the victim at hand
     oracle: Training | None = None  # the control that is told which pairs are poisons, and leaves them out
@@ -264,7 +262,8 @@ class Victim:
     def _rebound(self, cleaned: Clip, backdoor: Backdoor, rng: Rng) -> dict[str, Measured]:
         """rebound_asr, rebound_clean_accuracy and the like: success and accuracy after benign fine-tuning."""
         assert self.recipe.rebound is not None
-        later = self.recipe.rebound.clean(cleaned, self._benign().pairs(self.seed), rng)
+        with workspace(None):  # no cost of the cleaner's
+            later = self.recipe.rebound.clean(cleaned, self._benign().pairs(self.seed), rng)
         found = self._measure(later, backdoor)
         return {f"rebound_{k}": m for k, m in found.items() if k in (*SUCCESS, "clean_accuracy")}
 
