@@ -53,10 +53,11 @@ def table(folder: Path, metrics: tuple[str, ...] = ("asr", "clean_accuracy")) ->
             n = {r.n for r in rows if r.model == model and r.metric == metric}
             shown = "–".join(map(str, sorted({min(n), max(n)})))
             seeds = sorted({r.seed for r in rows if r.model == model})
+            over = f"mean (range) over seeds {seeds}" if len(seeds) > 1 else f"seed {seeds[0]}"
             unit = "" if metric in COUNTS else ", %"
             out += [
                 "",
-                f"**{metric}**, {model}{unit}, mean (range) over seeds {seeds}, n = {shown} each:",
+                f"**{metric}**, {model}{unit}, {over}, n = {shown} each:",
                 "",
             ]
             out += ["| trigger | " + " | ".join(labels) + " |", "|---|" + "---|" * len(labels)]
