@@ -23,6 +23,8 @@ from clipvet.text import names_target
 
 NAMES = {"none": "victim", "finetune": "plain fine-tuning", "par": "PAR", "cleanclip": "CleanCLIP", "roclip": "RoCLIP"}
 NAMES |= {"safeclip": "SafeCLIP", "rvpt": "RVPT", "ubt": "UBT", "abl": "ABL", "wise_ft": "WiSE-FT"}
+FIRST = ("safeclip", "rvpt", "ubt")  # of which the page speaks first
+CONTROLS = ("none", "oracle", "random")
 TOOK = 0.5  # an attack below this success rate leaves a defense nothing to remove
 BLOCK = r"resistivity_(\w+)@(\d+)"  # shown as curves
 CURVES = ("loss", "s_img", "s_txt", "gate_img", "gate_txt", "tau", "pairs_per_s")
@@ -193,8 +195,8 @@ def _section(
     table = {m: table[m] for m in sorted(table, key=lambda m: (m.name != "none", asr[m], -found[m]))}
     victim = next((m for m in table if m.name == "none" and "asr" in table[m]), None)
     took = None if victim is None else asr[victim] >= TOOK
-    cleaned = [m for m in table if m.name != "none" and "asr" in table[m]] if took else []
-    cleaned.sort(key=lambda m: (m.colour != 1, m.name != "finetune"))  # colour 1: the first PAR
+    cleaned = [m for m in table if m.name not in CONTROLS and "asr" in table[m]] if took else []
+    cleaned.sort(key=lambda m: (m.colour != 1, m.name not in FIRST, m.name != "finetune"))  # colour 1: the first PAR
     shown = {m: t for m, t in table.items() if took is not False or m == victim}  # what the figures may score
     metrics = {k: sorted({t[k].n for t in table.values() if k in t}) for t in table.values() for k in t}
     metrics = {k: n for k, n in metrics.items() if not re.match(BLOCK, k)}

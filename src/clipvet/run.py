@@ -203,7 +203,8 @@ class Victim:
             clean = {f"clean_model_{k}": v for k, v in floor.items() if k in SUCCESS}
             return self._measure(clip, backdoor) | measure_splits(work, backdoor) | clean
 
-        said = {"stage": stage, "method": method, "config": repr(attack), "data": r.victim_data.spec}
+        config = repr(attack if stage == "victim" else attack.training)  # pyright: ignore[reportAttributeAccessIssue]
+        said = {"stage": stage, "method": method, "config": config, "data": r.victim_data.spec}
         label = "victim" if method == "none" else method
         return self._rows(self._key(attack, r.target), make, progress, label, **said)
 
