@@ -36,8 +36,9 @@ def test_recipe_smoke(path: Path, tmp_path: Path) -> None:
         )
     rows = run(kept, tmp_path / "out", tmp_path / "stages")
     defenses = {name for r in kept for name in (*r.cleaners, *r.trainings, *r.filters, *(["oracle"] * bool(r.oracle)))}
-    assert {r.method for r in rows} == {"none"} | defenses
-    assert {r.stage for r in rows} <= {"victim", "clean", "train", "filter"}
+    starts = {"base"} if any(r.base for r in kept) else set()
+    assert {r.method for r in rows} == {"none"} | starts | defenses
+    assert {r.stage for r in rows} <= {"base", "victim", "clean", "train", "filter"}
     assert {r.model for r in rows} == {m for r in kept for m in r.model_names}
     assert "<html" in build(tmp_path / "out").read_text()
 
