@@ -72,7 +72,7 @@ class _Step(nn.Module):
         self.clip, self.loss = clip, loss
 
     def forward(self, batch: Batch, rng: Rng) -> dict[str, Tensor]:
-        # torch's fused attention for a CPU takes 25 times as long backwards in bf16 as its plain one
+        # torch's fused attention for a CPU is many times slower backwards in bf16 than its plain one
         plain = batch.images.device.type == "cpu" and torch.is_autocast_enabled("cpu")
         with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
             return self.loss(self.clip, batch, rng)  # pyright: ignore[reportArgumentType]

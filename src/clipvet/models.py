@@ -102,7 +102,7 @@ class OpenClip(nn.Module):
 
 
 def clone(clip: Clip) -> Any:
-    """A deep copy, of any Clip. The tokenizer is shared, and the storage of weights that need no gradient."""
+    """A copy to be trained, of any Clip. Shared: the tokenizer, and the storage of weights that need no gradient."""
     held: Any = clip
     return copy.deepcopy(clip, {id(p): _still(p) for p in held.parameters() if not p.requires_grad})
 

@@ -123,7 +123,7 @@ def test_defaults_tune_345_600_parameters_of_vit_b_32() -> None:
 
 
 @pytest.mark.parametrize("method", [Rvpt(epochs=3, tokens=5, lr=0.1), Vpt(epochs=3, tokens=5, lr=0.1)])
-def test_base_is_bit_identical_and_the_loss_falls(clip: Any, few: Pairs, method: Any) -> None:
+def test_base_is_bit_identical_and_prompts_move(clip: Any, few: Pairs, method: Any) -> None:
     before = weights_hash(clip)
     made: Any = method.clean(clip, few, Rng(0))
     assert weights_hash(made.base) == before == weights_hash(clip)
