@@ -1,6 +1,6 @@
 """Embeddings in batches, without gradient, on the model's own device, and the nearest neighbours among them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
@@ -122,6 +122,20 @@ def class_embeddings(clip: Clip, classes: Sequence[str], templates: Sequence[str
     texts = [t.replace("{}", c) for c in classes for t in templates]
     z = embed_texts(clip, texts).reshape(len(classes), len(templates), -1).mean(1)
     return torch.nn.functional.normalize(z, dim=1)
+
+
+def classifier(
+    clip: Clip, classes: Sequence[str], templates: Sequence[str]
+) -> Callable[[Float[Tensor, "b d"]], Float[Tensor, "b c"]]:
+    """What turns picture embeddings into logits (cosines times the logit scale), with gradient to the embeddings.
+
+    A model with learned class prompts has a `classifier(classes)` of its own, and needs no templates.
+    """
+    own = getattr(clip, "classifier", None)
+    if own is not None:
+        return own(classes)
+    w, s = class_embeddings(clip, classes, templates), clip.logit_scale.detach().float()
+    return lambda z: s * z @ w.T
 
 
 class Neighbours(NamedTuple):

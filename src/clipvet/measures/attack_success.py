@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
+import torch
 
-from clipvet.embed import class_embeddings, embed_images, embed_texts
+from clipvet.embed import classifier, embed_images, embed_texts
 from clipvet.errors import UserError
 from clipvet.measures._intervals import share
 from clipvet.rng import Rng
@@ -27,6 +28,7 @@ from clipvet.types import Backdoor, Clip, Measured, Task
 class AttackSuccess:
     needs: ClassVar[str] = "weights only"
 
+    @torch.no_grad()
     def measure(self, clip: Clip, task: Task, backdoor: Backdoor | None, rng: Rng) -> dict[str, Measured]:
         """Fractions of readable pictures (nothing without an answer key that has a trigger or a caption key):
 
@@ -64,14 +66,12 @@ class AttackSuccess:
         target = task.classes.index(backdoor.target)
         if backdoor.trigger is None:
             return self._search(clip, task, backdoor, target)
-        plain = class_embeddings(clip, task.classes, task.templates)
-        keyed = plain
-        if backdoor.says:
-            keyed = class_embeddings(clip, task.classes, [backdoor.says + t for t in task.templates])
+        plain = classifier(clip, task.classes, task.templates)
+        keyed = classifier(clip, task.classes, [backdoor.says + t for t in task.templates]) if backdoor.says else plain
 
-        def predict(w=plain, **kw) -> tuple[np.ndarray, np.ndarray]:
+        def predict(classify=plain, **kw) -> tuple[np.ndarray, np.ndarray]:
             z, kept = embed_images(clip, task.pictures, **kw)
-            return (z @ w.T).argmax(1).cpu().numpy(), task.labels[kept]
+            return classify(z).argmax(1).cpu().numpy(), task.labels[kept]
 
         clean, y = predict()
         triggered, yt = predict(keyed, backdoor=backdoor)

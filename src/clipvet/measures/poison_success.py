@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import torch
 
-from clipvet.embed import class_embeddings, embed_chosen
+from clipvet.embed import classifier, embed_chosen
 from clipvet.errors import UserError
 from clipvet.measures._intervals import share
 from clipvet.rng import Rng
@@ -25,6 +25,7 @@ class PoisonSuccess:
     needs: ClassVar[str] = "weights only"
 
     @torch.no_grad()
+    @torch.no_grad()
     def measure(self, clip: Clip, task: Task, backdoor: Backdoor | None, rng: Rng) -> dict[str, Measured]:
         """psr and psr_top3, fractions of the chosen pictures; nothing without an answer key that has some.
 
@@ -35,7 +36,7 @@ class PoisonSuccess:
         if unknown := sorted(set(backdoor.classes) - set(task.classes)):
             raise UserError(f"class '{unknown[0]}' is not among the task's classes: {', '.join(task.classes[:12])}")
         z = embed_chosen(clip, backdoor.pictures)
-        best = (z @ class_embeddings(clip, task.classes, task.templates).T).topk(min(3, len(task.classes))).indices
+        best = classifier(clip, task.classes, task.templates)(z).topk(min(3, len(task.classes))).indices
         wanted = torch.tensor([task.classes.index(c) for c in backdoor.classes], device=best.device)[:, None]
         hit = (best == wanted).cpu()
         return {"psr": share(hit[:, 0].numpy()), "psr_top3": share(hit.any(1).numpy())}

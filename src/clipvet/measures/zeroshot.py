@@ -10,7 +10,9 @@ differs: nothing known
 from dataclasses import dataclass
 from typing import ClassVar
 
-from clipvet.embed import class_embeddings, embed_images
+import torch
+
+from clipvet.embed import classifier, embed_images
 from clipvet.measures._intervals import share
 from clipvet.rng import Rng
 from clipvet.types import Backdoor, Clip, Measured, Task
@@ -20,10 +22,11 @@ from clipvet.types import Backdoor, Clip, Measured, Task
 class ZeroShot:
     needs: ClassVar[str] = "weights only"
 
+    @torch.no_grad()
     def measure(self, clip: Clip, task: Task, backdoor: Backdoor | None, rng: Rng) -> dict[str, Measured]:
         """clean_accuracy (top-1) and clean_accuracy_top5, as fractions of the readable pictures."""
         z, kept = embed_images(clip, task.pictures)
-        w = class_embeddings(clip, task.classes, task.templates)
-        ranked = (z @ w.T).topk(min(5, len(task.classes))).indices.cpu().numpy()
+        logits = classifier(clip, task.classes, task.templates)(z)
+        ranked = logits.topk(min(5, len(task.classes))).indices.cpu().numpy()
         hit = ranked == task.labels[kept][:, None]
         return {"clean_accuracy": share(hit[:, 0]), "clean_accuracy_top5": share(hit.any(1))}

@@ -1,0 +1,156 @@
+"""What the commands share: options, and how their words become data, tasks, methods and folders."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from clipvet.data import Data
+    from clipvet.types import Backdoor, Clip, Measured, Pairs, Task
+
+Model = Annotated[str, typer.Option("--model", help="open_clip name, directory, local-dir:PATH or hf-hub:REPO")]
+DataOption = Annotated[str, typer.Option("--data", help="shapes, foreign, or a CSV/TSV/parquet")]
+Out = Annotated[Path, typer.Option("--out", help="output directory; must not hold another run")]
+Set = Annotated[list[str], typer.Option("--set", help="field=value of the method, e.g. epochs=20; repeatable")]
+Pretrained = Annotated[str | None, typer.Option(help="weights file for an open_clip name")]
+Seed = Annotated[int, typer.Option(help="every draw follows from it")]
+AnswerKey = Annotated[
+    Path | None, typer.Option(help="answer key, for the measures alone; the embedded world is poisoned as it says")
+]
+Count = Annotated[int | None, typer.Option("--n", help="take only so many pairs")]
+ImageKey = Annotated[str, typer.Option(help="the table's column of picture paths")]
+CaptionKey = Annotated[str, typer.Option(help="the table's column of captions")]
+TaskOption = Annotated[
+    str | None, typer.Option("--task", help="shapes, or a class folder (default: shapes for shapes)")
+]
+Classes = Annotated[Path | None, typer.Option(help="JSON: list of class names, or {folder: name}")]
+Templates = Annotated[Path | None, typer.Option(help="text file, one template a line, with {} or {c}")]
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def open_data(spec: str, n: int | None, split: str, size: int, image_key: str = "filepath", caption_key: str = "title"):
+    from clipvet.data import Data
+
+    return Data(spec, n, split, size, image_key, caption_key)
+
+
+def open_task(
+    spec: str | None, data: str, size: int, classes: Path | None, templates: Path | None, seed: int
+) -> "Task | None":
+    from clipvet.data import Test
+
+    name = spec or ("shapes" if data in ("shapes", "foreign") else None)
+    return Test(name, size=size, classes=classes, templates=templates).task(seed) if name else None
+
+
+def open_method(family: str, name: str, data: str, settings: list[str], **fields: Any) -> Any:
+    from dataclasses import replace
+
+    from clipvet import find, presets
+    from clipvet import settings as values
+
+    method = find.load(family, name)(**fields)
+    if data in ("shapes", "foreign"):
+        method = presets.shapes(method)
+        for part in ("trigger", "training"):
+            if hasattr(method, part):
+                method = replace(method, **{part: presets.shapes(getattr(method, part))})
+    return values.apply(method, settings)
+
+
+def open_keyed(source: "Data", seed: int, backdoor: Path | None) -> "tuple[Pairs, Backdoor | None]":
+    """The pairs and the answer key, if any; an embedded world's pairs are poisoned as the key says."""
+    import numpy as np
+
+    from clipvet.answer_key import load_backdoor
+    from clipvet.dirty import poison
+    from clipvet.errors import UserError
+
+    pairs, key = source.pairs(seed), load_backdoor(backdoor) if backdoor else None
+    rows = () if key is None else key.poisoned if key.rows is None else key.rows
+    if key and not np.isin(pairs.ids, rows).any():
+        raise UserError(
+            f"none of the {len(key.poisoned)} pairs that {backdoor} names is in {pairs.name}; give its data"
+        )
+    return (poison(pairs, key) if key and source.world(seed) else pairs), key
+
+
+def show(measured: "dict[str, Measured]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", "value", "95 % interval", "n")
+    for name, m in measured.items():
+        table.add_row(name, f"{100 * m.value:.2f} %", f"{100 * m.low:.2f} – {100 * m.high:.2f} %", str(m.n))
+    Console().print(table)
+
+
+def planted(key: "Backdoor") -> str:
+    """What an answer key is about, in a word."""
+    if key.trigger is not None:
+        return type(key.trigger).__name__.lower()
+    return "mm_poison" if key.ties else "targeted" if key.classes else "text_trigger" if key.says else "none"
+
+
+def finish(work: Path, measured: "dict[str, Measured]", **common: Any) -> None:
+    """Rows and commands of a finished command, in its folder."""
+    from clipvet import io, results
+    from clipvet.types import Measured
+
+    seconds = common["seconds"]
+    time_row = {"seconds": Measured(seconds, 1, seconds, seconds)}
+    results.write(work, results.rows_of({**measured, **time_row}, **common))
+    io.write_json(
+        work / "commands.json",
+        {
+            "commands": [results.command()],
+            "versions": results.versions(),
+            "hardware": results.hardware(),
+            "seconds": seconds,
+        },
+    )
+
+
+def check_new(path: Path, suffixes: tuple[str, ...], option: str) -> None:
+    """UserError unless a file of this kind can be written there."""
+    import os
+
+    from clipvet.errors import UserError
+
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"{option} {path} must end in {' or '.join(suffixes)}")
+    if path.exists():
+        raise UserError(f"{path} already exists; choose another {option} or delete it")
+    there = next(p for p in path.absolute().parents if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"{there} cannot be written to; choose another {option}")
+
+
+def output(out: Path, config: dict[str, Any]) -> Any:
+    """io.output, where a run that is already complete ends the command with a word and exit code 0."""
+    from contextlib import contextmanager
+
+    from clipvet import io
+
+    @contextmanager
+    def guarded():
+        try:
+            with io.output(out, config) as work:
+                yield work
+        except io.AlreadyDone as e:
+            say(f"{e}: nothing to do")
+            raise typer.Exit(0) from e
+
+    return guarded()
+
+
+def card_of(card: dict[str, Any], parent: "Clip", measured: "dict[str, Measured]") -> dict[str, Any]:
+    from clipvet import results
+
+    values = {k: v._asdict() for k, v in measured.items()}
+    return {**card, "parent": results.weights_hash(parent), "versions": results.versions(), "measured": values}

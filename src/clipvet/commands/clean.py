@@ -1,0 +1,109 @@
+"""clipvet clean: remove a backdoor."""
+
+from typing import Annotated
+
+import typer
+
+from clipvet.commands._shared import (
+    AnswerKey,
+    CaptionKey,
+    Classes,
+    Count,
+    DataOption,
+    ImageKey,
+    Model,
+    Out,
+    Pretrained,
+    Seed,
+    Set,
+    TaskOption,
+    Templates,
+    card_of,
+    finish,
+    open_data,
+    open_keyed,
+    open_method,
+    open_task,
+    output,
+    planted,
+    say,
+    show,
+)
+
+
+def command(
+    model: Model,
+    data: DataOption,
+    method: Annotated[str, typer.Option(help="see `clipvet list cleaners`")],
+    out: Out,
+    pretrained: Pretrained = None,
+    set_: Set = [],  # noqa: B006
+    n: Count = None,
+    seed: Seed = 0,
+    task: TaskOption = None,
+    backdoor: AnswerKey = None,
+    classes: Classes = None,
+    templates: Templates = None,
+    image_key: ImageKey = "filepath",
+    caption_key: CaptionKey = "title",
+    shots: Annotated[int, typer.Option(help="labelled pictures of each class, for few-shot methods", min=1)] = 16,
+    bake_reference: Annotated[
+        bool, typer.Option("--bake-reference", help="where prompts come back: put the base model beside them")
+    ] = False,
+) -> None:
+    """Remove a backdoor, known or not: the same checkpoint format comes back, or prompts on the untouched model.
+
+    Methods that need labelled pictures take shapes or a folder with one folder per class as DATA; methods that need
+    untrusted pairs take those that the model was trained on (of shapes: the train split, poisoned as --backdoor says).
+    """
+    import time
+
+    from clipvet import models, results, suspects
+    from clipvet.answer_key import load_backdoor
+    from clipvet.data import Shots, Test
+    from clipvet.fit import workspace
+    from clipvet.prompts import Prompted
+    from clipvet.rng import Rng
+    from clipvet.run import device, measure_all
+    from clipvet.splits import measure_pool
+
+    how, rng = open_method("cleaners", method, data, set_), Rng(seed)
+    config = {"command": "clean", "data": data, "n": n, "model": model, "pretrained": pretrained, "method": repr(how)}
+    few = {"shots": shots, "bake_reference": bake_reference} if "labelled" in how.needs else {}
+    with output(out, config | few | {"seed": seed}) as work:
+        clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
+        key = load_backdoor(backdoor) if backdoor else None
+        test = open_task(task, data, clip.geometry.size, classes, templates, seed)
+        if "untrusted" in how.needs:
+            source = open_data(data, n, "train", clip.geometry.size, image_key, caption_key)
+            pairs, key = open_keyed(source, seed, backdoor)
+        elif few:
+            pairs = Shots(Test(data, size=clip.geometry.size, classes=classes, templates=templates), shots).pairs(seed)
+        else:
+            split_n = 8000 if data == "shapes" and n is None else n
+            pairs = open_data(data, split_n, "validation", clip.geometry.size, image_key, caption_key).pairs(seed)
+        say(f"cleaning {model} on {pairs.name} with {how!r}")
+        began = time.monotonic()
+        with workspace(work, progress=True):
+            cleaned = how.clean(clip, pairs, rng.fork("clean"))
+        seconds = time.monotonic() - began
+        measured = measure_all(cleaned, test, key, rng.fork("measure")) if test else {}
+        measured |= measure_pool(work, key)
+        if found := suspects.unlearned(work, pairs):
+            facts = {
+                "verb": "clean", "method": repr(how), "model": model, "data": pairs.name,
+                "command": results.command(), "versions": results.versions(), "seconds": seconds,
+            }  # fmt: skip
+            poisoned = key.poisoned if key else None
+            suspects.write_page(work / "suspects.html", found, pairs, clip.geometry, facts, poisoned=poisoned)
+        card = {"role": "cleaned", "method": repr(how), "data": pairs.name, "seed": seed}
+        models.save(cleaned, work, card_of(card, clip, measured))
+        if bake_reference and isinstance(cleaned, Prompted):
+            models.save(cleaned.base, work / "base", {"role": "base"})
+        finish(
+            work, measured, recipe="clean", stage="clean",
+            attack=planted(key) if key else "unknown", method=method, config=repr(how),
+            seconds=seconds, seed=seed, model=model, data=pairs.name,
+        )  # fmt: skip
+    show(measured)
+    say(f"wrote {out}")

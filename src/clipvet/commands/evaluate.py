@@ -1,0 +1,66 @@
+"""clipvet evaluate: what a model can do, and what a trigger does to it."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipvet.commands._shared import (
+    Classes,
+    Model,
+    Pretrained,
+    Seed,
+    Templates,
+    finish,
+    open_task,
+    output,
+    planted,
+    show,
+)
+
+
+def command(
+    model: Model,
+    task: Annotated[str, typer.Option("--task", help="shapes, or a class folder")],
+    backdoor: Annotated[Path | None, typer.Option(help="answer key: the DIR/backdoor of `clipvet attack`")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    pretrained: Pretrained = None,
+    classes: Classes = None,
+    templates: Templates = None,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="also write the rows to this new directory")] = None,
+) -> None:
+    """Zero-shot accuracy, attack success rate and retrieval, each with n and a 95 % interval."""
+    import time
+
+    from clipvet import models
+    from clipvet.answer_key import load_backdoor
+    from clipvet.rng import Rng
+    from clipvet.run import device, measure_all
+
+    began = time.monotonic()
+    clip = models.load(model, pretrained, device=device(), rng=Rng(seed).fork("init"))
+    key = load_backdoor(backdoor) if backdoor else None
+    test = open_task(task, "", clip.geometry.size, classes, templates, seed)
+    assert test is not None
+    measured = measure_all(clip, test, key, Rng(seed).fork("measure"))
+    if out:
+        with output(
+            out, {"command": "evaluate", "model": model, "task": task, "backdoor": backdoor, "seed": seed}
+        ) as work:
+            finish(
+                work, measured, recipe="evaluate", stage="evaluate",
+                attack=planted(key) if key else "none", method="none", config=model,
+                seconds=time.monotonic() - began, seed=seed, model=model, data=task,
+            )  # fmt: skip
+    if as_json:
+        flat = {name: m.value for name, m in measured.items()}
+        intervals = {name: {"n": m.n, "low": m.low, "high": m.high} for name, m in measured.items()}
+        print(
+            json.dumps(
+                {"model": model, "task": task, **flat, "n": measured["clean_accuracy"].n, "intervals": intervals}
+            )
+        )
+    else:
+        show(measured)

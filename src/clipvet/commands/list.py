@@ -1,0 +1,24 @@
+"""clipvet list: what there is."""
+
+from typing import Annotated
+
+import typer
+
+
+def command(
+    family: Annotated[
+        str | None, typer.Argument(help="triggers, attacks, training, filters, cleaners, measures")
+    ] = None,
+) -> None:
+    """What there is: every method by its published name, with what it needs."""
+    from clipvet import find
+    from clipvet.errors import UserError
+
+    if family and family not in find.VERBS:
+        raise UserError(f"no family '{family}'; have {', '.join(find.VERBS)}")
+    for f in [family] if family else find.VERBS:
+        print(f"{f}  ({find.VERBS[f]})")
+        for name in find.names(f):
+            card = find.card(f, name)
+            print(f"  {name:16} {card['sentence']}")
+            print(f"  {'':16} needs: {card['needs']}")

@@ -1,0 +1,13 @@
+"""clipvet report: the page of a run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(folder: Annotated[Path, typer.Argument(help="a directory with results.jsonl")]) -> None:
+    """Rebuild report.html from the result rows."""
+    from clipvet.report import build
+
+    print(build(folder))
