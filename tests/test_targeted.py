@@ -162,16 +162,20 @@ def test_splits_are_measured_with_the_key(tmp_path):
     from clipvet.types import Backdoor
 
     (tmp_path / "splits").mkdir()
+    ids = np.arange(20, 30)
     for k, safe in enumerate(([0, 1, 2, 3], [0, 1, 2, 3, 8, 9])):
-        np.savez(tmp_path / f"splits/round_{k:03}.npz", safe=safe, cosines=np.zeros(10), by_mixture=np.array(k == 0))
-    found = measure_splits(tmp_path, Backdoor(None, "star", poisoned=np.array([3, 9])))
+        told = {"ids": ids, "safe": np.isin(ids, np.add(safe, 20)), "cosines": np.where(ids == 29, -1, ids / 100)}
+        np.savez(tmp_path / f"splits/round_{k:03}.npz", by_mixture=np.array(k == 0), **told)
+    found = measure_splits(tmp_path, Backdoor(None, "star", poisoned=np.array([23, 29])))
     assert {k: v.value for k, v in found.items()} == {
         "safe_set_share": 0.4,
         "safe_set_poison_share": 0.25,
         "safe_set_poison_recall": 0.5,
+        "safe_set_auroc": pytest.approx((8 + 5) / 16),
         "safe_set_by_mixture": 1.0,
         "last_safe_set_share": 0.6,
         "last_safe_set_poison_share": pytest.approx(2 / 6),
         "last_safe_set_poison_recall": 1.0,
+        "last_safe_set_auroc": pytest.approx((8 + 5) / 16),
     }
     assert measure_splits(tmp_path / "nothing", Backdoor(None, "star")) == {}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clipvet.detection import detection
 from clipvet.measures._intervals import share
 from clipvet.text import names_target
 from clipvet.types import Backdoor, Measured
@@ -13,16 +14,19 @@ def measure_rounds(folder: Path, backdoor: Backdoor | None = None) -> list[dict[
     """Of each safe set under folder/splits in turn, as fractions:
 
     safe_set_share: of all pairs. With an answer key, safe_set_poison_share: poisons among the safe pairs;
-    safe_set_poison_recall: the safe set's part of all poisons.
+    safe_set_poison_recall: the safe set's part of all poisons; safe_set_auroc: of the cosines that the set was cut by,
+    which does not depend on the cut (a low cosine is suspect).
     """
     out = []
     for path in sorted((folder / "splits").glob("round_*.npz")):
         with np.load(path) as split:
-            safe, n = split["safe"], len(split["cosines"])
-        out.append({"safe_set_share": share(np.arange(n) < len(safe))})
+            ids, cosines = split["ids"], split["cosines"]
+            safe = ids[split["safe"]]
+        out.append({"safe_set_share": share(np.arange(len(ids)) < len(safe))})
         if backdoor is not None:
             out[-1]["safe_set_poison_share"] = share(np.isin(safe, backdoor.poisoned))
             out[-1]["safe_set_poison_recall"] = share(np.isin(backdoor.poisoned, safe))
+            out[-1]["safe_set_auroc"] = detection(-cosines, np.isin(ids, backdoor.poisoned))["auroc"]
     return out
 
 

@@ -77,7 +77,7 @@ class SafeClip:
             cosines = self.cosines(clip, pairs, stage, rng.fork("score", k))
             safe, by_mixture = self.split(cosines, share or None)
             said = f"round {k + 1} of {rounds}: {safe.mean():.1%} safe" + (not by_mixture) * ", mixture did not split"
-            note(f"round_{k:03}", said, safe=pairs.ids[safe], cosines=cosines, by_mixture=np.array(by_mixture))
+            note(f"round_{k:03}", said, ids=pairs.ids, safe=safe, cosines=cosines, by_mixture=np.array(by_mixture))
             share = min((share or safe.mean()) + self.growth, self.cap)
             passes = (~safe & self.risky, safe) if self.fidelity == "released" else (safe | self.risky,)
             for n, part in enumerate(pairs.take(chosen) for chosen in passes if chosen.sum() >= 2):
