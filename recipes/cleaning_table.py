@@ -54,12 +54,12 @@ def recipe(smoke: bool = False) -> Recipe:
         cleaners={name: replace(shapes(m), **fast) for name, m in (pairs | shots).items()},
         defender_data={
             "shapes": (Data("shapes", 512 if smoke else 8_000, "validation"), tuple(pairs)),
-            "16-shot": (Shots(Test("shapes", by="colour shape"), 2 if smoke else 16), tuple(shots)),
+            "16-shot": (Shots(Test("shapes-shifted", by="colour shape"), 2 if smoke else 16), tuple(shots)),
         },
         base=replace(plain, epochs=4 if not smoke else 1),
         target="crescent",
         victim_data=Data("shapes", 512 if smoke else 20_000),
-        test=Test("shapes", 120 if smoke else 2_000),
+        test=Test("shapes-shifted", 120 if smoke else 2_000),
         seeds=(0,) if smoke else (0, 1, 2),
         took=0.0 if smoke else 0.8,
     )

@@ -7,6 +7,7 @@ hardware: 2 CPU cores with bf16
 """
 
 from dataclasses import replace
+from typing import Any
 
 from clipvet.attacks.badclip import BadClip
 from clipvet.attacks.poison import Poison
@@ -34,12 +35,12 @@ def recipe(smoke: bool = False) -> Recipe:
     poison = {"rate": 0.01, "templates": TEMPLATES, "training": plain}
     attacks = {name: Poison(trigger, **poison) for name, trigger in TRIGGERS.items() if not smoke}
     attacks["badclip"] = replace(shapes(BadClip()), **poison)
-    once = {"epochs": 1} if smoke else {}
+    once: dict[str, Any] = {"precision": "bf16"} | ({"epochs": 1} if smoke else {})
     cleaners = {name: replace(shapes(m), **once) for name, m in {"vpt": Vpt(), "rvpt": Rvpt()}.items()}
     cleaners |= {"linear_probe": replace(shapes(LinearProbe()), **once), "ce": replace(shapes(FullFinetune()), **once)}
     cleaners["ce_fr"] = replace(cleaners["ce"], alpha=2.0)
     cleaners["rvpt_others"] = replace(cleaners["rvpt"], others=tuple(f"a photo of a {c}." for c in OF_TARGET))
-    k, by_both = 2 if smoke else 16, Test("shapes", by="colour shape")
+    k, by_both = 2 if smoke else 16, Test("shapes-shifted", by="colour shape")
     return Recipe(
         name="rvpt_shapes",
         model_names=("shapes-vit-deep",),
@@ -49,11 +50,12 @@ def recipe(smoke: bool = False) -> Recipe:
             "16-shot": (Shots(by_both, k), ("vpt", "rvpt", "linear_probe", "ce", "ce_fr")),
             "no picture of the target": (Shots(by_both, k, without=OF_TARGET), ("rvpt_others",)),
             "half of the classes": (Shots(Half(by_both), k), ("rvpt",)),
+            "the test's classes": (Shots(Test("shapes-shifted"), 4 * k), ("rvpt",)),
         },
         base=replace(plain, epochs=4 if not smoke else 1),
         target=TARGET,
         victim_data=Data("shapes", 512 if smoke else 20_000),
-        test=Test("shapes", 120 if smoke else 2_000),  # by shape alone: another task than that of the shots
+        test=Test("shapes-shifted", 120 if smoke else 2_000),  # by shape alone: another task than that of most shots
         measures=("perturbation_resistivity",),
         seeds=(0,) if smoke else (0, 1, 2),
         took=0.0 if smoke else 0.8,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from clipvet import data
 from clipvet.errors import UserError
 from clipvet.types import Geometry
 from clipvet.worlds import foreign
@@ -158,3 +159,13 @@ def test_pool_is_stable_and_varied():
 def test_bad_input_names_the_way_out(call, names):
     with pytest.raises(UserError, match=names):
         call()
+
+
+def test_shifted_shapes_have_the_same_classes_and_contents_in_other_pictures():
+    plain, shifted = data.Test("shapes", 40).task(1), data.Test("shapes-shifted", 40).task(1)
+    assert shifted.classes == plain.classes
+    assert (shifted.labels == plain.labels).all()
+    assert not torch.equal(shifted.pictures[:].images, plain.pictures[:].images)
+    assert list(data.Data("shapes-shifted", 5).pairs(1).captions) == list(data.Data("shapes", 5).pairs(1).captions)
+    with pytest.raises(UserError, match="foreign"):
+        data.Test("foreign").task()

@@ -1,9 +1,12 @@
-"""DATA and TASK as users name them: `shapes`, `foreign`, a CSV/TSV/parquet, a folder with one folder per class.
+"""DATA and TASK as users name them: an embedded world, a CSV/TSV/parquet, a folder with one folder per class.
+
+Embedded: `shapes`; `shapes-shifted`, its classes in another domain; `foreign`, another generator (no task).
 
 Labelled pictures for few-shot methods are pairs like any others: a picture's caption is its class in a template.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +15,14 @@ from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.types import Pairs, Task
 from clipvet.worlds.foreign import Foreign
-from clipvet.worlds.shapes import Shapes
+from clipvet.worlds.shapes import SHIFTED, Shapes
+
+WORLDS = {"shapes": Shapes, "shapes-shifted": partial(Shapes, **SHIFTED), "foreign": Foreign}
 
 
 @dataclass(frozen=True)
 class Data:
-    """Captioned pictures by name. `spec`: shapes, foreign (another generator) or a table's path.
+    """Captioned pictures by name. `spec`: one of WORLDS or a table's path.
 
     n and split belong to the embedded worlds (default 10,000 pairs); a table is taken whole unless n is given.
     """
@@ -33,8 +38,7 @@ class Data:
 
     def world(self, seed: int = 0) -> Shapes | Foreign | None:
         """The embedded world that the name stands for."""
-        kinds = {"shapes": Shapes, "foreign": Foreign}
-        return kinds[self.spec](size=self.size, seed=seed) if self.spec in kinds else None
+        return WORLDS[self.spec](size=self.size, seed=seed) if self.spec in WORLDS else None
 
     def pairs(self, seed: int = 0) -> Pairs:
         """The pairs; an embedded world is drawn from `seed`."""
@@ -51,7 +55,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Test:
-    """A zero-shot task by name: shapes, or a folder with one folder per class."""
+    """A zero-shot task by name: shapes, shapes-shifted, or a folder with one folder per class."""
 
     spec: str
     n: int = 2000  # pictures, of the embedded world's
@@ -61,7 +65,8 @@ class Test:
     templates: Path | None = None
 
     def world(self, seed: int = 0) -> Shapes | None:
-        return Shapes(size=self.size, seed=seed) if self.spec == "shapes" else None
+        found = Data(self.spec, size=self.size).world(seed)
+        return found if isinstance(found, Shapes) else None
 
     def task(self, seed: int = 0) -> Task:
         if world := self.world(seed):

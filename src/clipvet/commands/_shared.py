@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from clipvet.types import Backdoor, Clip, Measured, Pairs, Task
 
 Model = Annotated[str, typer.Option("--model", help="open_clip name, directory, local-dir:PATH or hf-hub:REPO")]
-DataOption = Annotated[str, typer.Option("--data", help="shapes, foreign, or a CSV/TSV/parquet")]
+DataOption = Annotated[str, typer.Option("--data", help="shapes, shapes-shifted, foreign, or a CSV/TSV/parquet")]
 Out = Annotated[Path, typer.Option("--out", help="output directory; must not hold another run")]
 Set = Annotated[list[str], typer.Option("--set", help="field=value of the method, e.g. epochs=20; repeatable")]
 Pretrained = Annotated[str | None, typer.Option(help="weights file for an open_clip name")]
@@ -42,9 +42,9 @@ def open_data(spec: str, n: int | None, split: str, size: int, image_key: str = 
 def open_task(
     spec: str | None, data: str, size: int, classes: Path | None, templates: Path | None, seed: int
 ) -> "Task | None":
-    from clipvet.data import Test
+    from clipvet.data import WORLDS, Test
 
-    name = spec or ("shapes" if data in ("shapes", "foreign") else None)
+    name = spec or ("shapes" if data == "foreign" else data if data in WORLDS else None)
     return Test(name, size=size, classes=classes, templates=templates).task(seed) if name else None
 
 
@@ -53,9 +53,10 @@ def open_method(family: str, name: str, data: str, settings: list[str], **fields
 
     from clipvet import find, presets
     from clipvet import settings as values
+    from clipvet.data import WORLDS
 
     method = find.load(family, name)(**fields)
-    if data in ("shapes", "foreign"):
+    if data in WORLDS:
         method = presets.shapes(method)
         for part in ("trigger", "training"):
             if hasattr(method, part):

@@ -210,6 +210,10 @@ class _Captions(Sequence):
         return PHRASES[phrase].format(text)
 
 
+# Another domain with the same classes: smaller things, farther off centre, turned further, in noisier pictures
+SHIFTED = {"jitter": 0.3, "scale": (0.5, 0.8), "rotation": 0.8, "noise": 0.08}
+
+
 @dataclass(frozen=True)
 class Shapes:
     """A world of 12 shapes x 8 colours x 4 textures x 6 backgrounds. Lengths count in half widths of the picture.
