@@ -15,6 +15,7 @@ from clipvet.attacks.poison import Poison
 from clipvet.attacks.targeted import Targeted
 from clipvet.attacks.text_trigger import TextTrigger
 from clipvet.attacks.trojvqa import TrojVqa
+from clipvet.cleaners.rvpt import Rvpt
 from clipvet.dirty import poison
 from clipvet.errors import UserError
 from clipvet.measures.attack_success import AttackSuccess
@@ -86,6 +87,11 @@ def test_a_stage_is_known_by_the_sources_of_what_it_owns_and_shares(monkeypatch)
     for mended in ("triggers.blended", "attacks._plan"):
         monkeypatch.setattr(inspect, "getsource", lambda m, e=mended: honest(m) + "#" * m.__name__.endswith(e))
         assert key(attack) != first, f"a stage outlives a fix of {mended}"
+    monkeypatch.setattr(inspect, "getsource", honest)
+    first = key(Rvpt())
+    for mended, known in (("clipvet.prompts", True), ("clipvet.fit", True), ("clipvet.types", False)):
+        monkeypatch.setattr(inspect, "getsource", lambda m, e=mended: honest(m) + "#" * (m.__name__ == e))
+        assert (key(Rvpt()) != first) == known, mended
 
 
 def test_a_crafted_patch_keeps_its_pixels_at_any_size():

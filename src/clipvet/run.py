@@ -35,6 +35,7 @@ from clipvet.rng import Rng
 from clipvet.splits import measure_pool, measure_splits
 from clipvet.types import Attack, Backdoor, Cleaner, Clip, Filter, Measured, Task, Training
 
+GROUND = ("clipvet.types", "clipvet.rng", "clipvet.errors")  # what these say changes no number
 SUCCESS = ("asr", "asr_worst", "psr", "hit@1")  # metrics by which an attack took or not
 
 
@@ -117,7 +118,7 @@ def key(*parts: Any) -> str:
 
 
 def _sources(part: Any) -> list[str]:
-    """Source of the part's module, of its family's private modules that it uses, and of the parts that it owns."""
+    """Source of the part's module, of the modules that it takes names from, and of the parts that it owns."""
     if isinstance(part, tuple):
         return [source for p in part for source in _sources(p)]
     if not dataclasses.is_dataclass(part):
@@ -126,7 +127,7 @@ def _sources(part: Any) -> list[str]:
     parts += [part.world()] if isinstance(part, (Data, Test)) else []
     module = sys.modules[type(part).__module__]
     used = {getattr(value, "__module__", None) or "" for value in vars(module).values()}
-    shared = [sys.modules[name] for name in sorted(used) if name.startswith("clipvet.") and "._" in name]
+    shared = [sys.modules[name] for name in sorted(used) if name.startswith("clipvet.") and name not in GROUND]
     return [inspect.getsource(m) for m in (module, *shared)] + _sources(tuple(parts))
 
 
