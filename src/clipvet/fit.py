@@ -102,6 +102,13 @@ def order(n: int, batch: int, epochs: float, rng: Rng) -> list[np.ndarray]:
     return rows[:steps]
 
 
+def loading(rows: Any, steps: list[np.ndarray], workers: int, rng: Rng) -> torch.utils.data.DataLoader:
+    """rows[step] for each step, decoded in so many processes."""
+    sampler: Any = steps
+    draws = rng.fork("loader").generator()  # else the loader seeds its processes from the ambient stream
+    return torch.utils.data.DataLoader(rows, sampler=sampler, batch_size=None, num_workers=workers, generator=draws)
+
+
 def fit(
     clip: Clip,
     pairs: Pairs,
@@ -181,13 +188,7 @@ def fit(
 
     model: Any = accelerator.prepare(_Step(trained, loss))
     prepared: list[Any] = [accelerator.prepare(o) for o in optims]
-    loader = torch.utils.data.DataLoader(
-        _Rows(pairs, clip),
-        sampler=steps[start:],  # pyright: ignore[reportArgumentType]
-        batch_size=None,
-        num_workers=pairs.workers,
-        generator=rng.fork("loader").generator(),
-    )
+    loader = loading(_Rows(pairs, clip), steps[start:], pairs.workers, rng)
     bad: dict[int, str] = {}
     began = saved_at = time.monotonic()
     save_cost, seen = 0.0, 0

@@ -6,10 +6,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from clipvet.embed import device_of, embed_images
-from clipvet.fit import order
+from clipvet.fit import loading, order
 from clipvet.models import frozen
 from clipvet.rng import Rng
 from clipvet.triggers.crafted import Crafted, start
@@ -37,14 +36,7 @@ def craft(how: Any, clip: Clip, pairs: Pairs, loss: Loss, rng: Rng) -> Crafted:
     patch = first(how, clip, rng).pattern.to(device).requires_grad_()
     adam = torch.optim.Adam([patch], lr=how.lr)
     steps = order(len(pairs), how.batch, how.epochs, rng)
-    loader = DataLoader(
-        pairs,  # pyright: ignore[reportArgumentType]
-        sampler=steps,  # pyright: ignore[reportArgumentType]
-        batch_size=None,
-        num_workers=pairs.workers,
-        generator=rng.fork("loader").generator(),
-    )
-    for step, (at, rows) in enumerate(zip(steps, loader)):
+    for step, (at, rows) in enumerate(zip(steps, loading(pairs, steps, pairs.workers, rng))):
         z = still.encode_image(Crafted(patch, how.position).stamp(rows.images.to(device), rows.ids))
         adam.zero_grad()
         loss(z, clean[at], rng.fork("step", step)).backward()

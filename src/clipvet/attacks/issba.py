@@ -18,12 +18,11 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader
 
 from clipvet.attacks._plan import plan, victim
 from clipvet.embed import device_of
 from clipvet.errors import UserError
-from clipvet.fit import order
+from clipvet.fit import loading, order
 from clipvet.rng import Rng
 from clipvet.training.plain import Plain
 from clipvet.triggers._stega import decoder, drawn, encoder, read, residual
@@ -69,16 +68,9 @@ class Issba:
         some = rng.fork("pictures").numpy().permutation(len(pairs))[: self.pictures]
         pairs = pairs.take(some).at(clip.geometry)
         steps = order(len(pairs), self.batch, self.epochs, rng)
-        loader = DataLoader(
-            pairs,  # pyright: ignore[reportArgumentType]
-            sampler=steps,  # pyright: ignore[reportArgumentType]
-            batch_size=None,
-            num_workers=pairs.workers,
-            generator=rng.fork("loader").generator(),
-        )
         f, g = (drawn(s(k), rng.fork(s.__name__)).to(device).requires_grad_() for s in (encoder, decoder))
         adam = torch.optim.Adam([f, g], lr=self.lr)
-        for step, rows in enumerate(loader):
+        for step, rows in enumerate(loading(pairs, steps, pairs.workers, rng)):
             x = rows.images.to(device)
             m = torch.randint(0, 2, (len(x), k), generator=rng.fork("bits", step).generator()).float().to(device)
             done, change = step / len(steps), residual(f, x, 2 * m - 1)
