@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from clipvet import models, prompts
+from clipvet.attacks.poison import Poison
 from clipvet.augment import Views
 from clipvet.cleaners.full_finetune import FullFinetune
 from clipvet.cleaners.linear_probe import LinearProbe
@@ -16,13 +17,15 @@ from clipvet.cleaners.rvpt import Rvpt, rvpt_loss
 from clipvet.cleaners.vpt import Vpt
 from clipvet.data import shots
 from clipvet.errors import UserError
+from clipvet.measures.attack_success import AttackSuccess
 from clipvet.measures.perturbation_resistivity import PerturbationResistivity
 from clipvet.results import weights_hash
 from clipvet.rng import Rng
+from clipvet.training.plain import Plain
 from clipvet.triggers.blended import Blended
 from clipvet.triggers.patch import Patch
 from clipvet.types import Backdoor, Pairs
-from clipvet.worlds.shapes import Shapes
+from clipvet.worlds.shapes import TEMPLATES, Shapes
 
 
 @pytest.fixture(scope="module")
@@ -250,3 +253,23 @@ def test_resistivity_against_nothing_is_one(clip: Any, task: Any) -> None:
         seen = prompts.blocks(made, task.pictures[:4].images)
         assert torch.allclose(seen[""], made.encode_image(task.pictures[:4].images), atol=1e-6)
         assert torch.allclose(seen["@4"], made.rest(made.beginning(task.pictures[:4].images))[1][:, -1], atol=1e-5)
+
+
+def test_repelling_makes_a_planted_tower_steadier_against_its_trigger_than_plain_prompts_do() -> None:
+    """T9 of the method's plan, and T8's trend. That ASR falls takes a deeper tower: recipes/rvpt_shapes.py."""
+    world, training = Shapes(), Plain(epochs=4, batch=64, lr=1e-3, optimizer="muon")
+    attack = Poison(Patch(size=4 / 32), rate=0.06, templates=TEMPLATES, training=training)
+    planted = attack.implant(models.load("shapes-vit", rng=Rng(0)), world.pairs(1500), "star", Rng(1))
+    task, few = world.task(240), shots(world.task(2000, split="validation"), 16, Rng(2))
+
+    def found(clip: Any) -> tuple[float, float]:
+        steady = PerturbationResistivity(100).measure(clip, task, planted.backdoor, Rng(0))
+        success = AttackSuccess().measure(clip, task, planted.backdoor, Rng(0))
+        return steady["resistivity_trigger"].value, success["asr"].value
+
+    how: dict[str, Any] = {"depth": 0, "tokens": 16, "epochs": 12, "lr": 1e-2, "optimizer": "adamw"}
+    before = found(planted.clip)
+    plain, repelled = (found(m.clean(planted.clip, few, Rng(3))) for m in (Vpt(**how), Rvpt(alpha=8.0, **how)))
+    assert before[1] > 0.9, "the attack did not take"
+    assert repelled[0] > plain[0] + 0.05 > before[0] + 0.05
+    assert repelled[1] <= plain[1]
