@@ -38,17 +38,18 @@ def safe_set(
     first: float,
     cap: float,
     released: bool = False,
+    least: float = 0.0,
 ) -> tuple[Bool[np.ndarray, " n"], bool]:
     """Which pairs are safe, and whether that went as planned; cosines of -2 stand for pairs that cannot be read.
 
     Those of posterior >= threshold where no share (fraction of the pairs) is given yet, else the best `share` by
-    cosine, or as released by posterior. Where the mixture does not split, or leaves fewer than 2 or more than `cap`
-    (fraction): the best `first` by cosine, not as planned.
+    cosine, or as released by posterior. Where the mixture does not split, or leaves fewer than 2 pairs, fewer than
+    `least` or more than `cap` (fractions): the best `first` by cosine, not as planned.
     """
     q, seen = np.zeros(len(cosines)), cosines >= -1.01  # what cannot be read must not bend the mixture
     q[seen], apart = clean_posterior(cosines[seen], monotone=not released)
     safe = q >= threshold
-    if share is None and apart and 2 <= safe.sum() <= cap * len(q):
+    if share is None and apart and max(2, least * len(q)) <= safe.sum() <= cap * len(q):
         return safe, True
     rank = np.lexsort((cosines, q if released and share else cosines))
     return np.isin(np.arange(len(q)), rank[-max(2, int((share or first) * len(q))) :]), share is not None

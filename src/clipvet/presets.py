@@ -78,8 +78,8 @@ def shapes(method: Any) -> Any:
             return replace(method, epochs=8, pool=0.25, augment=SMALL, **SCRATCH)
         case SafeClip():
             # a pool of 2 % is two batches here, where most neighbours coincide: docs/decisions/0005
-            own = {"epochs": 16, "unimodal": 1, "slow_lr": 0.3, "growth": 0.03, "first": 0.22, "pool": 0.25}
-            return replace(method, augment=SMALL, **own, **SCRATCH)
+            own = {"epochs": 16, "unimodal": 1, "slow_lr": 0.3, "growth": 0.03, "first": 0.22, "least": 0.22}
+            return replace(method, augment=SMALL, pool=0.25, **own, **SCRATCH)
         case Dao() | KDistance() | Slof():
             return replace(method, k=8)  # pictures of one kind are about 10 of 1,024
         case GmmSplit():

@@ -195,6 +195,15 @@ def test_first_split_is_by_threshold_later_ones_by_share_and_a_failed_mixture_fa
     assert safe.sum() == int(method.first * 5000)
 
 
+def test_a_mixture_that_leaves_too_little_is_not_followed():
+    x = two_normals(low=(0.0, 0.05), high=(0.5, 0.05))  # leaves 40 %
+    for least, planned, share in ((0.35, True, 0.4), (0.45, False, 0.5)):
+        safe, as_planned = SafeClip(first=0.5, least=least).split(x, None)
+        assert as_planned == planned
+        assert safe.mean() == pytest.approx(share, abs=0.03)
+    assert SafeClip(least=0.9, cap=1.0).split(x, 0.25)[0].sum() == int(0.25 * len(x)), "later sets are given"
+
+
 def test_unreadable_pairs_do_not_bend_the_split():
     x = two_normals(low=(0.0, 0.05), high=(0.5, 0.05))
     alone, _ = SafeClip().split(x, None)

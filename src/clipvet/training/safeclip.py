@@ -8,10 +8,9 @@
 paper:   Yang et al., ICML 2024, arXiv:2310.05862; text not read: from its code's behaviour and authors' commands
 needs:   untrusted pairs; training from scratch
 differs: pairs are scored on the clean view; the posterior is cut monotone in the cosine; each phase has moments of its
-         own and warms up and cools down once (the code's rates rise again by a miscount); a round is one pass (the
-         code's: risky pairs, then safe ones); a full pool goes on at its start; where the mixture does not split, the
-         best `first` are safe. fidelity="released": augmented views are scored and ranked by the raw posterior, rounds
-         are two passes, L_m is transposed, what passes the pool's end is dropped
+         own and warms up and cools down once (the code's rates rise again); a round is one pass; where the mixture does
+         not split, the best `first` are safe. fidelity="released": scores augmented views, ranks by the raw posterior,
+         makes two passes (risky, safe), transposes L_m, drops what passes the pool's end
 """
 
 from dataclasses import dataclass, field
@@ -52,7 +51,8 @@ class SafeClip:
     threshold: float = 0.9  # posterior from which a pair is safe
     growth: float = 0.01  # share of the pairs that becomes safe after each round
     cap: float = 0.85  # largest safe share
-    first: float = 0.15  # safe share where the mixture does not split
+    first: float = 0.15  # safe share where the mixture does not split,
+    least: float = 0.0  # or leaves less than this share
     pool: float = 0.02  # share of the pairs
     risky: bool = True  # learn from the risky pairs too
     augment: Views = field(default_factory=Views)
@@ -113,7 +113,7 @@ class SafeClip:
 
     def split(self, cosines: np.ndarray, share: float | None) -> tuple[np.ndarray, bool]:
         """Which pairs are safe, shape (n,) bool: by threshold or the best `share`; and whether that went as planned."""
-        return safe_set(cosines, self.threshold, share, self.first, self.cap, self.fidelity == "released")
+        return safe_set(cosines, self.threshold, share, self.first, self.cap, self.fidelity == "released", self.least)
 
     def views(self, batch: Batch, stage: Stage, rng: Rng) -> tuple[list[Tensor], list[list[str]]]:
         """Two of each picture and two of each caption, the latter the same in every epoch."""
