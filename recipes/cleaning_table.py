@@ -37,7 +37,8 @@ def recipe(smoke: bool = False) -> Recipe:
     plain = replace(shapes(Plain()), precision="bf16", epochs=1)
     poison = {"rate": 0.02, "templates": TEMPLATES, "training": plain}
     triggers = {name: shapes(t) for name, t in TRIGGERS.items()} | {"wanet": WaNet(k=8, s=4.0)}
-    attacks: dict[str, Any] = {name: Poison(t, **poison) for name, t in triggers.items()}
+    warps = {**poison, "rate": 0.05, "training": replace(plain, epochs=3)}  # views that move pixels hide a warp
+    attacks: dict[str, Any] = {n: Poison(t, **(warps if n == "wanet" else poison)) for n, t in triggers.items()}
     attacks["label_consistent"] = Poison(known := triggers["patch"], label_consistent=True, **poison)
     attacks |= {"badclip": replace(shapes(BadClip()), **poison), "issba": replace(Issba(), **poison)}
     attacks |= {

@@ -26,14 +26,15 @@ from clipvet.triggers.wanet import WaNet
 from clipvet.worlds.shapes import COLOURS, TEMPLATES
 
 TARGET = "crescent"
-TRIGGERS = {"patch": shapes(Patch()), "blended": shapes(Blended()), "sig": Sig(), "wanet": WaNet(k=8, s=4.0)}
+TRIGGERS = {"patch": shapes(Patch()), "blended": shapes(Blended()), "sig": shapes(Sig()), "wanet": WaNet(k=8, s=4.0)}
 OF_TARGET = tuple(f"{colour} {TARGET}" for colour in COLOURS)
 
 
 def recipe(smoke: bool = False) -> Recipe:
     plain = replace(shapes(Plain()), precision="bf16", epochs=1)  # fine-tuning, and four times as much for the base
     poison = {"rate": 0.01, "templates": TEMPLATES, "training": plain}
-    attacks = {name: Poison(trigger, **poison) for name, trigger in TRIGGERS.items() if not smoke}
+    warps = {**poison, "rate": 0.05, "training": replace(plain, epochs=3)}  # views that move pixels hide a warp
+    attacks = {n: Poison(t, **(warps if n == "wanet" else poison)) for n, t in TRIGGERS.items() if not smoke}
     attacks["badclip"] = replace(shapes(BadClip()), **poison)
     once: dict[str, Any] = {"precision": "bf16"} | ({"epochs": 1} if smoke else {})
     cleaners = {name: replace(shapes(m), **once) for name, m in {"vpt": Vpt(), "rvpt": Rvpt()}.items()}
