@@ -7,9 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clipvet.augment import Views
 from clipvet.embed import embed_texts
 from clipvet.errors import UserError
-from clipvet.types import Clip, Pairs
+from clipvet.rng import Rng
+from clipvet.types import Batch, Clip, Pairs
 
 MANY = 0.5  # distinct captions per pair, from which on captions are no class prompts
 
@@ -40,3 +42,8 @@ def labels(clip: Clip, pairs: Pairs, others: Sequence[str] = ()) -> Labels:
     if len(prompts) < 2:
         raise UserError(f"{pairs.name} has one class only; give pictures of two at least")
     return Labels(prompts, embed_texts(clip, list(prompts)))
+
+
+def view(batch: Batch, augment: Views | None, rng: Rng) -> Float[Tensor, "b 3 h w"]:
+    """The batch's pictures, as they are or freshly augmented."""
+    return augment(batch.images, rng) if augment else batch.images

@@ -17,6 +17,7 @@ from clipvet.cleaners.cleanclip import CleanClip
 from clipvet.cleaners.finetune import Finetune
 from clipvet.cleaners.finetune_filtered import FinetuneFiltered
 from clipvet.cleaners.full_finetune import FullFinetune
+from clipvet.cleaners.linear_probe import LinearProbe
 from clipvet.cleaners.par import Par
 from clipvet.cleaners.rvpt import Rvpt
 from clipvet.cleaners.task_negation import TaskNegation
@@ -59,7 +60,9 @@ def shapes(method: Any) -> Any:
             # the trigger reaches the class token of a narrow tower in its first block: prompts must stand there too
             return replace(method, **({"alpha": 4.0} if isinstance(method, Rvpt) else {}), **PROMPTS)
         case FullFinetune():
-            return replace(method, epochs=12, lr=1e-3)
+            return replace(method, epochs=12, lr=1e-3, augment=SMALL)
+        case LinearProbe():
+            return replace(method, augment=SMALL)
         case Ubt():
             # first settings, on two victims: a stronger overfit learns the clean weak pairs too (docs/decisions/0008)
             over = {"epochs": 2, "over_lr": 5e-5, "topk": 24, "grid": 4}

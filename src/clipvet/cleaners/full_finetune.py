@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipvet.fewshot import labels
+from clipvet.augment import Views
+from clipvet.fewshot import labels, view
 from clipvet.fit import fit_by
 from clipvet.models import frozen
 from clipvet.optim import warmup_cosine
@@ -32,6 +33,7 @@ class FullFinetune:
     lr: float = 1e-5  # where the cosine begins
     weight_decay: float = 0.1
     optimizer: str = "adamw"
+    augment: Views | None = None
     precision: str = "no"  # or bf16, fp16
     max_bad: float = 0.01  # share of unreadable pictures above which the run is refused
 
@@ -44,13 +46,13 @@ class FullFinetune:
         every = [None] * len(transformer(clip).transformer.resblocks) if self.alpha else []
 
         def loss(clip: Any, batch: Batch, rng: Rng) -> dict[str, Tensor]:
-            y = named.of(batch.captions)
+            y, x = named.of(batch.captions), view(batch, self.augment, rng)
             if not self.alpha:
-                return {"loss": F.cross_entropy(clip.logit_scale * clip.encode_image(batch.images) @ named.text.T, y)}
-            poisoned.to(batch.images.device)  # the loop chose it
-            z, c = rest(clip, beginning(clip, batch.images, 0), every)
+                return {"loss": F.cross_entropy(clip.logit_scale * clip.encode_image(x) @ named.text.T, y)}
+            poisoned.to(x.device)  # the loop chose it
+            z, c = rest(clip, beginning(clip, x, 0), every)
             with torch.no_grad():
-                sigma = rest(poisoned, beginning(poisoned, batch.images, 0), every)[1]
+                sigma = rest(poisoned, beginning(poisoned, x, 0), every)[1]
             ce, fr = (
                 F.cross_entropy(clip.logit_scale * z @ named.text.T, y),
                 F.cosine_similarity(c, sigma, dim=-1).mean(),

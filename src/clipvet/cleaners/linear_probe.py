@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
+from clipvet.augment import Views
 from clipvet.errors import UserError
-from clipvet.fewshot import labels
+from clipvet.fewshot import labels, view
 from clipvet.fit import fit_by
 from clipvet.models import frozen
 from clipvet.optim import constant
@@ -41,6 +42,7 @@ class LinearProbe:
     lr: float = 0.01
     weight_decay: float = 0.0
     optimizer: str = "sgd"  # or adamw
+    augment: Views | None = None
     precision: str = "no"  # or bf16, fp16
     max_bad: float = 0.01  # share of unreadable pictures above which the run is refused
 
@@ -52,7 +54,7 @@ class LinearProbe:
             p.requires_grad_(True)
 
         def loss(clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
-            z = clip.encode_image(batch.images)
+            z = clip.encode_image(view(batch, self.augment, rng))
             return {"loss": F.cross_entropy(clip.logit_scale * z @ named.text.T, named.of(batch.captions))}
 
         fitted: Any = fit_by(self, start, pairs, loss, rng, schedule=constant(self.lr), batchnorm="eval")

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clipvet.augment import Views
-from clipvet.fewshot import labels
+from clipvet.fewshot import labels, view
 from clipvet.fit import fit_by
 from clipvet.optim import warmup_cosine
 from clipvet.prompts import Prompted, begin
@@ -81,7 +81,7 @@ class Rvpt:
             return torch.stack([known[i] for i in ids])
 
         def loss(clip: Prompted, batch: Batch, rng: Rng) -> dict[str, Tensor]:
-            h = clip.beginning(self.augment(batch.images, rng) if self.augment else batch.images)
+            h = clip.beginning(view(batch, self.augment, rng))
             z, c = clip.rest(h)
             sigma = reference(clip, h, batch.ids.tolist()) if self.alpha else c
             logits, y = clip.logit_scale * z @ named.text.T, named.of(batch.captions)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipvet.augment import Views
-from clipvet.fewshot import labels
+from clipvet.fewshot import labels, view
 from clipvet.fit import fit_by
 from clipvet.optim import warmup_cosine
 from clipvet.prompts import begin
@@ -47,7 +47,7 @@ class Vpt:
         )
 
         def loss(clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
-            z = clip.encode_image(self.augment(batch.images, rng) if self.augment else batch.images)
+            z = clip.encode_image(view(batch, self.augment, rng))
             return {"loss": F.cross_entropy(clip.logit_scale * z @ named.text.T, named.of(batch.captions))}
 
         schedule = warmup_cosine(self.lr, 1 / self.epochs)
