@@ -304,7 +304,9 @@ def open_task(
         workers=_workers(len(paths)),
         fingerprint=digest.hexdigest()[:16],
     )
-    return Task(pairs.name, _class_names(folders, classes), read_templates(templates), pairs, np.array(labels, np.int64))
+    return Task(
+        pairs.name, _class_names(folders, classes), read_templates(templates), pairs, np.array(labels, np.int64)
+    )
 
 
 def open_folder(folder: Path, max_pixels: int = MAX_PIXELS) -> Pairs:

@@ -182,16 +182,18 @@ def pixels(clip: Clip, pictures: Pairs, batch: int) -> Float[Tensor, "n 3 s s"]:
     return found
 
 
+def plain_logits(clip: Clip, classes: Sequence[str], templates: Sequence[str]) -> Logits:
+    """Picture embeddings -> logits under hand-written prompts, whatever prompts the model has of its own."""
+    w, s = class_embeddings(clip, classes, templates), clip.logit_scale.detach().float()
+    return lambda z: s * z @ w.T
+
+
 def head_of(clip: Clip, templates: Sequence[str], precision: str = "no", own: bool = True) -> Head:
     """Class names -> logits of the frozen model. own: with its class prompts, if it has any of its own."""
     still = frozen(clip)
 
     def head(classes: Sequence[str]) -> Logits:
-        if own:
-            tell = classifier(still, classes, templates)
-        else:
-            w, s = class_embeddings(still, classes, templates), still.logit_scale.detach().float()
-            tell = lambda z: s * z @ w.T  # noqa: E731
+        tell = (classifier if own else plain_logits)(still, classes, templates)
 
         def logits(x: Tensor) -> Tensor:
             with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -254,15 +256,17 @@ def class_losses(kind: Loss, z: Float[Tensor, "n c"]) -> Float[np.ndarray, " c"]
     return torch.stack(each).double().numpy()
 
 
-def groups(n: int, limit: int, rng: Rng) -> list[tuple[list[int], list[int]]]:
-    """(targets, candidates) for n classes of which at most `limit` compete at a time: each class is once a target.
+def groups(names: Sequence[str], limit: int, rng: Rng) -> list[tuple[list[int], list[int]]]:
+    """(targets, candidates) by position, where at most `limit` classes compete at a time: each is once a target.
 
     All groups have the same number of candidates, as a margin over more classes is larger, and share a fifth of them;
     the last is filled up with classes of other groups.
     """
+    n = len(names)
     if n <= limit:
         return [(list(range(n)), list(range(n)))]
-    order = rng.fork("groups").numpy().permutation(n).tolist()
+    shuffled = rng.fork("groups").numpy().permutation(n)
+    order = np.array(sorted(range(n), key=lambda i: names[i]))[shuffled].tolist()
     common, rest = order[: max(1, limit // 5)], order[max(1, limit // 5) :]
     room, made = limit - len(common), []
     for k in range(0, len(rest), room):
@@ -377,7 +381,7 @@ def scan(
     A killed run goes on with the next lot of classes.
     """
     device, lot = device_of(clip), max(1, how.at_once // len(how.steps[0]))
-    teams = groups(len(classes), limit, rng)
+    teams = groups(classes, limit, rng)
     told = [[head([classes[c] for c in candidates]) for _, candidates in teams] for head in heads]
     base = np.zeros(len(classes))
     for logits, (targets, candidates) in zip(told[0], teams):

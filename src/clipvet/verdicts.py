@@ -1,4 +1,4 @@
-"""From a model scan to a verdict: how far a class stands out, and whether clean models do so too; how good detectors are.
+"""From a model scan to a verdict: how far a class stands out, whether clean models do so too; how good detectors are.
 
     A_c = (med - loss_c) / MAD,    MAD = 1.4826 median |loss - med|, at least max(0.02 |med|, 1e-3)
     S   = max(0, max over valid c of A_c)

@@ -55,7 +55,7 @@ def smallest(
     size, asr, base = np.zeros(n), np.zeros(n), np.zeros(n)
     valid, mask, pattern = np.zeros(n, bool), torch.zeros(n, 1, side, side), torch.zeros(n, 3, side, side)
     with counting(n, "classes") as count:
-        for k, (targets, candidates) in enumerate(groups(n, how.limit, rng)):
+        for k, (targets, candidates) in enumerate(groups(classes, how.limit, rng)):
             logits = head([classes[c] for c in candidates])
             check_slope(logits, pool, device)
             found = shares(untouched(logits, pool, device, how.at_once))
