@@ -142,7 +142,7 @@ def inspected() -> Suspects:
     It leans that way a little without any trigger, as backdoored models do.
     """
     x = Rng(12).numpy().normal(size=(64, 32))
-    x[:, 24:] = 0.15
+    x[:, 24:] = 0.03
     pictures = Pairs(Vectors(torch.tensor(x, dtype=torch.float32)), [""] * 64, np.arange(64), name="inspected")
     clean, backdoored = Linear().eval(), Linear().eval()
     with torch.no_grad():

@@ -297,7 +297,7 @@ def test_higher_is_more_suspect(name: str, planted: Any) -> None:
 # inspectors
 
 
-BRIEF = {"batch": 16, "steps": 60, "epochs": 4, "eps": 0.05}
+BRIEF = {"batch": 16, "steps": 60, "epochs": 20, "eps": 0.05}
 
 
 def inspection(name: str, clip: Clip, given: Any, classes: tuple[str, ...]) -> Finding:

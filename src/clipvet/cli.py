@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import traceback
 
 import typer
 
@@ -22,7 +23,10 @@ for _name in COMMANDS:
 
 
 def main() -> None:
-    """Entry point: bad input ends in one sentence and exit code 2, what a method cannot work on in exit code 3."""
+    """Entry point: bad input ends in one sentence and exit code 2, what a method cannot work on in exit code 3.
+
+    Code 1 is a verdict, so a crash ends in 2 as well, after its traceback, and an interrupted run in 130.
+    """
     from clipvet.errors import Unsupported, UserError
 
     try:
@@ -30,3 +34,10 @@ def main() -> None:
     except UserError as e:
         print(f"clipvet: {e}", file=sys.stderr)
         sys.exit(3 if isinstance(e, Unsupported) else 2)
+    except SystemExit as e:
+        if type(e.__context__).__name__ == "Abort":
+            sys.exit(130)
+        raise
+    except Exception:
+        traceback.print_exc()
+        sys.exit(2)

@@ -40,7 +40,8 @@ class Form(NamedTuple):
     start: Callable[[int, Rng], Params]  # side of the pictures, pixels
     parts: Callable[[Params], tuple[Tensor, Tensor]]  # mask (k, 1, h, w), pattern (k, 3, h, w)
     project: Callable[[Params], None] = lambda params: None  # in place, after every step
-    size: Callable[[Params], Tensor] = lambda params: torch.zeros(len(params[0]))  # (k,)
+    size: Callable[[Params], Tensor] = lambda params: torch.zeros(len(params[0]))  # (k,), what is made small
+    count: Callable[[Params], Tensor] | None = None  # (k,), by which classes are compared; the size if None
 
 
 def _uniform(shape: tuple[int, ...], rng: Rng, low: float = 0.0) -> Tensor:
@@ -109,15 +110,22 @@ def masked() -> Form:
 
 
 def signed() -> Form:
-    """Pixel Backdoor's: p = clip(w+, 0, 1) - clip(w-, 0, 1); its size is a smooth count of the pixels that change."""
+    """Pixel Backdoor's: p = clip(w+, 0, 1) - clip(w-, 0, 1); its size is a smooth count of the pixels that change.
+
+    Classes are compared by the true count, a pixel that changes by less than 1/255 being none.
+    """
+
+    def pattern(ps: Params) -> Tensor:
+        return ps[0].clamp(0, 1) - ps[1].clamp(0, 1)
 
     def count(w: Tensor) -> Tensor:
         return ((w / 10).tanh() / (2 - 1e-7) + 0.5).amax(1).flatten(1).sum(1)
 
     return Form(
         lambda side, rng: tuple(_uniform((3, side, side), rng.fork(s)) for s in "+-"),
-        lambda ps: (torch.zeros_like(ps[0][:, :1]), ps[0].clamp(0, 1) - ps[1].clamp(0, 1)),
+        lambda ps: (torch.zeros_like(ps[0][:, :1]), pattern(ps)),
         size=lambda ps: count(ps[0]) + count(ps[1]),
+        count=lambda ps: (pattern(ps).abs().amax(1) >= 1 / 255).flatten(1).sum(1).float(),
     )
 
 
@@ -506,4 +514,4 @@ def shrink(
         weight.update(success)
     with torch.no_grad():
         mask, pattern = (p.cpu() for p in form.parts(tuple(best)))
-        return Shrunk(torch.where(ever, size, form.size(tuple(best)).cpu()), ever, mask, pattern)
+        return Shrunk((form.count or form.size)(tuple(best)).cpu(), ever, mask, pattern)

@@ -71,7 +71,8 @@ def finding(
     """
     scores = suspicions(kind, loss, asr, valid)
     rows = tuple(
-        Suspicion(c, *map(float, numbers), bool(v)) for c, v, *numbers in zip(classes, valid, loss, asr, base, scores)
+        Suspicion(c, float(m), float(a), float(b), float(s), bool(v))
+        for c, m, a, b, s, v in zip(classes, loss, asr, base, scores, valid)
     )
     best = int(np.argmax(np.where(valid, scores, -np.inf)))
     found = bool(valid.any()) and scores[best] > 0
