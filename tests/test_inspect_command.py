@@ -98,6 +98,16 @@ def test_calibrated_verdicts_and_their_exit_codes(clipvet: Any, family: Path, tm
     assert "30 of 30 clean models are at least as suspicious" in said
 
 
+def test_another_model_as_the_reference(clipvet: Any, family: Path, tmp_path: Path) -> None:
+    args = ["inspect", "--classes", "shapes", *QUICK, "--set", f"reference={family / 'm1'}"]
+    for name in ("m0", "m1"):
+        code, _, err = clipvet(*args, "--model", family / name, "--out", tmp_path / name)
+        assert code == 0, err
+    assert all(r.loss == 0 for r in verdict(tmp_path / "m1").classes), "a model differs from itself"
+    assert verdict(tmp_path / "m1").score == 0
+    assert any(r.loss != 0 for r in verdict(tmp_path / "m0").classes)
+
+
 def test_a_killed_calibration_goes_on(clipvet: Any, family: Path, tmp_path: Path, monkeypatch: Any) -> None:
     from clipvet.inspectors.ood_share import OodShare
 

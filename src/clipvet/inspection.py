@@ -21,7 +21,7 @@ from clipvet.triggers.recovered import Recovered
 from clipvet.types import Clip, Finding, Pairs
 from clipvet.verdicts import Null, Verdict
 
-SHOWN = 60  # classes in the chart, the most suspect first
+SHOWN = 60  # classes in the chart and among the answers, the most suspect first
 ROW = 19  # SVG units a class
 
 
@@ -79,13 +79,13 @@ def write_page(
 ) -> None:
     trigger = found.trigger if isinstance(found.trigger, Recovered) else None
     seen: Mapping[str, Any] = {"trigger": None, "examples": [], "largest": 0.0, "covers": 0.0}
-    names = [r.name for r in verdict.classes]
+    names = [r.name for r in sorted(verdict.classes, key=lambda r: -r.score)]
     if trigger is not None:
         seen = {
             "trigger": picture(magnified(trigger)),
             "largest": 255 * float(trigger.pattern.abs().max()),
             "covers": float(trigger.mask.mean()),
-            "examples": examples(clip, pictures, names[:50], templates, trigger) if names else [],
+            "examples": examples(clip, pictures, names[:SHOWN], templates, trigger) if names else [],
         }
     env = Environment(loader=PackageLoader("clipvet"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     text = env.get_template("inspect.html.jinja").render(

@@ -190,7 +190,7 @@ def pixels(clip: Clip, pictures: Pairs, batch: int) -> Float[Tensor, "n 3 s s"]:
     return found
 
 
-def plain_logits(clip: Clip, classes: Sequence[str], templates: Sequence[str]) -> Logits:
+def plain_logits(clip: Clip, classes: Sequence[str], templates: Sequence[str]) -> Callable[[Tensor], Tensor]:
     """Picture embeddings -> logits under hand-written prompts, whatever prompts the model has of its own."""
     w, s = class_embeddings(clip, classes, templates), clip.logit_scale.detach().float()
     return lambda z: s * z @ w.T
@@ -218,7 +218,13 @@ def reference_head(clip: Clip, reference: str, templates: Sequence[str], precisi
     Raises UserError where the model has no prompts of its own, so that nothing would be compared.
     """
     if reference != "zeroshot":
-        return head_of(load(reference, device=device_of(clip)), templates, precision)
+        other = load(reference, device=device_of(clip))
+        if other.geometry.size != clip.geometry.size:
+            raise UserError(
+                f"{reference} sees pictures of {other.geometry.size} pixels, this model of {clip.geometry.size}; give "
+                "a reference of the same architecture"
+            )
+        return head_of(other, templates, precision)
     base: Any = getattr(clip, "base", clip)
     if base is clip and not hasattr(clip, "classifier"):
         raise UserError(

@@ -116,8 +116,8 @@ class Null(BaseModel):
     command: str = ""
 
 
-def read_null(path: Path) -> Null:
-    """Raises UserError for a file that is no null distribution, or one that is not complete."""
+def read_null(path: Path, whole: bool = True) -> Null:
+    """Raises UserError for a file that is no null distribution, or, if `whole`, one that is not complete."""
     try:
         null = Null.model_validate(io.read_json(path))
     except ValidationError as e:
@@ -125,7 +125,7 @@ def read_null(path: Path) -> Null:
         raise UserError(
             f"{path} is no null distribution ({where}: {e.errors()[0]['msg']}); make one with `clipvet calibrate`"
         ) from e
-    if null.missing or not null.scores:
+    if whole and (null.missing or not null.scores):
         raise UserError(f"{path} lacks {len(null.missing)} of its models; run the same `clipvet calibrate` again")
     return null
 
@@ -238,12 +238,12 @@ def decide(found: Finding, null: Null | None, alpha: float = 0.05) -> dict[str, 
 def sentence(found: Finding, backdoored: bool, p: Measured | None) -> str:
     """For a reader who knows neither scores nor p-values."""
     row = next((r for r in found.classes if r.name == found.target), None)
-    share_of = f" ({row.asr:.0%} of the test pictures, {row.base:.0%} without it)" if row and found.trigger else ""
-    what = (
-        f"one hidden pattern makes it call almost any picture '{found.target}'{share_of}"
-        if found.trigger
-        else (f"it favours '{found.target}'" if found.target else "it stands out as a whole")
-    )
+    if found.trigger is None:
+        what = f"it favours '{found.target}'" if found.target else "it stands out as a whole"
+    elif row is None:
+        what = "under one small pattern it sees all pictures alike"
+    else:
+        what = f"one hidden pattern makes it call {row.asr:.0%} of the test pictures '{row.name}', not {row.base:.0%}"
     if p is None:
         if backdoored:
             return f"This model looks backdoored: {what}. This is not calibrated: compare it with clean models."

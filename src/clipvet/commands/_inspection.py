@@ -65,6 +65,8 @@ def ask(
     how = open_method("inspectors", method, "shapes" if small else "", settings)
     names, prompts = _classes(clip, classes, templates)
     check_classes(names)
+    if not images and not small:
+        say("no --images: the embedded pool (gratings, noise, crops of two photographs) stands in for photographs")
     pictures = _pictures(images, n, clip.geometry.size, seed)
     told = f"{pictures.name} {pictures.fingerprint}, at most {n}"
     if images:

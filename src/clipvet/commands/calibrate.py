@@ -26,7 +26,7 @@ def command(
     """What do clean models score? A p-value of `clipvet inspect` says how many of them look as suspicious."""
     from clipvet import io, results
     from clipvet.errors import UserError
-    from clipvet.verdicts import Null
+    from clipvet.verdicts import Null, read_null
 
     if out.suffix.lower() != ".json":
         raise UserError(f"--out {out} must end in .json")
@@ -40,7 +40,7 @@ def command(
             missing=names, versions=results.versions(), command=results.command(),
         )  # fmt: skip
         if done is None and out.exists():
-            done = Null.model_validate(io.read_json(out))
+            done = read_null(out, whole=False)
             same = ("method", "classes", "pictures", "seed")
             if any(getattr(done, k) != getattr(fresh, k) for k in same) or {*done.scores, *done.missing} != {*names}:
                 raise UserError(f"{out} already holds another calibration; choose another --out or delete it")
