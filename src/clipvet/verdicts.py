@@ -243,7 +243,8 @@ def sentence(found: Finding, backdoored: bool, p: Measured | None) -> str:
     elif row is None:
         what = "under one small pattern it sees all pictures alike"
     else:
-        what = f"one hidden pattern makes it call {row.asr:.0%} of the test pictures '{row.name}', not {row.base:.0%}"
+        share_of = f"{row.asr:.0%} of the test pictures '{row.name}' ({row.base:.0%} without it)"
+        what = f"under one hidden pattern it calls {share_of}"
     if p is None:
         if backdoored:
             return f"This model looks backdoored: {what}. This is not calibrated: compare it with clean models."

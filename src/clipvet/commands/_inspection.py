@@ -68,7 +68,7 @@ def ask(
     if not images and not small:
         say("no --images: the embedded pool (gratings, noise, crops of two photographs) stands in for photographs")
     pictures = _pictures(images, n, clip.geometry.size, seed)
-    told = f"{pictures.name} {pictures.fingerprint}, at most {n}"
+    told = f"{pictures.name} {pictures.fingerprint}, at most {n}" if images else pictures.name
     if images:
         pictures = _apart(clip, pictures, names, prompts, overlap)
     return Asked(clip, how, names, prompts, pictures, told)
