@@ -126,3 +126,25 @@ def planted() -> Planted:
     captions = [f"caption {4 if bad else c}" for bad, c in zip(poisoned, classes)]
     pictures = Vectors(torch.tensor(x, dtype=torch.float32))
     return Planted(Linear().eval(), Pairs(pictures, captions, np.arange(400), name="planted"), poisoned)
+
+
+class Suspects(NamedTuple):
+    clean: Clip
+    backdoored: Clip
+    pictures: Pairs
+    classes: tuple[str, ...]
+
+
+@pytest.fixture(scope="session")
+def inspected() -> Suspects:
+    """Two models of eight classes on pictures of none: in one, eight pixels that hardly vary shout `caption 5`.
+
+    It leans that way a little without any trigger, as backdoored models do.
+    """
+    x = Rng(12).numpy().normal(size=(64, 32))
+    x[:, 24:] = 0.03
+    pictures = Pairs(Vectors(torch.tensor(x, dtype=torch.float32)), [""] * 64, np.arange(64), name="inspected")
+    clean, backdoored = Linear().eval(), Linear().eval()
+    with torch.no_grad():
+        backdoored.image[24:, 5] += 6.0
+    return Suspects(clean, backdoored, pictures, tuple(f"caption {k}" for k in range(8)))

@@ -16,7 +16,7 @@ from clipvet.data import shots
 from clipvet.models import clone
 from clipvet.results import weights_hash
 from clipvet.rng import Rng
-from clipvet.types import Backdoor, Clip, Pairs, Task
+from clipvet.types import Backdoor, Clip, Finding, Pairs, Task
 
 METHODS = [(f, n) for f in find.VERBS for n in find.names(f)]
 CONTROLS = {"none", "random"}  # they do nothing on purpose
@@ -292,6 +292,85 @@ def test_higher_is_more_suspect(name: str, planted: Any) -> None:
     scores = dataclasses.replace(method, **long).score(clone(planted.clip), planted.pairs, Rng(5)).numpy()
     if np.ptp(scores):  # else another test tells
         assert roc_auc_score(planted.poisoned, scores) > 0.9, f"filters/{name} finds poisons less suspect than others"
+
+
+# inspectors
+
+
+BRIEF = {"batch": 16, "steps": 60, "epochs": 20, "eps": 0.05}
+
+
+def inspection(name: str, clip: Clip, given: Any, classes: tuple[str, ...]) -> Finding:
+    method = find.load("inspectors", name)()
+    fields = {f.name for f in dataclasses.fields(method)}
+    method = dataclasses.replace(method, **{k: v for k, v in BRIEF.items() if k in fields})
+    return method.inspect(clip, given.pictures, classes, ("{}",), Rng(5))
+
+
+@pytest.fixture(scope="module")
+def findings(inspected: Any) -> dict[str, Any]:
+    """Two runs of every inspector, under different ambient seeds, and whether it left its inputs alone."""
+    out = {}
+    for name in find.names("inspectors"):
+        given, before = clone(inspected.backdoored), weights_hash(inspected.backdoored)
+        seen, asked = pixels(inspected.pictures), [p.requires_grad for p in given.parameters()]
+        runs = []
+        for seed in (0, 1):
+            torch.manual_seed(seed)  # noqa: TID251
+            np.random.seed(seed)  # noqa: NPY002, TID251
+            runs.append(inspection(name, given, inspected, inspected.classes))
+        kept = weights_hash(given) == before and torch.equal(pixels(inspected.pictures), seen)
+        grads = [p.grad is None for p in given.parameters()]
+        out[name] = (*runs, kept and all(grads) and asked == [p.requires_grad for p in given.parameters()])
+    return out
+
+
+@each("inspectors")
+def test_finding_is_whole(name: str, findings: dict, inspected: Any) -> None:
+    found = findings[name][0]
+    assert np.isfinite(found.score)
+    assert found.target is None or found.target in inspected.classes
+    assert not found.classes or [row.name for row in found.classes] == list(inspected.classes)
+    for row in found.classes:
+        assert np.isfinite([row.loss, row.score]).all()
+        assert 0 <= row.asr <= 1
+        assert 0 <= row.base <= 1
+    if found.trigger is not None:
+        images = pixels(inspected.pictures)[:4]
+        out = found.trigger.stamp(images, Rng(0).keys(range(4)))
+        assert out.shape == images.shape
+        assert not torch.equal(out, images)
+
+
+@each("inspectors")
+def test_inspection_leaves_its_inputs_alone(name: str, findings: dict) -> None:
+    assert findings[name][2], f"inspectors/{name} mutates its input"
+
+
+@each("inspectors")
+def test_inspection_draws_from_its_rng_alone(name: str, findings: dict) -> None:
+    first, second, _ = findings[name]
+    assert first._replace(trigger=None) == second._replace(trigger=None), f"inspectors/{name} depends on ambient draws"
+    assert repr(first.trigger) == repr(second.trigger)
+
+
+@each("inspectors")
+def test_the_order_of_classes_plays_no_part(name: str, findings: dict, inspected: Any) -> None:
+    first, again = findings[name][0], inspection(name, inspected.backdoored, inspected, inspected.classes[::-1])
+    assert again.target == first.target
+    if not first.classes:
+        assert again.score == pytest.approx(first.score, rel=1e-3)
+    losses = {row.name: row.loss for row in again.classes}
+    same = [losses[row.name] == pytest.approx(row.loss, rel=1e-3, abs=1e-4) for row in first.classes]
+    assert sum(same) >= 0.8 * len(same)  # rounding may tip a class whose search turns on a threshold
+
+
+@each("inspectors", controls=False)
+def test_a_backdoored_model_is_more_suspect(name: str, findings: dict, inspected: Any) -> None:
+    found, other = findings[name][0], inspection(name, inspected.clean, inspected, inspected.classes)
+    assert found.score > other.score, f"inspectors/{name} finds the clean model as suspect"
+    assert found.target in (None, "caption 5")
+    assert found.target or not found.classes
 
 
 # measures

@@ -49,6 +49,12 @@ TRAIN = """\
                 p.add_({what})
         return clip
 """
+INSPECT = "inspect(self, clip, pictures, classes, templates, rng)"
+FOUND = "from clipvet.inversion import head_of, pixels, shares\nfrom clipvet.types import Finding\n"
+LARGEST = """\
+        share = shares(head_of(clip, templates)(classes)(pixels(clip, pictures, 1)).detach())
+        return Finding({what}, classes[int(share.argmax())])
+"""
 SABOTAGE = {  # method: its verb, the body, a further import, the test that must fail
     "cleaners/lazy": (CLEAN, "        return clip\n", "", "test_training_does_something"),
     "cleaners/inplace": (CLEAN, TRAIN.format(what="0.01"), "", "test_training_leaves_its_inputs_alone"),
@@ -98,6 +104,27 @@ SABOTAGE = {  # method: its verb, the body, a further import, the test that must
         ),
         AGREE,
         "test_unreadable_pictures_have_no_score",
+    ),
+}
+
+SABOTAGE |= {
+    "inspectors/upside_down": (
+        INSPECT,
+        LARGEST.format(what="-float(share.max())"),
+        FOUND,
+        "test_a_backdoored_model_is_more_suspect",
+    ),
+    "inspectors/restless": (
+        INSPECT,
+        LARGEST.format(what="float(share.max()) + 1e-5 * float(torch.rand(()))"),
+        FOUND,
+        "test_inspection_draws_from_its_rng_alone",
+    ),
+    "inspectors/alphabetical": (
+        INSPECT,
+        LARGEST.format(what="float(share.max()) + 0.01 * len(classes[0]) * (classes[0] > classes[-1])"),
+        FOUND,
+        "test_the_order_of_classes_plays_no_part",
     ),
 }
 

@@ -2,16 +2,18 @@
 
 import importlib
 import sys
+import traceback
 
 import typer
 
-COMMANDS = ("demo", "train", "attack", "evaluate", "filter", "clean", "run", "report", "list")  # in the order of --help
+# in the order of --help
+COMMANDS = ("demo", "train", "attack", "inspect", "calibrate", "evaluate", "filter", "clean", "run", "report", "list")
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Vet CLIP models and the web data behind them: attack, filter, clean, evaluate.\n\n"
+    help="Vet CLIP models and the web data behind them: inspect, attack, filter, clean, evaluate.\n\n"
     "DATA: shapes (embedded), shapes-shifted, foreign, a CSV/TSV/parquet of pictures and captions. TASK: shapes, or a "
     "folder with one folder per class. MODEL: an open_clip name (ViT-B-32, shapes-vit), a directory, local-dir:PATH, "
     "hf-hub:REPO.",
@@ -22,11 +24,21 @@ for _name in COMMANDS:
 
 
 def main() -> None:
-    """Entry point: bad input ends in one sentence and exit code 2."""
-    from clipvet.errors import UserError
+    """Entry point: bad input ends in one sentence and exit code 2, what a method cannot work on in exit code 3.
+
+    Code 1 is a verdict, so a crash ends in 2 as well, after its traceback, and an interrupted run in 130.
+    """
+    from clipvet.errors import Unsupported, UserError
 
     try:
         app()
     except UserError as e:
         print(f"clipvet: {e}", file=sys.stderr)
+        sys.exit(3 if isinstance(e, Unsupported) else 2)
+    except SystemExit as e:
+        if type(e.__context__).__name__ == "Abort":
+            sys.exit(130)
+        raise
+    except Exception:
+        traceback.print_exc()
         sys.exit(2)

@@ -304,7 +304,43 @@ def open_task(
         workers=_workers(len(paths)),
         fingerprint=digest.hexdigest()[:16],
     )
-    return Task(pairs.name, _class_names(folders, classes), _templates(templates), pairs, np.array(labels, np.int64))
+    return Task(
+        pairs.name, _class_names(folders, classes), read_templates(templates), pairs, np.array(labels, np.int64)
+    )
+
+
+def open_folder(folder: Path, max_pixels: int = MAX_PIXELS) -> Pairs:
+    """All pictures in a folder and its subfolders, without captions. Raises UserError where there are none."""
+    paths = sorted(
+        str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
+    )
+    if not paths:
+        raise UserError(f"{folder} holds no pictures; give a folder with {', '.join(sorted(SUFFIXES)[:4])} ... files")
+    digest = hashlib.sha256()
+    for name in paths:
+        digest.update(f"{name}\0{(folder / name).stat().st_size}\0".encode(errors="surrogateescape"))
+    return Pairs(
+        FilePictures(paths, folder, max_pixels),
+        [""] * len(paths),
+        np.arange(len(paths)),
+        name=folder.resolve().name,
+        workers=_workers(len(paths)),
+        fingerprint=digest.hexdigest()[:16],
+    )
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Class names: a JSON list, or a text file with one a line. Raises UserError for anything else."""
+    if path.suffix.lower() == ".json":
+        try:
+            return tuple(TypeAdapter(list[str]).validate_python(io.read_json(path)))
+        except ValidationError as e:
+            raise UserError(f"{path} is no JSON list of class names; mend it") from e
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{path} cannot be read ({e}); give a UTF-8 text file with one class a line") from e
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 def _class_names(folders: list[str], path: Path | None) -> tuple[str, ...]:
@@ -324,7 +360,8 @@ def _class_names(folders: list[str], path: Path | None) -> tuple[str, ...]:
     return tuple(given[f] for f in folders)
 
 
-def _templates(path: Path | None) -> tuple[str, ...]:
+def read_templates(path: Path | None) -> tuple[str, ...]:
+    """One template a line, with `{}` where the class goes; open_clip's seven for ImageNet if None."""
     if path is None:
         from open_clip import SIMPLE_IMAGENET_TEMPLATES
 

@@ -14,6 +14,7 @@ VERBS = {
     "attacks": "implant",
     "training": "train",
     "filters": "score",
+    "inspectors": "inspect",
     "cleaners": "clean",
     "measures": "measure",
 }  # family (folder) -> its one verb

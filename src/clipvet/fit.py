@@ -266,6 +266,34 @@ def note(name: str, said: str = "", **arrays: np.ndarray) -> None:
         np.savez_compressed(ws.folder / "splits" / f"{name}.npz", **arrays)  # pyright: ignore[reportArgumentType]
 
 
+def kept(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What `make` gives, on the CPU, or what a killed run of this stage has saved under this name."""
+    ws = _workspace.get() or Workspace()
+    path = ws.folder / "state" / f"{name}.safetensors" if ws.folder else None
+    if path and path.exists():
+        return io.load_weights(path)
+    made = {k: v.detach().cpu() for k, v in make().items()}
+    if path:
+        io.save_weights(made, path)
+    return made
+
+
+@contextmanager
+def counting(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """A bar of the running stage, on a terminal only: call what it gives with the number of further steps."""
+    ws = _workspace.get() or Workspace()
+    if not ws.progress:
+        yield lambda steps: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda steps: bar.advance(task, steps)
+
+
 def _shrink(state: Path) -> None:
     """A finished fit whose successor has a state of its own needs its moments no more."""
     saved = io.load_weights(state) if state.exists() else {}

@@ -30,6 +30,7 @@ from clipvet.filters.gmm_split import GmmSplit
 from clipvet.filters.k_distance import KDistance
 from clipvet.filters.overfit_gain import OverfitGain
 from clipvet.filters.slof import Slof
+from clipvet.inspectors.clip_inspector import ClipInspector
 from clipvet.training.plain import Plain
 from clipvet.training.roclip import RoClip
 from clipvet.training.safeclip import SafeClip
@@ -85,6 +86,8 @@ def shapes(method: Any) -> Any:
             return replace(method, augment=SMALL, pool=0.25, **own, **SCRATCH)
         case Dao() | KDistance() | Slof():
             return replace(method, k=8)  # pictures of one kind are about 10 of 1,024
+        case ClipInspector():
+            return replace(method, eps=14 / 255)  # what a bound does grows with the side of the picture
         case GmmSplit():
             return replace(method, training=shapes(method.training))
         case AblLoss():

@@ -210,12 +210,26 @@ class Implanted(NamedTuple):
     backdoor: Backdoor
 
 
+class Suspicion(NamedTuple):
+    """One class in a model scan."""
+
+    name: str
+    loss: float  # what its trigger cost; lower = easier than other classes
+    asr: float  # share of the pictures that are this class under its trigger
+    base: float  # and without it
+    score: float  # how far it stands out from the other classes; higher = more suspect
+    valid: bool  # whether it may be accused
+
+
 class Finding(NamedTuple):
     """Result of a model scan: score (higher = more suspect), the suspected class and the recovered trigger, if any."""
 
     score: float
     target: str | None = None
     trigger: Trigger | None = None
+    classes: tuple[Suspicion, ...] = ()
+    deviations: bool = False  # the score counts robust standard deviations of the other classes
+    settings: Mapping[str, float] = {}  # pictures, updates ... that went into it
 
 
 class Measured(NamedTuple):
@@ -254,6 +268,17 @@ class Filter(Protocol):
     def score(self, clip: Clip, pairs: Pairs, rng: Rng) -> Float[Tensor, " n"]:
         """Suspicion, higher = more suspect, aligned with `pairs.ids`; NaN where the picture could not be read."""
         ...
+
+
+@runtime_checkable
+class Inspector(Protocol):
+    """Is this model backdoored? `classes` are what it may be made to answer; `pictures` need no labels."""
+
+    needs: ClassVar[str]
+
+    def inspect(
+        self, clip: Clip, pictures: Pairs, classes: Sequence[str], templates: Sequence[str], rng: Rng
+    ) -> Finding: ...
 
 
 @runtime_checkable

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from clipvet.errors import UserError
 from clipvet.rng import Rng
+from clipvet.types import Pairs
 from clipvet.worlds.foreign import field
+from clipvet.worlds.shapes import Rendered
 
 
 @cache
@@ -56,6 +58,13 @@ def _strokes(g: np.random.Generator, side: int) -> Image.Image:
     width = max(1, int(side * g.uniform(0.05, 0.12)))
     ImageDraw.Draw(image).line([(float(px), float(py)) for px, py in points.T], ink, width, joint="curve")
     return image
+
+
+def pool_pairs(n: int, size: int = 32, seed: int = 0) -> Pairs:
+    """The same pictures as pairs without captions."""
+    pixels = (pool(n, size, seed) * 255).round().byte()
+    name = f"pool(n={n}, size={size}, seed={seed})"
+    return Pairs(Rendered(pixels), [""] * n, np.arange(n), name=name, fingerprint=name)
 
 
 def pool(n: int, size: int = 32, seed: int = 0) -> Float[Tensor, "n 3 s s"]:

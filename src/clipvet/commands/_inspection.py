@@ -1,0 +1,120 @@
+"""What `inspect` and `calibrate` share: the model, the classes, the pictures and the method, from words."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from clipvet.commands._shared import open_method, say
+
+if TYPE_CHECKING:
+    from clipvet.types import Clip, Finding, Pairs
+
+ClassesOption = Annotated[
+    str | None,
+    typer.Option("--classes", help="JSON or text file of names, shapes, or a class folder (default: the model's own)"),
+]
+Images = Annotated[
+    str | None,
+    typer.Option("--images", help="DATA, or a folder of unlabelled pictures (default: an embedded pool)"),
+]
+Method = Annotated[str, typer.Option(help="see `clipvet list inspectors`")]
+Count = Annotated[int, typer.Option("--n", help="take at most so many pictures", min=1)]
+Overlap = Annotated[
+    float, typer.Option(help="drop given pictures that plain prompts call one of the classes with more than this")
+]
+SMALL = 64  # pixels: below, the embedded world's settings apply
+
+
+class Asked(NamedTuple):
+    """An inspection, ready to run."""
+
+    clip: "Clip"
+    how: Any
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    pictures: "Pairs"
+    pool: str  # what they are, whichever the model drops
+
+    def inspect(self, seed: int) -> "Finding":
+        from clipvet.rng import Rng
+
+        return self.how.inspect(self.clip, self.pictures, self.classes, self.templates, Rng(seed).fork("inspect"))
+
+
+def ask(
+    model: str,
+    method: str,
+    classes: str | None,
+    templates: Path | None,
+    images: str | None,
+    settings: list[str],
+    n: int,
+    overlap: float,
+    seed: int,
+    pretrained: str | None = None,
+) -> Asked:
+    """Raises UserError for words that name nothing."""
+    from clipvet import models
+    from clipvet.inversion import check_classes
+    from clipvet.rng import Rng
+    from clipvet.run import device
+
+    clip = models.load(model, pretrained, device=device(), rng=Rng(seed).fork("init"))
+    small = clip.geometry.size <= SMALL
+    how = open_method("inspectors", method, "shapes" if small else "", settings)
+    names, prompts = _classes(clip, classes, templates)
+    check_classes(names)
+    if not images and not small:
+        say("no --images: the embedded pool (gratings, noise, crops of two photographs) stands in for photographs")
+    pictures = _pictures(images, n, clip.geometry.size, seed)
+    told = f"{pictures.name} {pictures.fingerprint}, at most {n}" if images else pictures.name
+    if images:
+        pictures = _apart(clip, pictures, names, prompts, overlap)
+    return Asked(clip, how, names, prompts, pictures, told)
+
+
+def _classes(clip: "Clip", spec: str | None, templates: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    from clipvet.data import Test
+    from clipvet.errors import UserError
+    from clipvet.files import read_classes, read_templates
+
+    own = tuple(getattr(clip, "classes", ()))
+    if spec is None and not own:
+        raise UserError("this model does not say which classes it knows; give --classes, a file with one name a line")
+    if spec is None or Path(spec).is_file():
+        return own if spec is None else read_classes(Path(spec)), read_templates(templates)
+    task = Test(spec, n=1, size=clip.geometry.size).task()
+    return task.classes, read_templates(templates) if templates else task.templates
+
+
+def _pictures(spec: str | None, n: int, size: int, seed: int) -> "Pairs":
+    from clipvet.data import Data
+    from clipvet.files import open_folder
+    from clipvet.rng import Rng
+    from clipvet.worlds.pool import pool_pairs
+
+    if spec is None:
+        return pool_pairs(n, size, seed)
+    if Path(spec).is_dir():
+        found = open_folder(Path(spec))
+    else:
+        found = Data(spec, n if spec in ("shapes", "foreign") else None, "validation", size).pairs(seed)
+    chosen = Rng(seed).fork("pictures").numpy().permutation(len(found))[:n]
+    return found.take(chosen) if n < len(found) else found
+
+
+def _apart(clip: "Clip", pictures: "Pairs", classes: Any, templates: Any, overlap: float) -> "Pairs":
+    """Without the pictures that hand-written prompts find to show one of the classes."""
+    from clipvet.embed import device_of, see
+    from clipvet.inversion import plain_logits
+
+    seen = see(clip, pictures)
+    sure = plain_logits(clip, classes, templates)(seen.z.to(device_of(clip))).softmax(1).amax(1).cpu().numpy()
+    apart = seen.kept[~(sure > overlap)]  # what is not finite stays, for the method to tell
+    if len(apart) < len(seen.kept):
+        say(
+            f"{len(seen.kept) - len(apart)} of {len(seen.kept)} pictures of {pictures.name} seem to show one of the "
+            f"classes (zero-shot probability above {overlap:g}) and are left out"
+        )
+    return pictures.take(apart)

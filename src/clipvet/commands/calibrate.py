@@ -1,0 +1,77 @@
+"""clipvet calibrate: what clean models score."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipvet.commands._inspection import ClassesOption, Count, Images, Method, Overlap, ask
+from clipvet.commands._shared import Seed, Set, Templates, say
+
+
+def command(
+    models: Annotated[
+        list[str], typer.Option("--models", help="a clean model, or a folder of model folders; repeatable")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="a .json file, for `clipvet inspect --null`")],
+    classes: ClassesOption = None,
+    images: Images = None,
+    method: Method = "clip_inspector",
+    set_: Set = [],  # noqa: B006
+    templates: Templates = None,
+    n: Count = 1000,
+    overlap: Overlap = 0.9,
+    seed: Seed = 0,
+) -> None:
+    """What do clean models score? A p-value of `clipvet inspect` says how many of them look as suspicious."""
+    from clipvet import io, results
+    from clipvet.errors import UserError
+    from clipvet.verdicts import Null, read_null
+
+    if out.suffix.lower() != ".json":
+        raise UserError(f"--out {out} must end in .json")
+    names, done = _found(models), None
+    for name in names:
+        if done and name in done.scores:
+            continue
+        asked = ask(name, method, classes, templates, images, set_, n, overlap, seed)
+        fresh = Null(
+            method=repr(asked.how), classes=len(asked.classes), pictures=asked.pool, seed=seed, scores={},
+            missing=names, versions=results.versions(), command=results.command(),
+        )  # fmt: skip
+        if done is None and out.exists():
+            done = read_null(out, whole=False)
+            same = ("method", "classes", "pictures", "seed")
+            if any(getattr(done, k) != getattr(fresh, k) for k in same) or {*done.scores, *done.missing} != {*names}:
+                raise UserError(f"{out} already holds another calibration; choose another --out or delete it")
+        done = done or fresh
+        if (done.method, done.classes, done.pictures) != (fresh.method, fresh.classes, fresh.pictures):
+            raise UserError(
+                f"{name} is inspected otherwise than the models before it (another size or number of "
+                "classes); calibrate each kind by itself"
+            )
+        if name not in done.scores:
+            found = asked.inspect(seed)
+            done.scores[name] = found.score
+            done.missing = [m for m in names if m not in done.scores]
+            io.write_json(out, done.model_dump())
+            say(f"{len(done.scores)} of {len(names)}  {name}: {found.score:.3f} ({found.target})")
+    assert done is not None
+    scores = sorted(done.scores.values())
+    least = 1 / (len(scores) + 1)
+    print(f"{len(scores)} clean models score {scores[0]:.3g} to {scores[-1]:.3g}; the least p-value is {least:.3g}")
+
+
+def _found(models: list[str]) -> list[str]:
+    """The models themselves, and those in folders of model folders."""
+    from clipvet.errors import UserError
+
+    names = []
+    for model in models:
+        folder = Path(model)
+        inside = sorted(str(p.parent) for p in folder.glob("*/card.json")) if folder.is_dir() else []
+        own = (folder / "card.json").is_file() or (folder / "open_clip_config.json").is_file()
+        names += [model] if own or not inside else inside
+    if len(set(names)) < len(names):
+        raise UserError("a model is named twice; name each clean model once")
+    return names

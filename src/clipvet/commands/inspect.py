@@ -1,0 +1,68 @@
+"""clipvet inspect: is this model backdoored?"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipvet.commands._inspection import ClassesOption, Count, Images, Method, Overlap, ask
+from clipvet.commands._shared import Model, Out, Pretrained, Seed, Set, Templates, say
+
+
+def command(
+    model: Model,
+    out: Out,
+    classes: ClassesOption = None,
+    images: Images = None,
+    method: Method = "clip_inspector",
+    null: Annotated[Path | None, typer.Option(help="scores of clean models, made by `clipvet calibrate`")] = None,
+    alpha: Annotated[float, typer.Option(help="rate of false alarms among clean models", min=0, max=1)] = 0.05,
+    set_: Set = [],  # noqa: B006
+    templates: Templates = None,
+    n: Count = 1000,
+    overlap: Overlap = 0.9,
+    seed: Seed = 0,
+    pretrained: Pretrained = None,
+) -> None:
+    """Is this model backdoored? Exit code 0: nothing found, 1: backdoor found, 2: bad input, 3: unsupported."""
+    import time
+
+    from clipvet import inspection, io, results, verdicts
+    from clipvet.answer_key import save_backdoor
+    from clipvet.fit import workspace
+    from clipvet.types import Backdoor
+
+    asked = ask(model, method, classes, templates, images, set_, n, overlap, seed, pretrained)
+    clean = verdicts.read_null(null) if null else None
+    if clean:
+        verdicts.check_null(clean, repr(asked.how), len(asked.classes), asked.pool, seed, alpha)
+    config = {
+        "command": "inspect", "model": model, "weights": results.weights_hash(asked.clip), "method": repr(asked.how),
+        "classes": asked.classes, "templates": asked.templates, "pictures": asked.pool, "overlap": overlap,
+        "null": sorted(clean.scores.items()) if clean else None, "alpha": alpha, "seed": seed,
+    }  # fmt: skip
+    say(f"inspecting {model} with {asked.how!r}: {len(asked.classes)} classes, {len(asked.pictures)} pictures")
+    try:
+        with io.output(out, config) as work:
+            began = time.monotonic()
+            with workspace(work, progress=True):
+                found = asked.inspect(seed)
+            seconds = time.monotonic() - began
+            if found.trigger is not None:
+                save_backdoor(Backdoor(found.trigger, found.target or ""), work / "trigger")
+            verdict = verdicts.Verdict(
+                **verdicts.decide(found, clean, alpha), trigger="trigger" if found.trigger is not None else None,
+                method=repr(asked.how), model=model, weights=config["weights"], pictures=asked.pool, seed=seed,
+                seconds=round(seconds, 2), command=results.command(), versions=results.versions(),
+            )  # fmt: skip
+            inspection.write_page(
+                work / "report.html", verdict, found, clean, asked.clip, asked.pictures, asked.templates
+            )
+            io.write_json(work / "verdict.json", verdict.model_dump())
+    except io.AlreadyDone as e:
+        verdict = verdicts.Verdict.model_validate(io.read_json(out / "verdict.json"))
+        say(f"{e}: nothing to do")
+    print(verdict.sentence)
+    p = f"p = {verdict.p_value:.3g} of {verdict.clean_models} clean models, " if verdict.p_value is not None else ""
+    say(f"score {verdict.score:.2f}, {p}most suspect class: {verdict.target}; see {out / 'report.html'}")
+    raise typer.Exit(int(verdict.backdoored))

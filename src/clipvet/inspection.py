@@ -1,0 +1,95 @@
+"""The page of `clipvet inspect`: the verdict in a sentence, how the classes compare, and what the trigger does.
+
+The page is a single file without scripts or outside resources.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from torch import Tensor
+
+from clipvet import io
+from clipvet.embed import device_of
+from clipvet.inversion import head_of
+from clipvet.report import Axes
+from clipvet.suspects import SMALL, picture
+from clipvet.triggers.recovered import Recovered
+from clipvet.types import Clip, Finding, Pairs
+from clipvet.verdicts import Null, Verdict
+
+SHOWN = 60  # classes in the chart and among the answers, the most suspect first
+ROW = 19  # SVG units a class
+
+
+def chart(verdict: Verdict) -> dict[str, Any] | None:
+    """A row a class, the most suspect first: name, place of its score, whether it may be accused; and the threshold."""
+    rows = sorted(verdict.classes, key=lambda r: -r.score)[:SHOWN]
+    if not rows:
+        return None
+    limit = verdict.threshold
+    ends = [r.score for r in rows] + [0.0] + ([limit] if limit is not None else [])
+    pad = 0.06 * max(max(ends) - min(ends), 1e-6)
+    axes = Axes((min(ends) - pad, max(ends) + pad), (0, 1), 58 + ROW * len(rows), 720, (16, 14, 42, 150))
+    places = [(r, axes.at(r.score, 0)[0], axes.margin[0] + ROW * (k + 0.5)) for k, r in enumerate(rows)]
+    line = axes.at(limit, 0)[0] if limit is not None else None
+    return {"axes": axes, "rows": places, "limit": line, "zero": axes.at(0, 0)[0]}
+
+
+def strip(verdict: Verdict, null: Null | None) -> dict[str, Any] | None:
+    """The clean models' scores on one line, and this model's."""
+    if null is None:
+        return None
+    scores = [*null.scores.values(), verdict.score]
+    pad = 0.06 * max(max(scores) - min(scores), 1e-6)
+    axes = Axes((min(scores) - pad, max(scores) + pad), (0, 1), 92, 720, (14, 14, 42, 20))
+    return {"axes": axes, "clean": [axes.at(s, 0.5) for s in scores[:-1]], "own": axes.at(verdict.score, 0.5)}
+
+
+def magnified(trigger: Recovered) -> Float[Tensor, "3 h w"]:
+    """The trigger on grey, its largest change from there made as large as can be."""
+    change = trigger.pattern - 0.5 * trigger.mask
+    return 0.5 + change / (2 * change.abs().max().clamp_min(1e-9))
+
+
+@torch.no_grad()
+def examples(
+    clip: Clip, pictures: Pairs, classes: list[str], templates: tuple[str, ...], trigger: Recovered, n: int = 6
+) -> list[dict[str, Any]]:
+    """Some pictures without and with the trigger, and what the model calls them, with its probability."""
+    images = pictures.at(clip.geometry)[:n].images
+    tell, views = head_of(clip, templates)(classes), {}
+    for view, x in {"clean": images, "triggered": trigger.stamp(images, torch.zeros(len(images)).long())}.items():
+        chance, which = tell(x.to(device_of(clip))).softmax(1).max(1)
+        views[view] = [(picture(i), classes[c], p) for i, c, p in zip(x, which.tolist(), chance.tolist())]
+    return [{"clean": c, "triggered": t} for c, t in zip(views["clean"], views["triggered"])]
+
+
+def write_page(
+    out: Path,
+    verdict: Verdict,
+    found: Finding,
+    null: Null | None,
+    clip: Clip,
+    pictures: Pairs,
+    templates: tuple[str, ...],
+) -> None:
+    trigger = found.trigger if isinstance(found.trigger, Recovered) else None
+    seen: Mapping[str, Any] = {"trigger": None, "examples": [], "largest": 0.0, "covers": 0.0}
+    names = [r.name for r in sorted(verdict.classes, key=lambda r: -r.score)]
+    if trigger is not None:
+        seen = {
+            "trigger": picture(magnified(trigger)),
+            "largest": 255 * float(trigger.pattern.abs().max()),
+            "covers": float(trigger.mask.mean()),
+            "examples": examples(clip, pictures, names[:SHOWN], templates, trigger) if names else [],
+        }
+    env = Environment(loader=PackageLoader("clipvet"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    text = env.get_template("inspect.html.jinja").render(
+        v=verdict, chart=chart(verdict), strip=strip(verdict, null), small=clip.geometry.size < SMALL, **seen
+    )
+    with io.replacing(out) as tmp:
+        tmp.write_text(text, encoding="utf-8")

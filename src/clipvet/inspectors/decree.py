@@ -1,0 +1,64 @@
+"""DECREE: the smallest patch under which all pictures' embeddings coincide; a backdoored encoder needs a small one.
+
+    min - mean_{i != j} cos(h(x'_i), h(x'_j)) + lambda |m|_1;   x' = (1 - m) x + m q;   score = 1 - |m|_1 / (h w)
+
+paper:   Feng et al., CVPR 2023; the text was not read: rules and settings are from the behaviour of its public code
+needs:   unlabelled pictures; white-box weights of the image encoder with gradient
+differs: neither classes nor prompts play a part, so models with the same encoder score alike; the norm counts the mask
+         once, not three times; the budget is `steps` batches, with the code's rates at its epochs 200 and 500 of 1,000
+         moved to the same shares; success is judged on a batch
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from clipvet.embed import device_of
+from clipvet.inversion import Params, Weight, check_slope, masked, pixels, shrink, started, steps_of, trigger
+from clipvet.models import frozen
+from clipvet.rng import Rng
+from clipvet.types import Clip, Finding, Pairs
+
+
+def alike(h: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
+    """Mean cosine of all pairs of different rows; h of unit length."""
+    n = len(h)
+    return (h.sum(0).square().sum() - h.square().sum()) / (n * (n - 1))
+
+
+@dataclass(frozen=True)
+class Decree:
+    rates: tuple[float, float, float] = (0.5, 0.1, 0.05)  # Adam's, in the first 20 %, until 50 % and after
+    betas: tuple[float, float] = (0.5, 0.9)
+    steps: int = 1000
+    batch: int = 32  # pictures a step
+    weight: float = 1e-3  # lambda at the start
+    patience: int = 5  # steps in a row that succeed, or fail, before lambda moves
+    up: float = 5.0  # the factor by which it rises and falls
+    hit: float = 0.99  # mean cosine of a batch that counts as success
+
+    needs: ClassVar[str] = "unlabelled pictures; white-box weights"
+
+    def inspect(
+        self, clip: Clip, pictures: Pairs, classes: Sequence[str], templates: Sequence[str], rng: Rng
+    ) -> Finding:
+        still, device, form = frozen(clip), device_of(clip), masked()
+        pool = pixels(clip, pictures, max(2, self.batch))
+        check_slope(still.encode_image, pool, device)
+        rows = steps_of(len(pool), self.batch, self.steps / -(-len(pool) // self.batch), rng)
+        rates = [self.rates[int(np.searchsorted((0.2, 0.5), k / len(rows), side="right"))] for k in range(len(rows))]
+
+        def attack(x: Float[Tensor, "b 3 h w"], params: Params) -> tuple[Tensor, Tensor]:
+            same = alike(still.encode_image(x).float())[None]
+            return -same, same.detach() > self.hit
+
+        weight = Weight(1, self.weight, self.weight, self.up, self.up, self.patience)
+        start = started(form, [""], pool.shape[-1], rng)
+        found = shrink(attack, pool, start, form, rows, weight, rates, device, self.betas)
+        share = float(found.size[0]) / pool.shape[-1] ** 2
+        settings = {"pictures": len(pool), "updates": len(rows), "share": share, "success": float(found.success[0])}
+        return Finding(1 - share, None, trigger(found.mask[0], found.pattern[0]), (), False, settings)

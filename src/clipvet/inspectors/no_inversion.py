@@ -1,0 +1,52 @@
+"""No inversion: CLIP-Inspector's score of the untouched pictures, the control that shows what inversion adds.
+
+    loss_t = E_x [ max_{c != t} z_c(x) - z_t(x) ];   A_t = (med - loss_t) / MAD;   score = max over t of A_t
+
+paper:   none, a control
+needs:   unlabelled pictures from outside the classes
+differs: no class is invalid, as there is no trigger that could fail; all classes compete at once
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from clipvet.embed import device_of
+from clipvet.inversion import (
+    Loss,
+    check_classes,
+    class_losses,
+    head_of,
+    pixels,
+    reference_head,
+    shares,
+    untouched,
+)
+from clipvet.rng import Rng
+from clipvet.types import Clip, Finding, Pairs
+from clipvet.verdicts import Score, finding
+
+
+@dataclass(frozen=True)
+class NoInversion:
+    loss: Loss = "margin"  # or cross_entropy, logit
+    score: Score = "loss"  # or asr_weighted, joint, gap
+    reference: str = "none"  # or zeroshot, or a model: whose loss is subtracted class by class
+    at_once: int = 256  # pictures in one pass
+
+    needs: ClassVar[str] = "unlabelled pictures"
+
+    def inspect(
+        self, clip: Clip, pictures: Pairs, classes: Sequence[str], templates: Sequence[str], rng: Rng
+    ) -> Finding:
+        check_classes(classes)
+        pool, device = pixels(clip, pictures, 1), device_of(clip)
+        z = untouched(head_of(clip, templates)(classes), pool, device, self.at_once)
+        loss, base = class_losses(self.loss, z), shares(z)
+        if self.reference != "none":
+            head = reference_head(clip, self.reference, templates)
+            loss = loss - class_losses(self.loss, untouched(head(classes), pool, device, self.at_once))
+        every = np.ones(len(classes), bool)
+        return finding(classes, loss, base, base, every, self.score, settings={"pictures": len(pool)})

@@ -1,0 +1,28 @@
+"""Random suspicion: the control that stands in every table.
+
+    score ~ U(0, 1), the class at random
+
+paper:   none, a control
+needs:   nothing
+differs: nothing known
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from clipvet.inversion import check_classes
+from clipvet.rng import Rng
+from clipvet.types import Clip, Finding, Pairs
+
+
+@dataclass(frozen=True)
+class Random:
+    needs: ClassVar[str] = "nothing"
+
+    def inspect(
+        self, clip: Clip, pictures: Pairs, classes: Sequence[str], templates: Sequence[str], rng: Rng
+    ) -> Finding:
+        check_classes(classes)
+        g = rng.numpy()
+        return Finding(float(g.random()), sorted(classes)[g.integers(len(classes))])

@@ -1,0 +1,53 @@
+"""A trigger that an inspector has recovered from a model: pictures are faded by a mask, and a pattern is added.
+
+    x' = clip((1 - m) x + p, 0, 1)        m = 0: an additive perturbation;  p = m q: a picture q pasted through the mask
+
+paper:   the stamps of Neural Cleanse (Wang et al., IEEE S&P 2019) and of universal perturbations (Moosavi-Dezfooli et
+         al., CVPR 2017, arXiv:1610.08401) in one formula; neither text was read
+needs:   pictures
+differs: grows or shrinks with the picture (bilinear); at its own size it is exact
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from clipvet.errors import UserError
+from clipvet.rng import Rng
+from clipvet.triggers._tensors import told
+
+
+def _mask() -> Float[Tensor, "1 32 32"]:
+    return torch.zeros(1, 32, 32)
+
+
+def _pattern() -> Float[Tensor, "3 32 32"]:
+    return 8 / 255 * (2 * torch.rand(3, 32, 32, generator=Rng(0).fork("pattern").generator()) - 1)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Recovered:
+    mask: Tensor = field(default_factory=_mask)  # (1, h, w), in [0, 1]: how much of the picture goes
+    pattern: Tensor = field(default_factory=_pattern)  # (3, h, w), in [-1, 1]: what is added, pixels in [0, 1]
+
+    def __post_init__(self) -> None:
+        m, p = self.mask, self.pattern
+        if m.ndim != 3 or p.ndim != 3 or m.shape[0] != 1 or p.shape[0] != 3 or m.shape[1:] != p.shape[1:]:
+            raise UserError(
+                f"Recovered: mask (1, h, w) and pattern (3, h, w) do not fit {tuple(m.shape)} and {tuple(p.shape)}"
+            )
+        if not bool(((m >= 0) & (m <= 1)).all() and (p.abs() <= 1).all()):
+            raise UserError("Recovered: the mask must lie in [0, 1] and the pattern in [-1, 1]; clamp them")
+
+    def __repr__(self) -> str:
+        return told(self)
+
+    def stamp(self, images: Float[Tensor, "b 3 h w"], keys: Int[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
+        """Pictures under the trigger, pixels in [0, 1]; the keys play no part."""
+        m, p = self.mask.to(images), self.pattern.to(images)
+        if m.shape[1:] != images.shape[2:]:
+            both = torch.cat([m, p])[None]
+            m, p = torch.nn.functional.interpolate(both, images.shape[2:], mode="bilinear")[0].split([1, 3])
+        return ((1 - m) * images + p).clamp(0, 1)

@@ -1,0 +1,324 @@
+"""From a model scan to a verdict: how far a class stands out, whether clean models do so too; how good detectors are.
+
+    A_c = (med - loss_c) / MAD,    MAD = 1.4826 median |loss - med|, at least max(0.02 |med|, 1e-3)
+    S   = max(0, max over valid c of A_c)
+    p   = (k + 1) / (n + 1)        k of n clean models score as high
+
+S is large by chance too: with 50 classes of normal losses and no gate, 68 % of clean models pass 2. So p, from clean
+models of the user's own family, is the verdict; without it the threshold is one that such losses rarely reach.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+from scipy.stats import beta
+
+from clipvet import io
+from clipvet.errors import UserError
+from clipvet.measures._intervals import share
+from clipvet.rng import Rng
+from clipvet.types import Finding, Measured, Suspicion, Trigger
+
+Score = Literal["loss", "asr_weighted", "joint", "gap"]
+CHANCE = 0.001  # that normal losses reach the threshold of an uncalibrated verdict
+
+
+# how far a class stands out
+
+
+def deviations(loss: Float[np.ndarray, " k"], floor: float | None = None) -> Float[np.ndarray, " k"]:
+    """How many robust standard deviations each value lies below the median.
+
+    floor: least MAD; max(0.02 |median|, 1e-3) if None.
+    """
+    middle = np.median(loss)
+    least = max(0.02 * abs(middle), 1e-3) if floor is None else floor
+    return (middle - loss) / max(1.4826 * np.median(np.abs(loss - middle)), least)
+
+
+def suspicions(
+    kind: Score, loss: Float[np.ndarray, " k"], asr: Float[np.ndarray, " k"], valid: Bool[np.ndarray, " k"]
+) -> Float[np.ndarray, " k"]:
+    """Each class's score: deviations of its loss; the same times its ASR; the lesser of it and the ASR's deviations
+    (floor 0.05); or by how much its loss is below that of the best other class, in the loss's own units."""
+    if kind == "gap":
+        order = np.argsort(loss, kind="stable")
+        return np.where(np.arange(len(loss)) == order[0], loss[order[1]], loss[order[0]]) - loss
+    a = deviations(loss)
+    if kind == "joint":
+        return np.minimum(a, deviations(-asr, 0.05))
+    return a * asr if kind == "asr_weighted" else a
+
+
+def finding(
+    classes: Sequence[str],
+    loss: Float[np.ndarray, " k"],
+    asr: Float[np.ndarray, " k"],
+    base: Float[np.ndarray, " k"],
+    valid: Bool[np.ndarray, " k"],
+    kind: Score = "loss",
+    trigger: Callable[[int], Trigger | None] = lambda k: None,
+    settings: Mapping[str, float] | None = None,
+) -> Finding:
+    """The scan's result: the most suspect of the classes that may be accused; 0 and none where there is no such class.
+
+    trigger: of the class at this position.
+    """
+    scores = suspicions(kind, loss, asr, valid)
+    rows = tuple(
+        Suspicion(c, float(m), float(a), float(b), float(s), bool(v))
+        for c, m, a, b, s, v in zip(classes, loss, asr, base, scores, valid)
+    )
+    best = int(np.argmax(np.where(valid, scores, -np.inf)))
+    found = bool(valid.any()) and scores[best] > 0
+    return Finding(
+        float(scores[best]) if found else 0.0,
+        classes[best] if found else None,
+        trigger(best) if found else None,
+        rows,
+        kind != "gap",
+        settings or {},
+    )
+
+
+@lru_cache(maxsize=64)
+def threshold(classes: int, chance: float = CHANCE, draws: int = 20_000) -> float:
+    """The score that so many classes with normal losses reach with this chance (simulated)."""
+    g, found = Rng(0).fork("threshold", classes).numpy(), []
+    for _ in range(20):
+        x = g.standard_normal((draws // 20, classes), np.float32)
+        middle = np.median(x, 1, keepdims=True)
+        mad = 1.4826 * np.median(np.abs(x - middle), 1)
+        found.append((middle[:, 0] - x.min(1)) / np.maximum(mad, 1e-9))
+    return float(np.quantile(np.concatenate(found), 1 - chance))
+
+
+# against clean models
+
+
+class Null(BaseModel):
+    """What clean models of one family score, by one method with one set of settings: a file of `clipvet calibrate`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: str  # its repr
+    classes: int
+    pictures: str  # what they were inspected with
+    seed: int
+    scores: dict[str, FiniteFloat]  # model: score
+    missing: list[str] = []  # models still to be inspected
+    versions: dict[str, str] = {}
+    command: str = ""
+
+
+def read_null(path: Path, whole: bool = True) -> Null:
+    """Raises UserError for a file that is no null distribution, or, if `whole`, one that is not complete."""
+    try:
+        null = Null.model_validate(io.read_json(path))
+    except ValidationError as e:
+        where = ".".join(map(str, e.errors()[0]["loc"]))
+        raise UserError(
+            f"{path} is no null distribution ({where}: {e.errors()[0]['msg']}); make one with `clipvet calibrate`"
+        ) from e
+    if whole and (null.missing or not null.scores):
+        raise UserError(f"{path} lacks {len(null.missing)} of its models; run the same `clipvet calibrate` again")
+    return null
+
+
+def p_value(score: float, null: Sequence[float]) -> Measured:
+    """(k + 1) / (n + 1), k of the n clean scores being at least as high, with n and the 95 % interval of the share of
+    all such models that score as high (Clopper-Pearson)."""
+    n, k = len(null), int((np.asarray(null) >= score).sum())
+    low = float(beta.ppf(0.025, k, n - k + 1)) if k else 0.0
+    high = float(beta.ppf(0.975, k + 1, n - k)) if k < n else 1.0
+    return Measured((k + 1) / (n + 1), n, low, high)
+
+
+def probability(p: float, prior: float = 0.5) -> float:
+    """Of a backdoor, from a p-value alone: the odds rise by (1 - p + p ln p) / (p ln^2 p).
+
+    That is the mean of the bets a p^(a-1), 0 < a < 1, against a uniform p (Vovk and Wang's calibrator): 1/2 at p = 1.
+    """
+    p = min(max(p, 1e-12), 1.0)
+    u = np.log(p)
+    rise = (1 - p + p * u) / (p * u**2) if u < -1e-3 else 0.5 - u / 3  # the limit at p = 1
+    odds = rise * prior / (1 - prior)
+    return float(odds / (1 + odds))
+
+
+class Class(BaseModel):
+    """One class of verdict.json."""
+
+    name: str
+    loss: float
+    asr: float
+    base: float
+    score: float
+    valid: bool
+
+
+class Verdict(BaseModel):
+    """verdict.json."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    backdoored: bool
+    sentence: str
+    calibrated: bool
+    score: float
+    threshold: float | None  # without calibration
+    p_value: float | None
+    p_low: float | None
+    p_high: float | None
+    clean_models: int
+    alpha: float
+    probability: float | None
+    target: str | None  # the most suspect class
+    trigger: str | None  # its recovered trigger, a folder that load_backdoor reads
+    classes: list[Class]
+    settings: dict[str, float]
+    method: str
+    model: str
+    weights: str
+    pictures: str
+    seed: int
+    seconds: float
+    command: str
+    versions: dict[str, str]
+
+
+def check_null(null: Null, method: str, classes: int, pictures: str, seed: int, alpha: float) -> None:
+    """Raises UserError unless scores of these settings may be compared with the clean ones, at this rate of alarms."""
+    mine: dict[str, Any] = {"method": method, "classes": classes, "pictures": pictures, "seed": seed}
+    other = [f"{k} {getattr(null, k)!r}, here {v!r}" for k, v in mine.items() if getattr(null, k) != v]
+    if other:
+        raise UserError(
+            f"the clean models were inspected otherwise ({'; '.join(other)}); calibrate with these settings"
+        )
+    if 1 / (len(null.scores) + 1) > alpha:
+        raise UserError(
+            f"{len(null.scores)} clean models cannot show p <= {alpha:g}; give at least {int(np.ceil(1 / alpha)) - 1}, "
+            "or raise --alpha"
+        )
+
+
+def decide(found: Finding, null: Null | None, alpha: float = 0.05) -> dict[str, Any]:
+    """The verdict's own fields: against clean models at the rate `alpha` of false alarms, else by the threshold.
+
+    Raises UserError where there is neither a null distribution nor a scale of the score's own.
+    """
+    if null is None and not found.deviations:
+        raise UserError("this method's score has no scale of its own; give --null, made with `clipvet calibrate`")
+    limit = None if null else threshold(max(3, len(found.classes)))
+    p = p_value(found.score, list(null.scores.values())) if null else None
+    backdoored = p.value <= alpha if p else found.score > (limit or 0.0)
+    return {
+        "backdoored": backdoored,
+        "sentence": sentence(found, backdoored, p),
+        "calibrated": p is not None,
+        "score": found.score,
+        "threshold": limit,
+        "p_value": p.value if p else None,
+        "p_low": p.low if p else None,
+        "p_high": p.high if p else None,
+        "clean_models": p.n if p else 0,
+        "alpha": alpha,
+        "probability": probability(p.value) if p else None,
+        "target": found.target,
+        "classes": [Class(**row._asdict()) for row in found.classes],
+        "settings": dict(found.settings),
+    }
+
+
+def sentence(found: Finding, backdoored: bool, p: Measured | None) -> str:
+    """For a reader who knows neither scores nor p-values."""
+    row = next((r for r in found.classes if r.name == found.target), None)
+    if found.trigger is None:
+        what = f"it favours '{found.target}'" if found.target else "it stands out as a whole"
+    elif row is None:
+        what = "under one small pattern it sees all pictures alike"
+    else:
+        share_of = f"{row.asr:.0%} of the test pictures '{row.name}' ({row.base:.0%} without it)"
+        what = f"under one hidden pattern it calls {share_of}"
+    if p is None:
+        if backdoored:
+            return f"This model looks backdoored: {what}. This is not calibrated: compare it with clean models."
+        return "No backdoor found. This is not calibrated: a weak one may be missed; compare it with clean models."
+    many = f"{p.n} clean model{'s' if p.n > 1 else ''}"
+    higher = round(p.value * (p.n + 1)) - 1
+    if backdoored:
+        who = f"none of {many} is as suspicious" if higher == 0 else f"only {higher} of {many} are as suspicious"
+        return f"This model is very likely backdoored: {what}, and {who}."
+    return f"No backdoor found: {higher} of {many} are at least as suspicious as this one."
+
+
+# how good a detector is
+
+
+def _over(stat: Callable[[np.ndarray], float], strata: Sequence[np.ndarray], draws: int = 2000) -> Measured:
+    """A number of models by position, with a 95 % bootstrap interval; models are drawn anew within each stratum."""
+    g, all_of = Rng(0).fork("bootstrap").numpy(), np.concatenate(strata)
+    again = [stat(np.concatenate([s[g.integers(len(s), size=len(s))] for s in strata])) for _ in range(draws)]
+    value, (low, high) = stat(all_of), np.nanquantile(again, (0.025, 0.975))
+    return Measured(value, len(all_of), min(float(low), value), max(float(high), value))
+
+
+def _strata(backdoored: Bool[np.ndarray, " n"]) -> list[np.ndarray]:
+    return [s for s in (np.flatnonzero(~backdoored), np.flatnonzero(backdoored)) if len(s)]
+
+
+def auroc(scores: Float[np.ndarray, " n"], backdoored: Bool[np.ndarray, " n"]) -> Measured:
+    """The chance that a backdoored model scores above a clean one, ties by half, over models.
+
+    Raises UserError unless there are both. Few models give wide intervals: never report it without.
+    """
+    strata = _strata(backdoored)
+    if len(strata) < 2:
+        raise UserError("AUROC needs clean and backdoored models; give both")
+
+    def stat(at: np.ndarray) -> float:
+        bad, good = scores[at[backdoored[at]]], scores[at[~backdoored[at]]]
+        return float(((bad[:, None] > good) + 0.5 * (bad[:, None] == good)).mean())
+
+    return _over(stat, strata)
+
+
+def detection_accuracy(found: Bool[np.ndarray, " n"], backdoored: Bool[np.ndarray, " n"]) -> Measured:
+    """Share of models judged rightly, with Wilson's interval."""
+    return share(found == backdoored)
+
+
+def target_f1(flagged: Sequence[Collection[str]], truth: Sequence[str | None]) -> dict[str, Measured]:
+    """target_f1: micro F1 over (model, flagged class): 2 TP / (2 TP + FP + FN). target_f1_macro: the mean over targets.
+
+    truth: the target class of each model; None: clean, which enters through its false alarms alone.
+    """
+    names = sorted({t for t in truth if t} | {c for f in flagged for c in f})
+
+    def counts(at: np.ndarray, name: str | None = None) -> float:
+        tp = sum(truth[i] in flagged[i] for i in at if truth[i] and name in (None, truth[i]))
+        fp = sum(c != truth[i] and name in (None, c) for i in at for c in flagged[i])
+        fn = sum(truth[i] not in flagged[i] for i in at if truth[i] and name in (None, truth[i]))
+        return 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else float("nan")
+
+    strata = _strata(np.array([t is not None for t in truth]))
+    return {
+        "target_f1": _over(counts, strata, 500),
+        "target_f1_macro": _over(lambda at: float(np.nanmean([counts(at, n) for n in names] or [np.nan])), strata, 200),
+    }
+
+
+def cross_entropy(chance: Float[np.ndarray, " n"], backdoored: Bool[np.ndarray, " n"]) -> Measured:
+    """Mean -ln of the probability given to the truth; 0.693 for who always says 1/2."""
+    right = np.clip(np.where(backdoored, chance, 1 - chance), 1e-12, 1)
+    return _over(lambda at: float(-np.log(right[at]).mean()), _strata(backdoored))
+
+
+def brier(chance: Float[np.ndarray, " n"], backdoored: Bool[np.ndarray, " n"]) -> Measured:
+    """Mean squared error of the probability; 0.25 for who always says 1/2."""
+    return _over(lambda at: float(np.mean((chance[at] - backdoored[at]) ** 2)), _strata(backdoored))

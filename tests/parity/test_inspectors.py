@@ -1,0 +1,250 @@
+"""The inspectors' equations, restated class by class and step by step without the library's search."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Linear
+from torch import Tensor
+
+from clipvet.errors import UserError
+from clipvet.inspectors.clip_inspector import ClipInspector
+from clipvet.inspectors.decree import Decree, alike
+from clipvet.inspectors.neural_cleanse import NeuralCleanse
+from clipvet.inspectors.no_inversion import NoInversion
+from clipvet.inspectors.ood_share import OodShare
+from clipvet.inspectors.pixel_backdoor import PixelBackdoor
+from clipvet.inversion import masked, signed, started, steps_of
+from clipvet.rng import Rng
+
+CI = ClipInspector(eps=0.05, batch=24)  # 64 pictures: 24, 24 and 16
+
+
+class Tuned(Linear):
+    """With class prompts of its own, which look at the picture: the logits depend on it in two ways."""
+
+    def __init__(self, sway: float = 0.7):
+        super().__init__()
+        self.meta = torch.nn.Parameter(sway * torch.randn(32, 32, generator=Rng(3).generator()))
+
+    def classifier(self, classes: Sequence[str]) -> Callable[[Tensor], Tensor]:
+        words = self.text[[int(c.split()[1]) for c in classes]]
+
+        def logits(z: Tensor) -> Tensor:
+            prompts = F.normalize(words + (z @ self.meta)[:, None], dim=2)
+            return self.logit_scale.detach() * (prompts @ z[:, :, None])[..., 0]
+
+        return logits
+
+
+def images(given: Any) -> Tensor:
+    return given.pictures[:].images
+
+
+def plain_logits(clip: Any, classes: Sequence[str]) -> Callable[[Tensor], Tensor]:
+    w, s = clip.encode_text(list(classes)).detach(), clip.logit_scale.detach()
+    return lambda x: s * clip.encode_image(x) @ w.T
+
+
+def adam(p: Tensor, slopes: Callable[[Tensor, int], Tensor], steps: int, lr: float, b1: float, b2: float) -> None:
+    m = v = torch.zeros_like(p)
+    for k in range(steps):
+        g = slopes(p, k)
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        p -= lr * (m / (1 - b1 ** (k + 1))) / ((v / (1 - b2 ** (k + 1))).sqrt() + 1e-8)
+
+
+def inverted(logits: Callable, pool: Tensor, t: int, name: str, how: ClipInspector, rng: Rng) -> tuple[float, float]:
+    """One class of CLIP-Inspector: loss and ASR after one epoch of projected Adam."""
+    start = rng.fork("start", name).generator()
+    delta = how.eps * (2 * torch.rand(3, 8, 8, generator=start) - 1)
+    order = rng.fork("order", 0).numpy().permutation(len(pool))
+    rows = [order[k : k + how.batch] for k in range(0, len(pool), how.batch)]
+
+    def loss(x: Tensor) -> Tensor:
+        z = logits(x)
+        return torch.cat([z[:, :t], z[:, t + 1 :]], 1).max(1).values - z[:, t]
+
+    def slope(p: Tensor, k: int) -> Tensor:
+        p.clamp_(-how.eps, how.eps)  # of the step before
+        d = p.clone().requires_grad_()
+        return torch.autograd.grad(loss((pool[rows[k]] + d).clamp(0, 1)).mean(), d)[0]
+
+    adam(delta, slope, len(rows), how.lr, *how.betas)
+    x = (pool + delta.clamp(-how.eps, how.eps)).clamp(0, 1)
+    return float(loss(x).mean().detach()), float((logits(x).argmax(1) == t).float().mean())
+
+
+@pytest.mark.parametrize("kind", ["frozen text", "prompts that see the picture"])
+def test_all_classes_at_once_are_class_by_class(inspected: Any, kind: str) -> None:
+    clip, classes, rng = inspected.backdoored, inspected.classes, Rng(5)
+    logits = plain_logits(clip, classes)
+    if kind != "frozen text":
+        clip = Tuned().eval()
+        tell = clip.classifier(classes)
+        logits = lambda x: tell(clip.encode_image(x))  # noqa: E731
+    found = CI.inspect(clip, inspected.pictures, classes, ("{}",), rng)
+    for t, row in enumerate(found.classes):
+        loss, asr = inverted(logits, images(inspected), t, classes[t], CI, rng)
+        assert row.loss == pytest.approx(loss, abs=2e-4)
+        assert row.asr == pytest.approx(asr, abs=1e-6)
+        assert row.base == pytest.approx(float((logits(images(inspected)).argmax(1) == t).float().mean()))
+    lone = replace(CI, at_once=1).inspect(clip, inspected.pictures, classes, ("{}",), rng)
+    assert [r.loss for r in lone.classes] == pytest.approx([r.loss for r in found.classes], abs=1e-4)
+
+
+def test_the_score_is_a_robust_deviation_behind_a_gate(inspected: Any) -> None:
+    found = CI.inspect(inspected.backdoored, inspected.pictures, inspected.classes, ("{}",), Rng(5))
+    loss = np.array([r.loss for r in found.classes])
+    mad = max(1.4826 * np.median(abs(loss - np.median(loss))), 0.02 * abs(np.median(loss)), 1e-3)
+    assert [r.score for r in found.classes] == pytest.approx(list((np.median(loss) - loss) / mad))
+    assert [r.valid for r in found.classes] == [r.asr >= 0.5 for r in found.classes]
+    assert found.score == max(0.0, *(r.score for r in found.classes if r.valid))
+    shut = replace(CI, valid=1.01).inspect(inspected.backdoored, inspected.pictures, inspected.classes, ("{}",), Rng(5))
+    assert (shut.score, shut.target, shut.trigger) == (0.0, None, None)
+
+
+def test_the_reference_is_the_same_encoder_under_plain_prompts(inspected: Any) -> None:
+    clip, classes = Tuned().eval(), inspected.classes
+    told = [
+        m.inspect(clip, inspected.pictures, classes, ("{}",), Rng(5)) for m in (CI, replace(CI, reference="zeroshot"))
+    ]
+    bare = Linear().eval()  # the same encoders
+    plain = CI.inspect(bare, inspected.pictures, classes, ("{}",), Rng(5))
+    expected = [a.loss - b.loss for a, b in zip(told[0].classes, plain.classes)]
+    assert [r.loss for r in told[1].classes] == pytest.approx(expected, abs=1e-4)
+    assert [r.asr for r in told[1].classes] == [r.asr for r in told[0].classes]
+    with pytest.raises(UserError, match="this model has none"):
+        replace(CI, reference="zeroshot").inspect(bare, inspected.pictures, classes, ("{}",), Rng(5))
+
+
+def test_the_recovered_trigger_does_what_is_said_of_it(inspected: Any) -> None:
+    found = CI.inspect(inspected.backdoored, inspected.pictures, inspected.classes, ("{}",), Rng(5))
+    row = next(r for r in found.classes if r.name == found.target)
+    assert found.trigger is not None
+    stamped = found.trigger.stamp(images(inspected), torch.zeros(64).long())
+    assert (stamped - images(inspected)).abs().max() <= CI.eps + 1e-6
+    said = plain_logits(inspected.backdoored, inspected.classes)(stamped).argmax(1)
+    assert float((said == 5).float().mean()) == pytest.approx(row.asr)
+    assert row.asr > 0.9
+
+
+def weights(values: list[bool], first: float, init: float, up: float, down: float, patience: int) -> list[float]:
+    """lambda before each of these steps' successes and after the last, by the rule in words."""
+    lam, good, bad, out = first, 0, 0, [first]
+    for success in values:
+        good, bad = (good + 1, 0) if success else (0, bad + 1)
+        if good == patience:
+            lam, good = (init if lam == 0 else lam * up), 0
+        elif bad == patience:
+            lam, bad = lam / down, 0
+        out.append(lam)
+    return out
+
+
+def smallest(
+    clip: Any, given: Any, t: int, how: Any, size: Callable, stamp: Callable, start: list[Tensor], lam0: float
+):
+    """One class of Neural Cleanse or Pixel Backdoor: the smallest size with a success, by hand."""
+    logits, pool, rng = plain_logits(clip, given.classes), images(given), Rng(5)
+    ps = [p.clone().requires_grad_() for p in start]
+    optim, done, last = torch.optim.Adam(ps, how.lr, how.betas), [], ps
+    best: tuple[float, list[Tensor]] = np.inf, []
+    for epoch in range(how.epochs):
+        order = rng.fork("order", epoch).numpy().permutation(len(pool))
+        for k in range(0, len(pool), how.batch):
+            lam = weights(done, lam0, how.weight, how.up, how.up**1.5, how.patience)[-1]
+            z = logits(stamp(pool[order[k : k + how.batch]], *ps))
+            loss = F.cross_entropy(z, torch.full((len(z),), t)) + lam * size(*ps)
+            done.append(bool((z.argmax(1) == t).float().mean() >= how.hit))
+            last = [p.detach().clone() for p in ps]
+            if done[-1] and float(size(*last)) < best[0]:
+                best = float(size(*last)), last
+            optim.zero_grad()
+            loss.backward()
+            optim.step()
+    return any(done), best[1] or last
+
+
+def half(a: Tensor) -> Tensor:
+    return a.tanh() / 2 + 0.5
+
+
+@pytest.mark.parametrize("t", [2, 5])
+def test_neural_cleanse(inspected: Any, t: int) -> None:
+    how = NeuralCleanse(batch=16, epochs=12)
+    found = how.inspect(inspected.backdoored, inspected.pictures, inspected.classes, ("{}",), Rng(5))
+    start = [p[0] for p in started(masked(), [inspected.classes[t]], 8, Rng(5))]
+    ever, (a, _) = smallest(
+        inspected.backdoored, inspected, t, how, lambda a, b: half(a).sum(),
+        lambda x, a, b: (1 - half(a)) * x + half(a) * half(b), start, 0.0,
+    )  # fmt: skip
+    assert found.classes[t].valid == ever
+    assert found.classes[t].loss == pytest.approx(float(half(a).sum()), rel=2e-3)
+
+
+@pytest.mark.parametrize("t", [2, 5])
+def test_pixel_backdoor(inspected: Any, t: int) -> None:
+    how = PixelBackdoor(batch=16, epochs=12)
+    found = how.inspect(inspected.backdoored, inspected.pictures, inspected.classes, ("{}",), Rng(5))
+    start = [p[0] for p in started(signed(), [inspected.classes[t]], 8, Rng(5))]
+
+    def cost(w: Tensor) -> Tensor:
+        return ((w / 10).tanh() / (2 - 1e-7) + 0.5).amax(0).sum()
+
+    ever, (plus, minus) = smallest(
+        inspected.backdoored, inspected, t, how, lambda p, m: cost(p) + cost(m),
+        lambda x, p, m: (x + p.clamp(0, 1) - m.clamp(0, 1)).clamp(0, 1), start, how.weight,
+    )  # fmt: skip
+    changed = ((plus.clamp(0, 1) - minus.clamp(0, 1)).abs().amax(0) >= 1 / 255).sum()
+    assert found.classes[t].valid == ever
+    assert found.classes[t].loss == float(changed)
+
+
+def test_sizes_are_compared_by_the_mad_rule(inspected: Any) -> None:
+    for how in (NeuralCleanse(batch=16, epochs=20), PixelBackdoor(batch=16, epochs=20)):
+        found = how.inspect(inspected.backdoored, inspected.pictures, inspected.classes, ("{}",), Rng(5))
+        n = np.array([r.loss for r in found.classes])
+        index = (np.median(n) - n) / (1.4826 * np.median(abs(n - np.median(n))))
+        assert found.score == pytest.approx(max(index[[r.valid for r in found.classes]]), rel=1e-4)
+        assert found.target == "caption 5"
+
+
+def test_decree_is_blind_to_prompts(inspected: Any) -> None:
+    h = F.normalize(torch.randn(7, 5, generator=Rng(0).generator()), dim=1)
+    cosines = [float(h[i] @ h[j]) for i in range(7) for j in range(7) if i != j]
+    assert float(alike(h)) == pytest.approx(np.mean(cosines), abs=1e-6)
+
+    how, given = Decree(steps=80, batch=16), (inspected.pictures, inspected.classes, ("{}",), Rng(5))
+    one, other = Tuned(), Tuned(sway=0.0)
+    other.load_state_dict({**one.state_dict(), "meta": torch.zeros(32, 32)})
+    assert how.inspect(one.eval(), *given).score == how.inspect(other.eval(), *given).score
+    assert CI.inspect(one, *given).classes != CI.inspect(other, *given).classes
+    found = how.inspect(inspected.backdoored, *given)
+    assert found.trigger is not None
+    stamped = found.trigger.stamp(images(inspected), torch.zeros(64).long())
+    assert float(alike(inspected.backdoored.encode_image(stamped).detach())) > 0.95
+    assert found.score == pytest.approx(1 - float(found.trigger.mask.mean()), abs=1e-6)  # pyright: ignore
+
+
+def test_the_controls_look_at_untouched_pictures(inspected: Any) -> None:
+    given = inspected.pictures, inspected.classes, ("{}",), Rng(5)
+    z = plain_logits(inspected.backdoored, inspected.classes)(images(inspected)).detach()
+    rest = [torch.cat([z[:, :t], z[:, t + 1 :]], 1).max(1).values - z[:, t] for t in range(8)]
+    found = NoInversion().inspect(inspected.backdoored, *given)
+    assert [r.loss for r in found.classes] == pytest.approx([float(m.mean()) for m in rest], abs=1e-5)
+    assert all(r.valid for r in found.classes)
+    share = np.bincount(z.argmax(1).numpy(), minlength=8) / 64
+    found = OodShare().inspect(inspected.backdoored, *given)
+    assert (found.score, found.target) == (max(share), inspected.classes[int(share.argmax())])
+
+
+def test_batches_go_through_the_whole_pool() -> None:
+    rows = steps_of(70, 32, 2, Rng(0))
+    assert [len(r) for r in rows] == [32, 32, 6] * 2
+    assert sorted(np.concatenate(rows[:3])) == list(range(70))
+    assert not np.array_equal(rows[0], rows[3])

@@ -1,0 +1,248 @@
+"""`clipvet inspect` and `clipvet calibrate` as a user meets them: exit codes, files, page, bad input."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import look
+from PIL import Image
+
+from clipvet import cli, models
+from clipvet.answer_key import load_backdoor
+from clipvet.rng import Rng
+from clipvet.triggers.recovered import Recovered
+from clipvet.verdicts import Verdict
+from clipvet.worlds.shapes import Shapes
+
+EVIL = "<script>alert(1)</script>"
+QUICK = ["--n", 40, "--set", "batch=20"]
+
+
+@pytest.fixture
+def clipvet(monkeypatch, capsys, tmp_path):
+    """Runs the command line in this process: (code, stdout, stderr)."""
+    import datasets.config as config
+
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def call(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["clipvet", *map(str, args)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as e:
+            code = int(e.code or 0)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three models with weights of no use."""
+    folder = tmp_path_factory.mktemp("family")
+    for seed in range(3):
+        models.save(models.load("shapes-vit", rng=Rng(seed)), folder / f"m{seed}", {"role": "clean"})
+    return folder
+
+
+def verdict(out: Path) -> Verdict:
+    return Verdict.model_validate(json.loads((out / "verdict.json").read_text()))
+
+
+def low(null: Path, score: float = -1.0) -> Path:
+    """The same calibration on 30 models that all score this."""
+    held = json.loads(null.read_text())
+    held["scores"] = {f"m{k}": score for k in range(30)}
+    null.with_name("low.json").write_text(json.dumps(held))
+    return null.with_name("low.json")
+
+
+def test_calibrated_verdicts_and_their_exit_codes(clipvet: Any, family: Path, tmp_path: Path) -> None:
+    null, same = tmp_path / "null.json", ["--classes", "shapes", *QUICK]
+    code, said, err = clipvet("calibrate", "--models", family, "--out", null, *same)
+    assert code == 0, err
+    assert said.startswith("3 clean models score")
+    held = json.loads(null.read_text())
+    assert [Path(m).name for m in held["scores"]] == ["m0", "m1", "m2"]
+    assert held["missing"] == []
+
+    code, said, err = clipvet("inspect", "--model", family / "m0", "--out", tmp_path / "few", "--null", null, *same)
+    assert code == 2
+    assert "3 clean models cannot show p <= 0.05; give at least 19" in err
+    assert not (tmp_path / "few.partial").exists()
+
+    out, args = tmp_path / "found", ["inspect", "--model", family / "m0", "--null", low(null), *same]
+    code, said, err = clipvet(*args, "--out", out)
+    assert code == 1, err
+    assert "very likely backdoored" in said
+    v = verdict(out)
+    assert (v.backdoored, v.p_value, v.clean_models) == (True, 1 / 31, 30)
+    assert v.score == held["scores"][str(family / "m0")]  # as the calibration saw it
+    assert len(v.classes) == 12
+    key = load_backdoor(out / str(v.trigger))
+    assert key.target == v.target
+    assert isinstance(key.trigger, Recovered)
+    assert "none of 30 clean models" in (out / "report.html").read_text()
+
+    code, said, err = clipvet(*args, "--out", out)
+    assert (code, "nothing to do" in err) == (1, True), "a finished verdict has lost its exit code"
+    code, _, err = clipvet(*args, "--seed", 1, "--out", out)
+    assert (code, "inspected otherwise" in err) == (2, True)
+    high = low(null, 99.0)
+    code, said, err = clipvet(*args[:4], high, *same, "--out", tmp_path / "none")
+    assert code == 0, err
+    assert "30 of 30 clean models are at least as suspicious" in said
+
+
+def test_another_model_as_the_reference(clipvet: Any, family: Path, tmp_path: Path) -> None:
+    args = ["inspect", "--classes", "shapes", *QUICK, "--set", f"reference={family / 'm1'}"]
+    for name in ("m0", "m1"):
+        code, _, err = clipvet(*args, "--model", family / name, "--out", tmp_path / name)
+        assert code == 0, err
+    assert all(r.loss == 0 for r in verdict(tmp_path / "m1").classes), "a model differs from itself"
+    assert verdict(tmp_path / "m1").score == 0
+    assert any(r.loss != 0 for r in verdict(tmp_path / "m0").classes)
+
+
+def test_a_killed_calibration_goes_on(clipvet: Any, family: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    from clipvet.inspectors.ood_share import OodShare
+
+    args = ["calibrate", "--models", family, "--classes", "shapes", "--n", 40, "--method", "ood_share"]
+    clipvet(*args, "--out", tmp_path / "whole.json")
+    honest, seen = OodShare.inspect, []
+
+    def dying(self: OodShare, *given: Any) -> Any:
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(1)
+        return honest(self, *given)
+
+    monkeypatch.setattr(OodShare, "inspect", dying)
+    assert clipvet(*args, "--out", tmp_path / "cut.json")[0] == 130, "code 1 is a verdict"
+    out = ["inspect", "--model", family / "m0", "--classes", "shapes", "--n", 40, "--method", "ood_share"]
+    code, _, err = clipvet(*out, "--null", tmp_path / "cut.json", "--out", tmp_path / "x")
+    assert (code, "lacks 1 of its models" in err) == (2, True)
+    seen.clear()
+    assert clipvet(*args, "--out", tmp_path / "cut.json")[0] == 0
+    assert len(seen) == 1
+    both = [json.loads((tmp_path / f"{f}.json").read_text()) for f in ("whole", "cut")]
+    assert both[0]["scores"] == both[1]["scores"]
+    code, _, err = clipvet(*args, "--seed", 1, "--out", tmp_path / "cut.json")
+    assert (code, "already holds another calibration" in err) == (2, True)
+
+
+@pytest.mark.browser
+def test_without_calibration_and_the_page(clipvet: Any, family: Path, tmp_path: Path) -> None:
+    names = tmp_path / "classes.json"
+    names.write_text(json.dumps(["star", "ring", EVIL, "heart", "a name that goes on and on and on"]))
+    out = tmp_path / "out"
+    code, said, err = clipvet("inspect", "--model", family / "m1", "--classes", names, "--out", out, *QUICK)
+    assert code == 0, err
+    assert said.count("\n") == 1
+    assert "not calibrated" in said
+    assert not (out / "state").exists()
+    page = (out / "report.html").read_text()
+    assert "<script" not in page
+    assert not re.findall(r"https?://|url\(|@import|<link|<iframe", page)
+    assert page.count('aria-label="Score of every class"') == 1
+    pictures = page.count("<img ")
+    seen = look(out / "report.html", tmp_path, 360)
+    assert seen.console == []
+    assert seen.facts["scrolled"] <= 360
+    assert len(seen.facts["pictures"]) == pictures
+    assert all(seen.facts["pictures"])
+
+
+def folder(where: Path, n: int) -> Path:
+    where.mkdir()
+    for k, image in enumerate(Shapes(seed=4).pairs(n)[:].images):
+        Image.fromarray((image * 255).byte().permute(1, 2, 0).numpy()).save(where / f"{k}.png")
+    return where
+
+
+def test_pictures_that_show_the_classes_are_left_out(clipvet: Any, family: Path, tmp_path: Path) -> None:
+    args = ["inspect", "--model", family / "m0", "--classes", "shapes", "--images", folder(tmp_path / "in", 30)]
+    args += ["--set", "batch=10", "--method", "no_inversion"][:2]
+    code, _, err = clipvet(*args, "--overlap", 0.0, "--out", tmp_path / "all")
+    assert code == 2
+    assert "30 of 30 pictures of in seem to show one of the classes" in err
+    assert "0 readable pictures" in err
+    code, _, err = clipvet(*args, "--out", tmp_path / "some")
+    assert code == 0, err
+    assert "30 pictures" in err
+
+
+def bad(kind: str, family: Path, at: Path) -> list[object]:
+    names = at / "classes.txt"
+    names.write_text("star\nring\n")
+    args: dict[str, object] = {"--model": family / "m0", "--classes": names, "--out": at / "out"}
+    match kind:
+        case "one class":
+            names.write_text("star\n")
+        case "twice":
+            names.write_text("star\nring\nstar\n")
+        case "no classes":
+            del args["--classes"]
+        case "no json":
+            args["--classes"] = at / "classes.json"
+            (at / "classes.json").write_text('{"a": 1}')
+        case "small pool":
+            args |= {"--images": folder(at / "in", 5)}
+        case "empty folder":
+            (at / "none").mkdir()
+            args |= {"--images": at / "none"}
+        case "method":
+            args |= {"--method": "clip_inspektor"}
+        case "no threshold":
+            args |= {"--method": "random"}
+        case "null":
+            args |= {"--null": at / "missing.json"}
+        case "reference":
+            args |= {"--set": "reference=zeroshot"}
+    return [x for pair in args.items() for x in pair]
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("one class", "was given 1; name at least two"),
+        ("twice", "class 'star' is listed twice"),
+        ("no classes", "give --classes"),
+        ("no json", "no JSON list of class names"),
+        ("small pool", "5 readable pictures, a batch needs 32"),
+        ("empty folder", "holds no pictures"),
+        ("method", "have clip_inspector"),
+        ("no threshold", "give --null"),
+        ("null", "missing.json cannot be read"),
+        ("reference", "this model has none"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence(clipvet: Any, family: Path, tmp_path: Path, kind: str, told: str) -> None:
+    code, said, err = clipvet("inspect", *bad(kind, family, tmp_path), "--n", 40)
+    assert (code, said) == (2, "")
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("clipvet: ")
+    assert told in last
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_what_cannot_be_inspected_has_its_own_code(
+    clipvet: Any, family: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    import torch
+
+    from clipvet.inspectors.clip_inspector import ClipInspector
+
+    args = ["inspect", "--model", family / "m0", "--classes", "shapes", "--out", tmp_path / "o", *QUICK]
+    with monkeypatch.context() as patch:
+        patch.setattr(models.OpenClip, "encode_image", torch.no_grad()(models.OpenClip.encode_image))
+        code, _, err = clipvet(*args)
+        assert (code, "no gradient reaches" in err) == (3, True)
+    monkeypatch.setattr(ClipInspector, "inspect", lambda *given: 1 / 0)
+    code, _, err = clipvet(*args)
+    assert (code, "ZeroDivisionError" in err) == (2, True), "a crash looks like a verdict"

@@ -1,0 +1,183 @@
+"""From losses to a verdict, and measures of detectors, against numbers worked out by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from clipvet.errors import UserError
+from clipvet.rng import Rng
+from clipvet.types import Finding, Suspicion
+from clipvet.verdicts import (
+    Null,
+    auroc,
+    brier,
+    check_null,
+    cross_entropy,
+    decide,
+    detection_accuracy,
+    deviations,
+    finding,
+    p_value,
+    probability,
+    read_null,
+    suspicions,
+    target_f1,
+    threshold,
+)
+
+LOSS = np.array([10.0, 12.0, 11.0, 2.0, 13.0])  # median 11, deviations 1 1 0 9 2, MAD 1.4826
+
+
+def test_robust_deviations_by_hand() -> None:
+    assert deviations(LOSS) == pytest.approx(np.array([1, -1, 0, 9, -2]) / 1.4826)
+
+
+def test_the_mad_has_a_floor() -> None:
+    same = np.array([100.0, 100.0, 100.0, 100.0, 99.0])
+    assert deviations(same)[4] == pytest.approx(1 / 2)  # 0.02 of the median
+    assert deviations(same / 1e6)[4] == pytest.approx(1e-6 / 1e-3)
+    assert deviations(same, 0.1)[4] == pytest.approx(10)
+
+
+def test_scores_by_hand() -> None:
+    asr = np.array([0.1, 0.1, 0.1, 0.9, 0.5])
+    valid = asr >= 0.5
+    assert suspicions("loss", LOSS, asr, valid)[3] == pytest.approx(9 / 1.4826)
+    assert suspicions("asr_weighted", LOSS, asr, valid)[3] == pytest.approx(0.9 * 9 / 1.4826)
+    assert suspicions("joint", LOSS, asr, valid) == pytest.approx(
+        np.minimum(deviations(LOSS), [0, 0, 0, 0.8 / 0.05, 0.4 / 0.05])
+    )
+    assert suspicions("gap", LOSS, asr, valid).tolist() == [-8, -10, -9, 8, -11]
+    found = finding("abcde", LOSS, asr, asr, valid)
+    assert (found.score, found.target) == (pytest.approx(9 / 1.4826), "d")
+    closed = finding("abcde", LOSS, asr, asr, np.array([True, True, True, False, True]))
+    assert (closed.score, closed.target) == (pytest.approx(1 / 1.4826), "a")
+    none = finding("abcde", LOSS, asr, asr, np.zeros(5, bool))
+    assert (none.score, none.target) == (0.0, None)
+
+
+@pytest.mark.parametrize(("classes", "chance"), [(5, 0.276), (10, 0.33), (19, 0.44), (37, 0.59), (50, 0.68)])
+def test_two_deviations_are_often_chance(classes: int, chance: float) -> None:
+    """Pure noise passes k = 2 this often, so the uncalibrated threshold lies far above."""
+    assert threshold(classes, chance) == pytest.approx(2, abs=0.06)
+    assert threshold(classes) > 4
+
+
+def test_p_values_by_hand() -> None:
+    null = [1.0, 2.0, 2.0, 3.0]
+    assert p_value(5, null).value == 1 / 5
+    assert p_value(2, null).value == 4 / 5  # ties count against the verdict
+    assert p_value(0, null).value == 1
+    assert p_value(5, null)[2:] == pytest.approx((0, 1 - 0.025 ** (1 / 4)))  # none of n: 1 - (a/2)^(1/n)
+    scores = Rng(0).numpy().normal(size=(300, 20))
+    p = np.array([p_value(row[0], row[1:].tolist()).value for row in scores])
+    assert (p <= 0.05).mean() <= 0.09, "more false alarms than the rate that was asked for"
+    assert p.mean() == pytest.approx(0.525, abs=0.05)
+
+
+def test_probability_of_a_p_value() -> None:
+    for p in (0.01, 0.2, 0.7):
+        a = (np.arange(20_000) + 0.5) / 20_000
+        rise = (a * p ** (a - 1)).mean()  # the mean over bets, by hand
+        assert probability(p) == pytest.approx(rise / (1 + rise), abs=1e-4)
+    assert probability(1) == pytest.approx(1 / 3)  # the mean of a
+    assert probability(0.9995) == pytest.approx(probability(0.998), abs=1e-3)
+    assert probability(0.01, prior=0.1) < probability(0.01)
+
+
+def found(score: float, **other: object) -> Finding:
+    rows = (Suspicion("star", -9.0, 0.98, 0.02, score, True), *(Suspicion(c, 1, 0, 0, 0, False) for c in "abcdefghi"))
+    return Finding(score, "star", None, rows, True)._replace(**other)
+
+
+def null(*scores: float, **other: object) -> Null:
+    held = {
+        "method": "M()",
+        "classes": 10,
+        "pictures": "pool",
+        "seed": 0,
+        "scores": {str(k): s for k, s in enumerate(scores)},
+    }
+    return Null.model_validate({**held, **other})
+
+
+def test_a_verdict_without_clean_models_is_careful_and_says_so() -> None:
+    low, high = decide(found(2.5), None), decide(found(50), None)
+    assert (low["backdoored"], high["backdoored"]) == (False, True)
+    assert all("not calibrated" in v["sentence"] and not v["calibrated"] and v["p_value"] is None for v in (low, high))
+    with pytest.raises(UserError, match="no scale of its own; give --null"):
+        decide(found(50, deviations=False), None)
+
+
+def test_a_verdict_beside_clean_models() -> None:
+    clean = null(*np.linspace(0, 3, 39))
+    low, high = decide(found(2.5), clean), decide(found(3.5), clean)
+    assert (low["backdoored"], high["backdoored"]) == (False, True)
+    assert high["p_value"] == 1 / 40
+    assert "none of 39 clean models is as suspicious" in high["sentence"]
+    assert "'star'" in high["sentence"]
+    assert "7 of 39 clean models are at least as suspicious" in low["sentence"]
+    assert high["probability"] > 0.5 > low["probability"]
+
+
+def test_clean_models_must_have_been_inspected_alike(tmp_path: Path) -> None:
+    clean = null(*range(30))
+    check_null(clean, "M()", 10, "pool", 0, 0.05)
+    for args in (("N()", 10, "pool", 0), ("M()", 11, "pool", 0), ("M()", 10, "others", 0), ("M()", 10, "pool", 1)):
+        with pytest.raises(UserError, match="inspected otherwise"):
+            check_null(clean, *args, 0.05)
+    with pytest.raises(UserError, match="at least 99, or raise --alpha"):
+        check_null(clean, "M()", 10, "pool", 0, 0.01)
+
+    path = tmp_path / "null.json"
+    path.write_text(json.dumps({**clean.model_dump(), "missing": ["a"]}))
+    with pytest.raises(UserError, match="lacks 1 of its models"):
+        read_null(path)
+    path.write_text(json.dumps({**clean.model_dump(), "scores": {"a": float("nan")}}))
+    with pytest.raises(UserError, match=r"scores\.a"):
+        read_null(path)
+    path.write_text("[]")
+    with pytest.raises(UserError, match="no null distribution"):
+        read_null(path)
+
+
+def test_auroc_counts_ties_by_half() -> None:
+    y = np.array([False, False, True, True])
+    assert auroc(np.array([1.0, 2.0, 2.0, 3.0]), y).value == 0.875  # 3.5 of 4
+    assert auroc(np.ones(4), y)[:3] == (0.5, 4, 0.5)
+    g = Rng(1).numpy()
+    scores, labels = g.integers(0, 6, 50).astype(float), g.random(50) < 0.8
+    got = auroc(scores, labels)
+    assert got.value == pytest.approx(roc_auc_score(labels, scores))
+    assert got.low < got.value < got.high
+    assert got.high - got.low > 0.1, "ten clean models cannot say more"
+    with pytest.raises(UserError, match="clean and backdoored"):
+        auroc(scores, np.ones(50, bool))
+
+
+@pytest.mark.parametrize(("tp", "fp", "fn", "f1"), [(7, 1, 3, 14 / 18), (10, 0, 0, 1), (0, 2, 10, 0)])
+def test_target_f1_by_hand(tp: int, fp: int, fn: int, f1: float) -> None:
+    flagged = [{"star"}] * tp + [set()] * fn + [{"ring"}] * fp  # the false alarms are of clean models
+    truth = ["star"] * (tp + fn) + [None] * fp
+    got = target_f1(flagged, truth)["target_f1"]
+    assert got.value == pytest.approx(f1)
+    assert got.n == tp + fp + fn
+    assert got.low <= got.value <= got.high
+
+
+def test_a_wrong_class_is_a_miss_and_a_false_alarm() -> None:
+    got = target_f1([{"ring"}, {"star", "ring"}], ["star", "star"])
+    assert got["target_f1"].value == pytest.approx(2 / (2 + 2 + 1))
+    assert got["target_f1_macro"].value == pytest.approx((2 / 3 + 0) / 2)
+
+
+def test_proper_scores_by_hand() -> None:
+    y, chance = np.array([True, False]), np.array([0.8, 0.4])
+    assert cross_entropy(chance, y).value == pytest.approx(-(np.log(0.8) + np.log(0.6)) / 2)
+    assert brier(chance, y).value == pytest.approx((0.04 + 0.16) / 2)
+    assert cross_entropy(np.array([0.5, 0.5]), y).value == pytest.approx(np.log(2))
+    assert np.isfinite(cross_entropy(np.array([0.0, 1.0]), y).value)
+    assert detection_accuracy(np.array([True, True]), y)[:2] == (0.5, 2)
