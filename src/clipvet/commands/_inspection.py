@@ -89,7 +89,7 @@ def _classes(clip: "Clip", spec: str | None, templates: Path | None) -> tuple[tu
 
 
 def _pictures(spec: str | None, n: int, size: int, seed: int) -> "Pairs":
-    from clipvet.data import Data
+    from clipvet.data import WORLDS, Data
     from clipvet.files import open_folder
     from clipvet.rng import Rng
     from clipvet.worlds.pool import pool_pairs
@@ -99,7 +99,7 @@ def _pictures(spec: str | None, n: int, size: int, seed: int) -> "Pairs":
     if Path(spec).is_dir():
         found = open_folder(Path(spec))
     else:
-        found = Data(spec, n if spec in ("shapes", "foreign") else None, "validation", size).pairs(seed)
+        found = Data(spec, n if spec in WORLDS else None, "validation", size).pairs(seed)
     chosen = Rng(seed).fork("pictures").numpy().permutation(len(found))[:n]
     return found.take(chosen) if n < len(found) else found
 
