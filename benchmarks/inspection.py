@@ -14,8 +14,10 @@ from _ratios import Times, arguments, tell
 
 from clipvet import models
 from clipvet.embed import classifier, device_of
+from clipvet.forms import additive, started
+from clipvet.heads import head_of, margin, steps_of
 from clipvet.inspectors.clip_inspector import ClipInspector
-from clipvet.inversion import Budget, additive, descend, head_of, margin, started, steps_of
+from clipvet.inversion import Budget, descend
 from clipvet.rng import Rng
 from clipvet.run import device
 from clipvet.verdicts import deviations, threshold

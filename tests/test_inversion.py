@@ -17,8 +17,9 @@ from clipvet import inversion
 from clipvet.answer_key import load_backdoor, save_backdoor
 from clipvet.errors import Unsupported, UserError
 from clipvet.fit import workspace
+from clipvet.forms import additive, onto_ball, squashed, stamped
+from clipvet.heads import class_loss, groups, margin
 from clipvet.inspectors.clip_inspector import ClipInspector
-from clipvet.inversion import additive, class_loss, groups, margin, onto_ball, squashed, stamped
 from clipvet.rng import Rng
 from clipvet.triggers.recovered import Recovered
 from clipvet.types import Backdoor

@@ -7,24 +7,20 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from clipvet.detectors import auroc, brier, cross_entropy, detection_accuracy, target_f1
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.types import Finding, Suspicion
 from clipvet.verdicts import (
     Null,
-    auroc,
-    brier,
     check_null,
-    cross_entropy,
     decide,
-    detection_accuracy,
     deviations,
     finding,
     p_value,
     probability,
     read_null,
     suspicions,
-    target_f1,
     threshold,
 )
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clipvet import io
 from clipvet.embed import device_of
-from clipvet.inversion import head_of
+from clipvet.heads import head_of
 from clipvet.report import Axes
 from clipvet.suspects import SMALL, picture
 from clipvet.triggers.recovered import Recovered

@@ -1,4 +1,4 @@
-"""From a model scan to a verdict: how far a class stands out, whether clean models do so too; how good detectors are.
+"""From a model scan to a verdict: how far a class stands out, whether clean models do so too.
 
     A_c = (med - loss_c) / MAD,    MAD = 1.4826 median |loss - med|, at least max(0.02 |med|, 1e-3)
     S   = max(0, max over valid c of A_c)
@@ -8,7 +8,7 @@ S is large by chance too: with 50 classes of normal losses and no gate, 68 % of 
 models of the user's own family, is the verdict; without it the threshold is one that such losses rarely reach.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,6 @@ from scipy.stats import beta
 
 from clipvet import io
 from clipvet.errors import UserError
-from clipvet.measures._intervals import share
 from clipvet.rng import Rng
 from clipvet.types import Finding, Measured, Suspicion, Trigger
 
@@ -255,70 +254,3 @@ def sentence(found: Finding, backdoored: bool, p: Measured | None) -> str:
         who = f"none of {many} is as suspicious" if higher == 0 else f"only {higher} of {many} are as suspicious"
         return f"This model is very likely backdoored: {what}, and {who}."
     return f"No backdoor found: {higher} of {many} are at least as suspicious as this one."
-
-
-# how good a detector is
-
-
-def _over(stat: Callable[[np.ndarray], float], strata: Sequence[np.ndarray], draws: int = 2000) -> Measured:
-    """A number of models by position, with a 95 % bootstrap interval; models are drawn anew within each stratum."""
-    g, all_of = Rng(0).fork("bootstrap").numpy(), np.concatenate(strata)
-    again = [stat(np.concatenate([s[g.integers(len(s), size=len(s))] for s in strata])) for _ in range(draws)]
-    value, (low, high) = stat(all_of), np.nanquantile(again, (0.025, 0.975))
-    return Measured(value, len(all_of), min(float(low), value), max(float(high), value))
-
-
-def _strata(backdoored: Bool[np.ndarray, " n"]) -> list[np.ndarray]:
-    return [s for s in (np.flatnonzero(~backdoored), np.flatnonzero(backdoored)) if len(s)]
-
-
-def auroc(scores: Float[np.ndarray, " n"], backdoored: Bool[np.ndarray, " n"]) -> Measured:
-    """The chance that a backdoored model scores above a clean one, ties by half, over models.
-
-    Raises UserError unless there are both. Few models give wide intervals: never report it without.
-    """
-    strata = _strata(backdoored)
-    if len(strata) < 2:
-        raise UserError("AUROC needs clean and backdoored models; give both")
-
-    def stat(at: np.ndarray) -> float:
-        bad, good = scores[at[backdoored[at]]], scores[at[~backdoored[at]]]
-        return float(((bad[:, None] > good) + 0.5 * (bad[:, None] == good)).mean())
-
-    return _over(stat, strata)
-
-
-def detection_accuracy(found: Bool[np.ndarray, " n"], backdoored: Bool[np.ndarray, " n"]) -> Measured:
-    """Share of models judged rightly, with Wilson's interval."""
-    return share(found == backdoored)
-
-
-def target_f1(flagged: Sequence[Collection[str]], truth: Sequence[str | None]) -> dict[str, Measured]:
-    """target_f1: micro F1 over (model, flagged class): 2 TP / (2 TP + FP + FN). target_f1_macro: the mean over targets.
-
-    truth: the target class of each model; None: clean, which enters through its false alarms alone.
-    """
-    names = sorted({t for t in truth if t} | {c for f in flagged for c in f})
-
-    def counts(at: np.ndarray, name: str | None = None) -> float:
-        tp = sum(truth[i] in flagged[i] for i in at if truth[i] and name in (None, truth[i]))
-        fp = sum(c != truth[i] and name in (None, c) for i in at for c in flagged[i])
-        fn = sum(truth[i] not in flagged[i] for i in at if truth[i] and name in (None, truth[i]))
-        return 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else float("nan")
-
-    strata = _strata(np.array([t is not None for t in truth]))
-    return {
-        "target_f1": _over(counts, strata, 500),
-        "target_f1_macro": _over(lambda at: float(np.nanmean([counts(at, n) for n in names] or [np.nan])), strata, 200),
-    }
-
-
-def cross_entropy(chance: Float[np.ndarray, " n"], backdoored: Bool[np.ndarray, " n"]) -> Measured:
-    """Mean -ln of the probability given to the truth; 0.693 for who always says 1/2."""
-    right = np.clip(np.where(backdoored, chance, 1 - chance), 1e-12, 1)
-    return _over(lambda at: float(-np.log(right[at]).mean()), _strata(backdoored))
-
-
-def brier(chance: Float[np.ndarray, " n"], backdoored: Bool[np.ndarray, " n"]) -> Measured:
-    """Mean squared error of the probability; 0.25 for who always says 1/2."""
-    return _over(lambda at: float(np.mean((chance[at] - backdoored[at]) ** 2)), _strata(backdoored))

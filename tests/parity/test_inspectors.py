@@ -12,13 +12,14 @@ from conftest import Linear
 from torch import Tensor
 
 from clipvet.errors import UserError
+from clipvet.forms import masked, signed, started
+from clipvet.heads import steps_of
 from clipvet.inspectors.clip_inspector import ClipInspector
 from clipvet.inspectors.decree import Decree, alike
 from clipvet.inspectors.neural_cleanse import NeuralCleanse
 from clipvet.inspectors.no_inversion import NoInversion
 from clipvet.inspectors.ood_share import OodShare
 from clipvet.inspectors.pixel_backdoor import PixelBackdoor
-from clipvet.inversion import masked, signed, started, steps_of
 from clipvet.rng import Rng
 
 CI = ClipInspector(eps=0.05, batch=24)  # 64 pictures: 24, 24 and 16

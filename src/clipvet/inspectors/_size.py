@@ -11,23 +11,9 @@ from torch import Tensor
 
 from clipvet.embed import device_of
 from clipvet.fit import counting, kept
-from clipvet.inversion import (
-    Form,
-    Params,
-    Weight,
-    check_classes,
-    check_slope,
-    groups,
-    head_of,
-    judge,
-    pixels,
-    shares,
-    shrink,
-    started,
-    steps_of,
-    trigger,
-    untouched,
-)
+from clipvet.forms import Form, Params, started, trigger
+from clipvet.heads import check_classes, check_slope, groups, head_of, pixels, shares, steps_of, untouched
+from clipvet.inversion import Weight, judge, shrink
 from clipvet.rng import Rng
 from clipvet.types import Clip, Finding, Pairs
 from clipvet.verdicts import finding

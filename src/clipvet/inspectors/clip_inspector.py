@@ -15,21 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from clipvet.inversion import (
-    Budget,
-    Form,
-    Loss,
-    additive,
-    check_classes,
-    head_of,
-    pasted,
-    pixels,
-    reference_head,
-    scan,
-    squashed,
-    steps_of,
-    trigger,
-)
+from clipvet.forms import Form, additive, pasted, squashed, trigger
+from clipvet.heads import Loss, check_classes, head_of, pixels, reference_head, steps_of
+from clipvet.inversion import Budget, scan
 from clipvet.rng import Rng
 from clipvet.types import Clip, Finding, Pairs
 from clipvet.verdicts import Score, finding

@@ -18,7 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipvet.embed import device_of
-from clipvet.inversion import Params, Weight, check_slope, masked, pixels, shrink, started, steps_of, trigger
+from clipvet.forms import Params, masked, started, trigger
+from clipvet.heads import check_slope, pixels, steps_of
+from clipvet.inversion import Weight, shrink
 from clipvet.models import frozen
 from clipvet.rng import Rng
 from clipvet.types import Clip, Finding, Pairs

@@ -14,16 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from clipvet.embed import device_of
-from clipvet.inversion import (
-    Loss,
-    check_classes,
-    class_losses,
-    head_of,
-    pixels,
-    reference_head,
-    shares,
-    untouched,
-)
+from clipvet.heads import Loss, check_classes, class_losses, head_of, pixels, reference_head, shares, untouched
 from clipvet.rng import Rng
 from clipvet.types import Clip, Finding, Pairs
 from clipvet.verdicts import Score, finding

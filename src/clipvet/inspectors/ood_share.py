@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from clipvet.embed import device_of
-from clipvet.inversion import check_classes, class_losses, head_of, pixels, shares, untouched
+from clipvet.heads import check_classes, class_losses, head_of, pixels, shares, untouched
 from clipvet.rng import Rng
 from clipvet.types import Clip, Finding, Pairs, Suspicion
 

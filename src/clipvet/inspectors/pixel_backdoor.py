@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from clipvet.forms import signed
 from clipvet.inspectors._size import smallest
-from clipvet.inversion import signed
 from clipvet.rng import Rng
 from clipvet.types import Clip, Finding, Pairs
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from clipvet.inversion import check_classes
+from clipvet.heads import check_classes
 from clipvet.rng import Rng
 from clipvet.types import Clip, Finding, Pairs
 
