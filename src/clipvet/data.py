@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from clipvet import io
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.types import Pairs, Task
 from clipvet.worlds.foreign import Foreign
-from clipvet.worlds.shapes import Shapes
+from clipvet.worlds.shapes import KINDS, Shapes
 
 
 @dataclass(frozen=True)
@@ -51,21 +52,34 @@ class Data:
 
 @dataclass(frozen=True)
 class Test:
-    """A zero-shot task by name: shapes, or a folder with one folder per class."""
+    """A zero-shot task by name: shapes, or a folder with one folder per class.
+
+    classes: of a folder, names for its folders; of shapes, the list of those that are asked for, as `only` is.
+    """
 
     spec: str
-    n: int = 2000  # pictures, of the embedded world's
-    by: str = "shape"  # or "colour shape"
+    n: int = 2000  # pictures, of the embedded world's, before some classes are chosen
+    by: str = "shape"  # or "colour shape", "texture shape", "background shape"
     size: int = 32
     classes: Path | None = None
     templates: Path | None = None
+    only: tuple[str, ...] = ()  # of the embedded world's classes; none: all
+    name: str = ""  # of a choice of classes, for the rows
+
+    @property
+    def said(self) -> str:
+        return self.name or self.spec
 
     def world(self, seed: int = 0) -> Shapes | None:
         return Shapes(size=self.size, seed=seed) if self.spec == "shapes" else None
 
     def task(self, seed: int = 0) -> Task:
         if world := self.world(seed):
-            return world.task(self.n, by=self.by)
+            by, only = _chosen(self.classes) if self.classes else (self.by, self.only)
+            task = world.task(self.n, by=by)
+            for missing in set(only) - set(task.classes):
+                raise UserError(f"{task.name} has no class '{missing}'; its classes: {', '.join(task.classes[:12])}")
+            return task.only(only) if only else task
         if not Path(self.spec).is_dir():
             raise UserError(
                 f"'{self.spec}' is neither 'shapes' nor a folder with one folder of pictures for each class"
@@ -73,6 +87,17 @@ class Test:
         from clipvet.files import open_task
 
         return open_task(self.spec, classes=self.classes, templates=self.templates)
+
+
+def _chosen(path: Path) -> tuple[str, tuple[str, ...]]:
+    """The kind of the embedded world's classes that a file lists, and the list."""
+    listed = io.read_json(path)
+    if not isinstance(listed, list) or len(set(map(str, listed))) < max(2, len(listed)):
+        raise UserError(f"{path} is no JSON list of two or more different class names; mend it")
+    fits = [by for by, known in KINDS.items() if set(map(str, listed)) <= set(known)]
+    if not fits:
+        raise UserError(f"{path} mixes or misnames classes of shapes; take all of one kind: {', '.join(KINDS)}")
+    return fits[0], tuple(listed)
 
 
 @dataclass(frozen=True)
@@ -87,8 +112,8 @@ class Half:
         return self.test.spec
 
     @property
-    def by(self) -> str:
-        return self.test.by
+    def said(self) -> str:
+        return self.test.said
 
     def world(self, seed: int = 0) -> Shapes | None:
         return self.test.world(seed)
@@ -109,7 +134,7 @@ class Shots:
 
     @property
     def spec(self) -> str:
-        return f"{self.k}-shot {self.test.spec}"
+        return f"{self.k}-shot {self.test.said}"
 
     def world(self, seed: int = 0) -> Shapes | None:
         return self.test.world(seed)
@@ -117,8 +142,9 @@ class Shots:
     def pairs(self, seed: int = 0) -> Pairs:
         task = self.test.task(seed)
         if world := self.test.world(seed):  # the test's own pictures come from the test split
-            n = (4 * self.k + 40) * (12 if self.test.by == "shape" else 96)  # enough of every class
-            task = world.task(n, by=self.test.by, split="validation").only(task.classes)
+            by = next(kind for kind, known in KINDS.items() if set(task.classes) <= set(known))
+            n = (4 * self.k + 40) * len(KINDS[by])  # enough of every class
+            task = world.task(n, by=by, split="validation").only(task.classes)
         return shots(task, self.k, Rng(seed).fork("shots"), self.without)
 
 

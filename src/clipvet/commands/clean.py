@@ -62,7 +62,7 @@ def command(
     from clipvet.answer_key import load_backdoor
     from clipvet.data import Shots, Test
     from clipvet.fit import workspace
-    from clipvet.prompts import Prompted
+    from clipvet.prompts import OnFrozen
     from clipvet.rng import Rng
     from clipvet.run import device, measure_all
     from clipvet.splits import measure_pool
@@ -98,7 +98,7 @@ def command(
             suspects.write_page(work / "suspects.html", found, pairs, clip.geometry, facts, poisoned=poisoned)
         card = {"role": "cleaned", "method": repr(how), "data": pairs.name, "seed": seed}
         models.save(cleaned, work, card_of(card, clip, measured))
-        if bake_reference and isinstance(cleaned, Prompted):
+        if bake_reference and isinstance(cleaned, OnFrozen):
             models.save(cleaned.base, work / "base", {"role": "base"})
         finish(
             work, measured, recipe="clean", stage="clean",
