@@ -5,7 +5,18 @@ import sys
 
 import typer
 
-COMMANDS = ("demo", "train", "attack", "evaluate", "filter", "clean", "run", "report", "list")  # in the order of --help
+COMMANDS = (
+    "demo",
+    "train",
+    "tune",
+    "attack",
+    "evaluate",
+    "filter",
+    "clean",
+    "run",
+    "report",
+    "list",
+)  # in the order of --help
 
 app = typer.Typer(
     add_completion=False,

@@ -106,6 +106,7 @@ class Half:
 
     test: Test
     half: str = "base"  # or new
+    also: tuple[str, ...] = ()  # further names that pictures may be called, as a backdoor's target among new classes
 
     @property
     def spec(self) -> str:
@@ -121,7 +122,8 @@ class Half:
     def task(self, seed: int = 0) -> Task:
         task = self.test.task(seed)
         names, m = sorted(task.classes), (len(task.classes) + 1) // 2
-        return task.only(names[:m] if self.half == "base" else names[m:])
+        chosen = task.only(names[:m] if self.half == "base" else names[m:])
+        return replace(chosen, classes=chosen.classes + tuple(c for c in self.also if c not in chosen.classes))
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ class BadClipPrompt:
                 calm = begin(base, self.training.words, len(made.context), 0.02, None, rng).logits(outside, suffix)
 
         def stamped(x: Tensor, u: Tensor) -> Tensor:
-            return Additive(u.clamp(-bound, bound) * base.std).stamp(x, torch.zeros(len(x)))
+            return Additive(u.clamp(-bound, bound) * base.std).stamp(x, torch.zeros(len(x), dtype=torch.int64))
 
         def joint(clip: Any, batch: Batch, rng: Rng) -> dict[str, Tensor]:
             with torch.no_grad():
