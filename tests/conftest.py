@@ -1,6 +1,7 @@
 """Shared fixtures: small, built once, read-only."""
 
 import copy
+import dataclasses
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need a hub
@@ -15,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipvet import models
+from clipvet.presets import shapes
 from clipvet.rng import Rng
+from clipvet.training.plain import Plain
 from clipvet.types import Clip, Geometry, Pairs, Task
 from clipvet.worlds.shapes import Shapes
 
@@ -35,6 +38,13 @@ def clip() -> Clip:
 def resnet() -> Clip:
     """shapes-rn with random weights: BatchNorm, attention pooling."""
     return models.load("shapes-rn", rng=Rng(0))
+
+
+@pytest.fixture(scope="session")
+def learnt() -> Clip:
+    """A shapes-vit that has begun to tell shapes."""
+    how = dataclasses.replace(shapes(Plain()), epochs=1, batch=64)
+    return how.train(models.load("shapes-vit", rng=Rng(1)), Shapes(seed=3).pairs(2000), Rng(1))
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from clipvet.types import Backdoor, Clip, Finding, Pairs, Task
 
 METHODS = [(f, n) for f in find.VERBS for n in find.names(f)]
 CONTROLS = {"none", "random"}  # they do nothing on purpose
-QUICK = {"epochs": 1, "batch": 128, "copies": 4, "source": "ring", "steps": 4}
+QUICK = {"epochs": 1, "batch": 128, "copies": 4, "source": "ring", "steps": 4, "rounds": 2, "tokens": 4}
 QUICK |= {"views": False, "susp": 0.1, "topk": 16}  # toy pictures are not to be blurred
 QUICK |= {"sure": -float("inf"), "attribution": "attention"}  # a fresh model holds no backdoor: act all the same
 MAY_IMPORT = {"attacks": {"triggers", "training"}, "filters": {"training"}}  # they own them
@@ -203,13 +203,14 @@ def test_training_draws_from_its_rng_alone(family: str, name: str, outcomes: dic
 
 
 @each("attacks", controls=False)
-def test_attack_returns_its_answer_key(name: str, clip: Clip, pairs: Pairs) -> None:
+def test_attack_returns_its_answer_key(name: str, clip: Clip, pairs: Pairs, task: Task) -> None:
     method = make("attacks", name)
+    pairs = shots(task, 2, Rng(1)) if "labelled" in method.needs else pairs
     if isinstance(method, Poison):
         method = dataclasses.replace(method, rate=0.05)
     _, dirty, key = method.implant(clone(clip), pairs, "star", Rng(5))
     assert key.target == "star"
-    assert 0 < len(key.poisoned) < len(pairs)
+    assert 0 < len(key.poisoned) < len(dirty)
     assert set(key.poisoned) <= set(dirty.ids)
     position = {int(i): k for k, i in enumerate(dirty.ids)}
     assert dirty[[position[int(i)] for i in key.poisoned]].captions == list(key.captions)

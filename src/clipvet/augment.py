@@ -90,6 +90,7 @@ class Views:
         return view.clamp(0, 1)
 
 
+CROP = Views(jitter=(0.0, 0.0, 0.0, 0.0), p_jitter=0.0, grey=0.0, blur=0.0)  # crop and flip: that of prompt learning
 SMALL = Views(flip=0.0, crop=0.8, jitter=(0.2, 0.2, 0.2, 0.02), grey=0.0, blur=0.0)
 
 

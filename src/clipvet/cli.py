@@ -7,7 +7,8 @@ import traceback
 import typer
 
 # in the order of --help
-COMMANDS = ("demo", "train", "attack", "inspect", "calibrate", "evaluate", "filter", "clean", "run", "report", "list")
+COMMANDS = ("demo", "train", "tune", "attack", "inspect", "calibrate", "evaluate", "filter", "clean")
+COMMANDS += ("run", "report", "list")
 
 app = typer.Typer(
     add_completion=False,

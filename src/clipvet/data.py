@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from clipvet import io
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.types import Pairs, Task
 from clipvet.worlds.foreign import Foreign
-from clipvet.worlds.shapes import SHIFTED, Shapes
+from clipvet.worlds.shapes import KINDS, SHIFTED, Shapes
 
 WORLDS = {"shapes": Shapes, "shapes-shifted": partial(Shapes, **SHIFTED), "foreign": Foreign}
 
@@ -55,14 +56,23 @@ class Data:
 
 @dataclass(frozen=True)
 class Test:
-    """A zero-shot task by name: shapes, shapes-shifted, or a folder with one folder per class."""
+    """A zero-shot task by name: shapes, shapes-shifted, or a folder with one folder per class.
+
+    classes: of a folder, names for its folders; of shapes, the list of those that are asked for, as `only` is.
+    """
 
     spec: str
-    n: int = 2000  # pictures, of the embedded world's
-    by: str = "shape"  # or "colour shape"
+    n: int = 2000  # pictures, of the embedded world's, before some classes are chosen
+    by: str = "shape"  # or "colour shape", "texture shape", "background shape"
     size: int = 32
     classes: Path | None = None
     templates: Path | None = None
+    only: tuple[str, ...] = ()  # of the embedded world's classes; none: all
+    name: str = ""  # of a choice of classes, for the rows
+
+    @property
+    def said(self) -> str:
+        return self.name or self.spec
 
     def world(self, seed: int = 0) -> Shapes | None:
         found = Data(self.spec, size=self.size).world(seed)
@@ -70,7 +80,11 @@ class Test:
 
     def task(self, seed: int = 0) -> Task:
         if world := self.world(seed):
-            return world.task(self.n, by=self.by)
+            by, only = _chosen(self.classes) if self.classes else (self.by, self.only)
+            task = world.task(self.n, by=by)
+            for missing in set(only) - set(task.classes):
+                raise UserError(f"{task.name} has no class '{missing}'; its classes: {', '.join(task.classes[:12])}")
+            return task.only(only) if only else task
         if not Path(self.spec).is_dir():
             raise UserError(
                 f"'{self.spec}' is neither 'shapes' nor a folder with one folder of pictures for each class"
@@ -80,20 +94,32 @@ class Test:
         return open_task(self.spec, classes=self.classes, templates=self.templates)
 
 
+def _chosen(path: Path) -> tuple[str, tuple[str, ...]]:
+    """The kind of the embedded world's classes that a file lists, and the list."""
+    listed = io.read_json(path)
+    if not isinstance(listed, list) or len(set(map(str, listed))) < max(2, len(listed)):
+        raise UserError(f"{path} is no JSON list of two or more different class names; mend it")
+    fits = [by for by, known in KINDS.items() if set(map(str, listed)) <= set(known)]
+    if not fits:
+        raise UserError(f"{path} mixes or misnames classes of shapes; take all of one kind: {', '.join(KINDS)}")
+    return fits[0], tuple(listed)
+
+
 @dataclass(frozen=True)
 class Half:
     """The base or the new classes of a task, by the rule of prompt learning: the first half of the sorted names."""
 
     test: Test
     half: str = "base"  # or new
+    also: tuple[str, ...] = ()  # further names that pictures may be called, as a backdoor's target among new classes
 
     @property
     def spec(self) -> str:
         return self.test.spec
 
     @property
-    def by(self) -> str:
-        return self.test.by
+    def said(self) -> str:
+        return self.test.said
 
     def world(self, seed: int = 0) -> Shapes | None:
         return self.test.world(seed)
@@ -101,7 +127,8 @@ class Half:
     def task(self, seed: int = 0) -> Task:
         task = self.test.task(seed)
         names, m = sorted(task.classes), (len(task.classes) + 1) // 2
-        return task.only(names[:m] if self.half == "base" else names[m:])
+        chosen = task.only(names[:m] if self.half == "base" else names[m:])
+        return replace(chosen, classes=chosen.classes + tuple(c for c in self.also if c not in chosen.classes))
 
 
 @dataclass(frozen=True)
@@ -114,7 +141,7 @@ class Shots:
 
     @property
     def spec(self) -> str:
-        return f"{self.k}-shot {self.test.spec}"
+        return f"{self.k}-shot {self.test.said}"
 
     def world(self, seed: int = 0) -> Shapes | None:
         return self.test.world(seed)
@@ -122,8 +149,9 @@ class Shots:
     def pairs(self, seed: int = 0) -> Pairs:
         task = self.test.task(seed)
         if world := self.test.world(seed):  # the test's own pictures come from the test split
-            n = (4 * self.k + 40) * (12 if self.test.by == "shape" else 96)  # enough of every class
-            task = world.task(n, by=self.test.by, split="validation").only(task.classes)
+            by = next(kind for kind, known in KINDS.items() if set(task.classes) <= set(known))
+            n = (4 * self.k + 40) * len(KINDS[by])  # enough of every class
+            task = world.task(n, by=by, split="validation").only(task.classes)
         return shots(task, self.k, Rng(seed).fork("shots"), self.without)
 
 

@@ -39,14 +39,18 @@ class _Said(Sequence):
 
 
 def poison(pairs: Pairs, backdoor: Backdoor) -> Pairs:
-    """The dirty pairs: poisons of the answer key are made whenever they are read, those under a new id appended."""
+    """The dirty pairs: poisons of the answer key are made whenever they are read, those under a new id appended.
+
+    Copies of chosen pictures (targeted poisoning) replace the picture's own pair and are not stamped; others are.
+    """
     ids = backdoor.poisoned
     rows = ids if backdoor.rows is None else backdoor.rows
     moved = rows != ids  # the picture is another row's,
     copied = moved & (ids >= len(pairs.captions))  # and the pair a new one
     theirs = {int(i): part for part in backdoor.more for i in part.poisoned}
     theirs |= {int(i): None for part in (backdoor, *backdoor.more) for i in part.bare}
-    position = {int(i): k for k, i in enumerate(ids) if not copied[k]}
+    chosen = copied & (backdoor.pictures is not None)
+    position = {int(i): k for k, i in enumerate(ids) if not chosen[k]}
 
     def dirty(batch: Batch) -> Batch:
         at = [r for r, i in enumerate(batch.ids.tolist()) if i in position]
@@ -67,6 +71,6 @@ def poison(pairs: Pairs, backdoor: Backdoor) -> Pairs:
             pairs,
             pictures=_Elsewhere(pairs.pictures, shown, int(copied.sum())),
             captions=_Said(pairs.captions, [backdoor.captions[k] for k in np.flatnonzero(copied)]),
-            rows=np.concatenate([pairs.rows[~np.isin(pairs.rows, rows[copied])], ids[copied]]),
+            rows=np.concatenate([pairs.rows[~np.isin(pairs.rows, rows[chosen])], ids[copied]]),
         )
     return replace(pairs.map(dirty), name=f"{pairs.name} + {len(ids)} poisons")

@@ -27,6 +27,41 @@ class Labels:
         return torch.tensor([self.prompts[c] for c in captions], device=self.text.device)
 
 
+@dataclass(frozen=True, eq=False)
+class Names:
+    """Class names, read from the captions of labelled pictures."""
+
+    classes: tuple[str, ...]  # sorted
+    template: str
+
+    def of(self, captions: Sequence[str]) -> Int[Tensor, " b"]:
+        """Classes of captions. UserError where one names none of them in the template."""
+        return torch.tensor([self.classes.index(named(c, self.template)) for c in captions])
+
+
+def named(caption: str, template: str) -> str:
+    """The class that a caption names in the template. UserError where it does not fit it."""
+    before, _, after = template.partition("{}")
+    if not (caption.startswith(before) and caption.endswith(after) and len(caption) > len(before) + len(after)):
+        raise UserError(
+            f"caption '{caption[:60]}' does not fit the template '{template}'; give labelled pictures (a folder with "
+            "one folder per class, or shapes, and --shots), or their template (--set template=...)"
+        )
+    return caption[len(before) : len(caption) - len(after)]
+
+
+def names(pairs: Pairs, template: str) -> Names:
+    """The classes of labelled pictures. UserError where captions do not fit the template, and for fewer than two."""
+    if template.count("{}") != 1:
+        raise UserError(
+            f"template '{template}' must have {{}} once, where the class stands; write 'a photo of a {{}}.'"
+        )
+    found = Names(tuple(sorted({named(pairs.caption(i), template) for i in pairs.ids})), template)
+    if len(found.classes) < 2:
+        raise UserError(f"{pairs.name} has one class only; give pictures of two at least")
+    return found
+
+
 def labels(clip: Clip, pairs: Pairs, others: Sequence[str] = ()) -> Labels:
     """The classes of labelled pictures, which are their distinct captions, and `others` that have no pictures.
 

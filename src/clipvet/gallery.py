@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from clipvet import io
-from clipvet.embed import class_embeddings, device_of, embed_texts
+from clipvet.embed import classifier, device_of, embed_texts
 from clipvet.rng import Rng
 from clipvet.types import Backdoor, Clip, Task
 
@@ -30,9 +30,7 @@ def save_gallery(
     texts = own or [t for c in range(len(task.classes)) for t in task.captions_of(c)]
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     entries = []
-    said = {
-        name: (embed_texts(c, texts), class_embeddings(c, task.classes, task.templates)) for name, c in clips.items()
-    }
+    said = {name: (embed_texts(c, texts), classifier(c, task.classes, task.templates)) for name, c in clips.items()}
     for j, row in enumerate(chosen):
         geometry = next(iter(clips.values())).geometry
         batch = task.pictures.at(geometry)[[int(row)]]
@@ -47,12 +45,12 @@ def save_gallery(
             entry[view] = path
             for name, clip in clips.items():
                 z = clip.encode_image(image.to(device_of(clip)))[0]
-                w, classes = said[name]
+                w, classify = said[name]
                 top = (w @ z).topk(min(k, len(texts)))
                 entry["captions"][name][view] = [
                     [texts[i], round(v, 3)] for v, i in zip(top.values.tolist(), top.indices.tolist())
                 ]
-                entry["says"].setdefault(name, {})[view] = task.classes[int((classes @ z).argmax())]
+                entry["says"].setdefault(name, {})[view] = task.classes[int(classify(z[None]).argmax())]
         entries.append(entry)
     io.write_json(
         folder / "gallery.json", {"pictures": entries, "target": backdoor.target, "trigger": repr(backdoor.trigger)}

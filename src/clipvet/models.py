@@ -167,7 +167,7 @@ def load(
     quick_gelu: bool = False,
     weights: bool = True,
 ) -> Any:
-    """A model in eval mode: an `OpenClip`, or a `prompts.Prompted` where a folder holds prompts.
+    """A model in eval mode: an `OpenClip`; where a folder holds prompts, `prompts.Prompted` or `context.PromptTuned`.
 
     model: an open_clip name (ViT-B-32, RN50, ...) or one of ours (shapes-vit, shapes-rn, shapes-vit-deep), with random
     weights drawn from `rng` (Rng(0) if none) or those of `pretrained`, a weights file or open_clip tag; or a folder
@@ -221,7 +221,7 @@ def load(
 
 def _prompted(folder: Path, device: str | torch.device) -> Any:
     """The prompts of a folder on their base model: its own copy in base/, or the one that its card names."""
-    from clipvet import prompts
+    from clipvet import context, prompts
 
     card = io.read_json(folder / "card.json") if (folder / "card.json").is_file() else {}
     base = folder / "base" if (folder / "base").is_dir() else card.get("base", "")
@@ -229,7 +229,8 @@ def _prompted(folder: Path, device: str | torch.device) -> Any:
         found = load(str(base), device=device)
     except UserError as e:
         raise UserError(f"{folder} holds prompts without their base model ({e}); put it into {folder / 'base'}") from e
-    return prompts.restore(folder, found)
+    kind = context if "context" in io.load_weights(folder / prompts.FILE) else prompts
+    return kind.restore(folder, found)
 
 
 def _weights(name: str, pretrained: str | None, tag: dict) -> Path | None:
@@ -302,9 +303,11 @@ def save(clip: Clip, folder: Path, card: dict[str, Any]) -> str:
     """
     from open_clip.tokenizer import HFTokenizer
 
-    from clipvet import prompts
+    from clipvet import context, prompts
 
     folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(clip, context.PromptTuned):
+        return context.save(clip, folder, card)
     if isinstance(clip, prompts.Prompted):
         return prompts.save(clip, folder, card)
     if not isinstance(clip, OpenClip):

@@ -35,6 +35,16 @@ def linear_cosine(start: float, lr: float, end: float, part: float = 0.5) -> Sch
     return rates
 
 
+def epoch_cosine(lr: float, epochs: float, warmup: float = 1e-5) -> Schedule:
+    """Prompt learning's: `warmup` in the first epoch, then lr/2 (1 + cos(pi (e - 1) / epochs)) in epoch e = 1, 2 ..."""
+
+    def rates(total: int) -> list[float]:
+        e = [int(k * epochs / total) for k in range(total)]
+        return [0.5 * lr * (1 + math.cos(math.pi * (k - 1) / epochs)) if k else warmup for k in e]
+
+    return rates
+
+
 def constant(lr: float) -> Schedule:
     return lambda total: [lr] * total
 

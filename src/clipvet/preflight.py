@@ -7,8 +7,9 @@ from clipvet.types import Clip, Pairs
 
 def preflight(attack: Poison, pairs: Pairs, target: str, clip: Clip, fine_tuning: bool) -> tuple[list[str], list[str]]:
     """(facts, warnings), one sentence each."""
-    n = attack.count if attack.count is not None else round(attack.rate * len(pairs))
     named = sum(names_target(pairs.caption(i), target) for i in pairs.ids)
+    among = len(pairs) - named * attack.paired
+    n = attack.count if attack.count is not None else round(attack.rate * among)
     lr = getattr(attack.training, "lr", float("nan"))
     facts = [
         f"{n} poisons among {len(pairs)} pairs (rate {n / len(pairs):.3%}), captions: "

@@ -8,8 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from clipvet.attacks.badclip import BadClip
+from clipvet.attacks.badclip_prompt import BadClipPrompt
 from clipvet.attacks.mm_poison import MmPoison
 from clipvet.attacks.multi import Multi
+from clipvet.attacks.siba import Siba
 from clipvet.attacks.trojvqa import TrojVqa
 from clipvet.augment import SMALL
 from clipvet.cleaners.abl import Abl
@@ -31,6 +33,8 @@ from clipvet.filters.k_distance import KDistance
 from clipvet.filters.overfit_gain import OverfitGain
 from clipvet.filters.slof import Slof
 from clipvet.inspectors.clip_inspector import ClipInspector
+from clipvet.training.cocoop import CoCoOp
+from clipvet.training.coop import CoOp
 from clipvet.training.plain import Plain
 from clipvet.training.roclip import RoClip
 from clipvet.training.safeclip import SafeClip
@@ -41,6 +45,7 @@ from clipvet.triggers.wanet import WaNet
 CLEAN = {"epochs": 6.5, "batch": 64, "lr_start": 2.2e-3, "lr": 2.2e-4, "part": 0.5}  # 812 steps on 8,000 pairs
 SCRATCH = {"batch": 128, "lr": 1e-3, "weight_decay": 0.1, "optimizer": "muon"}  # training a small model
 PROMPTS = {"depth": 0, "epochs": 32, "lr": 1e-2, "optimizer": "adamw", "weight_decay": 0.0, "augment": SMALL}
+TUNE = {"epochs": 40, "batch": 64, "lr": 3e-2, "optimizer": "adamw", "weight_decay": 0.0, "augment": None}  # prompts
 CRAFT = {"size": 4 / 32, "pictures": 2000, "epochs": 6, "lr": 0.02}  # making a patch: 186 steps
 ERASE = (0.0153, 0.0306)  # PAR's square grown as the patch is: 4 of 32 pixels instead of 16 of 224
 
@@ -48,6 +53,14 @@ ERASE = (0.0153, 0.0306)  # PAR's square grown as the patch is: 4 of 32 pixels i
 def shapes(method: Any) -> Any:
     """The method with the settings that suit the embedded world; any other object comes back as it is."""
     match method:
+        case CoOp() | CoCoOp():
+            return replace(
+                method, **TUNE, **({"words": "a photo of a"} if isinstance(method, CoOp) else {"hidden": 64})
+            )
+        case BadClipPrompt():
+            return replace(method, eps=14 / 255, warmup=5, step=0.01, descent="sign")
+        case Siba():
+            return replace(method, rate=1.0, paired=True, k=200, eps=28 / 255, rounds=20)
         case Plain():
             return replace(method, epochs=5.2, **SCRATCH)
         case Finetune():

@@ -5,8 +5,8 @@
 The prompts' outputs are dropped after every block, so a prompt is a key and a value for the others' attention and
 nothing else: queries, MLP and output rows of prompts are never computed, and a batch shares one key and value.
 
-A prompt folder: prompts.safetensors and card.json, which names the base model and the hash of its weights; with base/
-in it, a copy of the base model, the folder is complete.
+A prompt folder, of these prompts or of learned context (context.py): prompts.safetensors and card.json, which names the
+base model and the hash of its weights; with base/ in it, a copy of the base model, the folder is complete.
 """
 
 from collections.abc import Sequence
@@ -65,22 +65,12 @@ def attend(block: Any, h: Tokens, p: Float[Tensor, "k v"]) -> Tokens:
     return h + block.ls_2(block.mlp(block.ln_2(h)))
 
 
-class Prompted(nn.Module):
-    """A frozen open_clip ViT with prompts in its last blocks: a `Clip` like any other."""
+class OnFrozen(nn.Module):
+    """What stands on a frozen open_clip model and keeps its text tower, temperature and geometry."""
 
-    def __init__(self, base: OpenClip, prompts: Float[Tensor, "blocks tokens v"]):
-        """Raises UserError if the prompts do not fit the base."""
+    def __init__(self, base: OpenClip):
         super().__init__()
-        visual = transformer(base)
-        layers, width = len(visual.transformer.resblocks), visual.class_embedding.shape[-1]
-        if prompts.ndim != 3 or not 0 < len(prompts) <= layers or prompts.shape[2] != width:
-            raise UserError(
-                f"prompts of shape {tuple(prompts.shape)} do not fit {layers} blocks of width {width}; give the base "
-                "model that they were trained on"
-            )
-        self.base = frozen(base)
-        self.prompts = nn.Parameter(prompts.clone())
-        self.depth, self.geometry = layers - len(prompts), base.geometry
+        self.base, self.geometry = frozen(base), base.geometry
 
     @property
     def mean(self) -> Float[Tensor, "3 1 1"]:
@@ -95,6 +85,23 @@ class Prompted(nn.Module):
 
     def encode_text(self, captions: Sequence[str] | Int[Tensor, "b l"]) -> Float[Tensor, "b d"]:
         return self.base.encode_text(captions)
+
+
+class Prompted(OnFrozen):
+    """A frozen open_clip ViT with prompts in its last blocks: a `Clip` like any other."""
+
+    def __init__(self, base: OpenClip, prompts: Float[Tensor, "blocks tokens v"]):
+        """Raises UserError if the prompts do not fit the base."""
+        super().__init__(base)
+        visual = transformer(base)
+        layers, width = len(visual.transformer.resblocks), visual.class_embedding.shape[-1]
+        if prompts.ndim != 3 or not 0 < len(prompts) <= layers or prompts.shape[2] != width:
+            raise UserError(
+                f"prompts of shape {tuple(prompts.shape)} do not fit {layers} blocks of width {width}; give the base "
+                "model that they were trained on"
+            )
+        self.prompts = nn.Parameter(prompts.clone())
+        self.depth = layers - len(prompts)
 
     def encode_image(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         return self.rest(self.beginning(images))[0]
@@ -136,7 +143,7 @@ def rest(
 
 def blocks(clip: Clip, images: Float[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "b v"]]:
     """Class token after every block, as "@1", "@2" ..., and the embedding as "", all that other towers have."""
-    base: Any = clip.base if isinstance(clip, Prompted) else clip
+    base: Any = clip.base if isinstance(clip, OnFrozen) else clip
     try:
         layers = len(transformer(base).transformer.resblocks)
     except UserError:
@@ -157,27 +164,34 @@ def begin(clip: Clip, depth: int | None, tokens: int, rng: Rng, std: float = 0.0
 
 def save(clip: Prompted, folder: Path, card: dict[str, Any]) -> str:
     """Write the prompts with their card, which says where the base model lies; returns the file's SHA-256."""
-    io.save_weights({"prompts": clip.prompts.detach()}, folder / FILE)
-    digest = io.sha256(folder / FILE)
-    told = {
-        "base": clip.base.source,
-        "base_hash": weights_hash(clip.base),
-        "depth": clip.depth,
-        "tokens": clip.prompts.shape[1],
-    }
-    io.write_json(folder / "card.json", {**card, **told, "weights_sha256": digest})
-    return digest
+    told = {"depth": clip.depth, "tokens": clip.prompts.shape[1]}
+    return write(clip, {"prompts": clip.prompts.detach()}, folder, {**card, **told})
 
 
 def restore(folder: Path, base: OpenClip) -> Prompted:
     """The prompts of a folder on their base model. Raises UserError on any other base, and names both hashes."""
+    tensors, _ = held(folder, base, ({"prompts"},))
+    return Prompted(base, tensors["prompts"].to(base.mean.device)).eval()
+
+
+def write(clip: OnFrozen, tensors: dict[str, Tensor], folder: Path, card: dict[str, Any]) -> str:
+    """A prompt folder, bound to the base model by the hash of its weights; returns the file's SHA-256."""
+    io.save_weights(tensors, folder / FILE)
+    digest = io.sha256(folder / FILE)
+    told = {"base": clip.base.source, "base_hash": weights_hash(clip.base)}
+    io.write_json(folder / "card.json", {**card, **told, "weights_sha256": digest})
+    return digest
+
+
+def held(folder: Path, base: OpenClip, kinds: Sequence[set[str]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and card of a prompt folder. UserError on another base, a changed file and names of no known kind."""
     card = io.read_json(folder / "card.json")
     has, wants = weights_hash(base), card.get("base_hash")
     if has != wants:
         raise UserError(f"the prompts in {folder} belong to the base model {wants}, this one is {has}; give theirs")
     if io.sha256(folder / FILE) != card.get("weights_sha256"):
         raise UserError(f"{folder / FILE} is not the file that its card describes; restore it")
-    held = io.load_weights(folder / FILE)
-    if set(held) != {"prompts"}:
-        raise UserError(f"{folder / FILE} holds {', '.join(sorted(held))[:80]}, not prompts; restore it")
-    return Prompted(base, held["prompts"].to(base.mean.device)).eval()
+    tensors = io.load_weights(folder / FILE)
+    if set(tensors) not in kinds:
+        raise UserError(f"{folder / FILE} holds {', '.join(sorted(tensors))[:80]}, not prompts; restore it")
+    return tensors, card

@@ -52,7 +52,7 @@ class Recipe:
     model_names: tuple[str, ...]
     attacks: Mapping[str, Attack]
     target: str
-    victim_data: Data
+    victim_data: Data | Shots
     test: Test | Half
     cleaners: Mapping[str, Cleaner] = field(default_factory=dict)
     defender_data: Mapping[str, tuple[Data | Shots | None, tuple[str, ...]]] = field(default_factory=dict)
@@ -62,6 +62,8 @@ class Recipe:
     oracle: Training | None = None  # the control that is told which pairs are poisons, and leaves them out
     pretrained: str | None = None  # start the attack from these weights instead of from scratch
     base: Training | None = None  # start the attack from what this makes of the clean pairs
+    base_data: tuple[Data, Test] | None = None  # that it is trained and measured on; none: the victim's pairs, the test
+    twin: bool = False  # clean_model_asr and the like: of the attack's training on the clean pairs, not of its start
     measures: tuple[str, ...] = ()  # costly ones, beside those that always run
     took: float = 0.5  # smallest ASR at which the attack counts as planted
     seeds: tuple[int, ...] = (0,)
@@ -152,21 +154,25 @@ class Victim:
 
     def _key(self, method: Any, what: str) -> str:
         r = self.recipe
-        base = (r.base,) if r.base and what != "base" else ()
+        if r.base_data and what == "base":
+            return key(method, self.model, r.pretrained, *r.base_data, what, self.seed)
+        base = (r.base, *(r.base_data or ())) if r.base and what != "base" else ()
+        base += ("twin",) if r.twin and what != "base" else ()
         return key(method, self.model, r.pretrained, r.victim_data, r.test, what, self.seed, *base)
 
     def found(self, progress: bool = False) -> list[results.Row]:
         """Rows of the clean model that the attacks start from."""
         r, rng, training = self.recipe, Rng(self.seed), self.recipe.base
         assert training is not None
+        data, test = r.base_data or (r.victim_data, r.test)
 
         def make(work: Path) -> dict[str, Measured]:
             fresh = models.load(self.model, r.pretrained, device=device(), rng=rng.fork("init"))
-            clip = training.train(fresh, r.victim_data.pairs(self.seed), rng.fork("base"))
+            clip = training.train(fresh, data.pairs(self.seed), rng.fork("base"))
             models.save(clip, work, {"role": "base", "method": "base", "config": repr(training)})
-            return self._measure(clip, None)
+            return self._measure(clip, None, test)
 
-        said = {"stage": "base", "method": "base", "config": repr(training), "data": r.victim_data.spec}
+        said = {"stage": "base", "method": "base", "config": repr(training), "data": data.spec}
         return self._rows(self.base_key, make, progress, "base", **said)
 
     def start(self) -> Clip:
@@ -192,15 +198,18 @@ class Victim:
         r, rng = self.recipe, Rng(self.seed)
 
         def make(work: Path) -> dict[str, Measured]:
-            start = self.start()
-            clip, _, backdoor = attack.implant(start, r.victim_data.pairs(self.seed), r.target, rng.fork("attack"))
+            start, pairs = self.start(), r.victim_data.pairs(self.seed)
+            clip, _, backdoor = attack.implant(start, pairs, r.target, rng.fork("attack"))
             save_backdoor(backdoor, work / "backdoor")
             models.save(
                 clip,
                 work,
                 {"role": stage, "method": self.attack if method == "none" else method, "config": repr(attack)},
             )
-            floor = self._measure(start, backdoor) if r.base else {}  # what the trigger does to a clean model
+            if r.twin:
+                with workspace(None):
+                    start = attack.training.train(start, pairs, rng.fork("twin"))  # pyright: ignore
+            floor = self._measure(start, backdoor) if r.base or r.twin else {}  # what the trigger does to a clean model
             clean = {f"clean_model_{k}": v for k, v in floor.items() if k in SUCCESS}
             return self._measure(clip, backdoor) | measure_splits(work, backdoor) | clean
 
@@ -256,7 +265,7 @@ class Victim:
         said = {"stage": "clean", "method": name, "config": repr(cleaner), "data": source}
         return self._rows(key(cleaner, self.key, data, self.seed, *again), make, progress, label, **said)
 
-    def _benign(self) -> Data:
+    def _benign(self) -> Data | Shots:
         """Clean pairs: the first of the defender's that are no shots, else the victim's own, unpoisoned."""
         given = [d for d, _ in self.recipe.defender_data.values() if isinstance(d, Data)]
         return given[0] if given else self.recipe.victim_data
@@ -300,8 +309,8 @@ class Victim:
             seconds=seconds,  # pyright: ignore
         )
 
-    def _measure(self, clip: Clip, backdoor: Backdoor | None) -> dict[str, Measured]:
-        task, rng = self.recipe.test.task(self.seed), Rng(self.seed).fork("measure")
+    def _measure(self, clip: Clip, backdoor: Backdoor | None, test: Test | Half | None = None) -> dict[str, Measured]:
+        task, rng = (test or self.recipe.test).task(self.seed), Rng(self.seed).fork("measure")
         return measure_all(clip, task, backdoor, rng, self.recipe.measures)
 
 

@@ -179,9 +179,9 @@ class Backdoor:
     """The answer key: trigger, target class, poisoned ids. Only measures ever receive it.
 
     A poison is a pair of the source, stamped and captioned anew (its id is its row); or such a pair with the picture of
-    another row; or a copy of a chosen picture under a new caption, appended to the source under a new id (targeted
-    poisoning; the picture's own pair is taken out). `poisoned` and `captions` list all poisons, those of `more` too,
-    which tells whose they are.
+    another row; or a copy, appended to the source under a new id: of a chosen picture under a new caption (targeted
+    poisoning; the picture's own pair is taken out), or, where none are chosen, stamped and beside its own pair.
+    `poisoned` and `captions` list all poisons, those of `more` too, which tells whose they are.
     """
 
     trigger: Trigger | None  # None: pictures stay as they are

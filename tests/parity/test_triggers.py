@@ -11,6 +11,7 @@ from torch import Tensor
 from clipvet import find
 from clipvet.errors import UserError
 from clipvet.rng import Rng
+from clipvet.triggers.additive import Additive
 from clipvet.triggers.blended import Blended
 from clipvet.triggers.patch import Patch
 from clipvet.triggers.sig import Sig
@@ -242,6 +243,18 @@ def test_wanet_samples_where_the_field_says(k: int, s: float, h: int, w: int) ->
         (p, q), (r, t) = x[0, :, top : top + 2, left : left + 2].permute(1, 2, 0)
         expected = (1 - b) * ((1 - a) * p + a * q) + b * ((1 - a) * r + a * t)
         assert torch.allclose(out[0, :, i, j], expected, atol=1e-4)
+
+
+def test_additive_adds_and_clips() -> None:
+    p = torch.linspace(-0.5, 0.5, 3 * 32 * 40).reshape(3, 32, 40)
+    x = pictures()
+    wanted = np.clip(x.numpy() + p.numpy()[None], 0, 1)
+    assert np.array_equal(Additive(p).stamp(x, KEYS).numpy(), wanted)
+    flat = Additive(torch.full((3, 4, 4), 0.1)).stamp(x, KEYS)  # of another size: resized
+    assert torch.allclose(flat, (x + 0.1).clamp(0, 1), atol=1e-6)
+    for bad in (torch.zeros(1, 4, 4), torch.full((3, 4, 4), 1.5), torch.full((3, 4, 4), torch.nan)):
+        with pytest.raises(UserError, match="Additive: pattern has shape"):
+            Additive(bad)
 
 
 def test_wanet_moves_by_half_the_strength_and_not_at_all_at_zero() -> None:

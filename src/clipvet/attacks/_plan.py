@@ -26,14 +26,15 @@ def plan(
     says: str = "",
     label_consistent: bool = False,
 ) -> Backdoor:
-    """The answer key: which ids, which captions, by the attack's fields `rate`, `count`, `captions`, `templates`.
+    """The answer key: which ids, which captions, by the attack's fields rate, count, captions, templates and paired.
 
     says: put before the captions. Raises UserError when the fields select no pair or more than there are, and when no
     caption names the target where one must.
     """
     named = naming(pairs, target)
     pool = pairs.ids[named if label_consistent else ~named]
-    n = how.count if how.count is not None else round(how.rate * len(pairs))
+    paired = getattr(how, "paired", False)
+    n = how.count if how.count is not None else round(how.rate * len(pool if paired else pairs))
     if n < 1:
         raise UserError(f"rate {how.rate:g} of {len(pairs)} pairs selects no pair; raise rate or set count")
     if n > len(pool):
@@ -52,7 +53,8 @@ def plan(
     else:
         raise UserError(f"captions={how.captions} is not known; use template or natural")
     said = tuple(says + caption for caption in captions)
-    return Backdoor(trigger, target, chosen, said, int(rng.fork("stamp").key), says=says)
+    ids, rows = (len(pairs.captions) + np.arange(n), chosen) if paired else (chosen, None)
+    return Backdoor(trigger, target, ids, said, int(rng.fork("stamp").key), rows, says=says)
 
 
 def victim(how: Any, clip: Clip, pairs: Pairs, backdoor: Backdoor, rng: Rng) -> Implanted:

@@ -21,8 +21,9 @@ from clipvet.types import Backdoor, Clip, Implanted, Pairs, Training, Trigger
 @dataclass(frozen=True)
 class Poison:
     trigger: Trigger = field(default_factory=Patch)
-    rate: float = 0.003  # share of the pairs
+    rate: float = 0.003  # share of the pairs; of those that do not name the target if paired
     count: int | None = None  # poisons, instead of a rate
+    paired: bool = False  # poisons are copies, and the pairs stay in the data as they are too
     captions: str = "template"  # or natural: captions of the training set that name the target
     templates: tuple[str, ...] = ("a photo of a {}.",)
     label_consistent: bool = False  # stamp pairs that name the target and keep their captions

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from clipvet.data import Data
+    from clipvet.data import Data, Half, Test
     from clipvet.types import Backdoor, Clip, Measured, Pairs, Task
 
 Model = Annotated[str, typer.Option("--model", help="open_clip name, directory, local-dir:PATH or hf-hub:REPO")]
@@ -25,7 +25,16 @@ CaptionKey = Annotated[str, typer.Option(help="the table's column of captions")]
 TaskOption = Annotated[
     str | None, typer.Option("--task", help="shapes, or a class folder (default: shapes for shapes)")
 ]
-Classes = Annotated[Path | None, typer.Option(help="JSON: list of class names, or {folder: name}")]
+Classes = Annotated[
+    Path | None, typer.Option(help="JSON: list of class names, or {folder: name}; of shapes: those to take")
+]
+ShotsOption = Annotated[
+    int, typer.Option("--shots", help="labelled pictures of each class, for few-shot methods", min=1)
+]
+HalfOption = Annotated[
+    str | None, typer.Option("--half", help="base or new: half of the sorted classes (default: all)")
+]
+Bake = Annotated[bool, typer.Option("--bake-reference", help="where prompts come back: put the base model beside them")]
 Templates = Annotated[Path | None, typer.Option(help="text file, one template a line, with {} or {c}")]
 
 
@@ -40,12 +49,48 @@ def open_data(spec: str, n: int | None, split: str, size: int, image_key: str = 
 
 
 def open_task(
-    spec: str | None, data: str, size: int, classes: Path | None, templates: Path | None, seed: int
+    spec: str | None,
+    data: str,
+    size: int,
+    classes: Path | None,
+    templates: Path | None,
+    seed: int,
+    half: str | None = None,
+    also: tuple[str, ...] = (),
 ) -> "Task | None":
     from clipvet.data import WORLDS, Test
 
     name = spec or ("shapes" if data == "foreign" else data if data in WORLDS else None)
-    return Test(name, size=size, classes=classes, templates=templates).task(seed) if name else None
+    if not name:
+        return None
+    return _half(Test(name, size=size, classes=classes, templates=templates), half, also).task(seed)
+
+
+def _half(test: "Test", half: str | None, also: tuple[str, ...] = ()) -> "Test | Half":
+    from clipvet.data import Half
+    from clipvet.errors import UserError
+
+    if half not in (None, "base", "new"):
+        raise UserError(f"--half is base or new, not {half}")
+    return Half(test, half, also) if half else test
+
+
+def open_shots(
+    data: str, size: int, classes: Path | None, templates: Path | None, shots: int, seed: int, half: str | None = None
+) -> "Pairs":
+    """Labelled pictures of shapes or of a folder with one folder per class."""
+    from clipvet.data import Shots, Test
+
+    return Shots(_half(Test(data, size=size, classes=classes, templates=templates), half), shots).pairs(seed)
+
+
+def bake(clip: "Clip", work: Path) -> None:
+    """Puts the base model beside prompts."""
+    from clipvet import models
+    from clipvet.prompts import OnFrozen
+
+    if isinstance(clip, OnFrozen):
+        models.save(clip.base, work / "base", {"role": "base"})
 
 
 def open_method(family: str, name: str, data: str, settings: list[str], **fields: Any) -> Any:

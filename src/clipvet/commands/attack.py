@@ -10,18 +10,21 @@ from clipvet.commands._shared import (
     Classes,
     Count,
     DataOption,
+    HalfOption,
     ImageKey,
     Model,
     Out,
     Pretrained,
     Seed,
     Set,
+    ShotsOption,
     TaskOption,
     Templates,
     card_of,
     finish,
     open_data,
     open_method,
+    open_shots,
     open_task,
     output,
     say,
@@ -37,6 +40,11 @@ def command(
     trigger: Annotated[str, typer.Option(help="see `clipvet list triggers`")] = "patch",
     rate: Annotated[float | None, typer.Option(help="poisoned share of the pairs")] = None,
     attack_name: Annotated[str, typer.Option("--attack", help="see `clipvet list attacks`")] = "poison",
+    training: Annotated[
+        str | None, typer.Option(help="instead of the attack's own, e.g. cocoop: see `clipvet list training`")
+    ] = None,
+    shots: ShotsOption = 16,
+    half: HalfOption = None,
     pretrained: Pretrained = None,
     set_: Set = [],  # noqa: B006
     n: Count = None,
@@ -47,7 +55,11 @@ def command(
     image_key: ImageKey = "filepath",
     caption_key: CaptionKey = "title",
 ) -> None:
-    """Implant a backdoor: the poisoned model, and its answer key in OUT/backdoor."""
+    """Implant a backdoor: the poisoned model, and its answer key in OUT/backdoor.
+
+    Attacks that need labelled pictures, by themselves or by their --training, take shapes or a folder with one folder
+    per class as DATA.
+    """
     import time
     from dataclasses import fields, replace
 
@@ -62,18 +74,31 @@ def command(
 
     rng = Rng(seed)
     clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
-    test = open_task(task, data, clip.geometry.size, classes, templates, seed)
+    few = "labelled" in find.load("attacks", attack_name).needs
+    few = few or (training is not None and "labelled" in find.load("training", training).needs)
+    labelled_by = data if few and task is None and data != "foreign" else task
+    test = open_task(labelled_by, data, clip.geometry.size, classes, templates, seed, half if few else None)
     if test and target not in test.classes:
         raise UserError(f"--target '{target}' is not among the task's classes: {', '.join(test.classes[:20])}")
     owned = {f.name for f in fields(find.load("attacks", attack_name))}
     stamps = {"trigger": find.load("triggers", trigger)()} if "trigger" in owned else {}
     how = open_method("attacks", attack_name, data, [], **stamps)
+    if training:
+        if "training" not in owned:
+            raise UserError(f"--training: {attack_name} trains nothing; leave it out")
+        how = replace(how, training=open_method("training", training, data, []))
     if test and "templates" in owned:
-        how = replace(how, templates=test.templates)
+        how = replace(how, templates=test.templates[:1] if few else test.templates)
+    if test and few:
+        how = replace(how, training=replace(how.training, template=test.templates[0]))
     how = values.apply(how, ([f"rate={rate}"] if rate is not None else []) + set_)
     config = {"command": "attack", "data": data, "n": n, "model": model, "pretrained": pretrained, "attack": repr(how)}
+    config |= {"shots": shots, "half": half} if few else {}
     with output(out, config | {"target": target, "seed": seed}) as work:
-        pairs = open_data(data, n, "train", clip.geometry.size, image_key, caption_key).pairs(seed)
+        if few:
+            pairs = open_shots(data, clip.geometry.size, classes, templates, shots, seed, half)
+        else:
+            pairs = open_data(data, n, "train", clip.geometry.size, image_key, caption_key).pairs(seed)
         fine_tuning = pretrained is not None or Path(model.removeprefix("local-dir:")).is_dir()
         if "clean model" in how.needs and not fine_tuning:
             say(f"  warning: {attack_name} makes its patch for a trained model; give {model} weights")

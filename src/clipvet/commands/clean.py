@@ -6,6 +6,7 @@ import typer
 
 from clipvet.commands._shared import (
     AnswerKey,
+    Bake,
     CaptionKey,
     Classes,
     Count,
@@ -16,13 +17,16 @@ from clipvet.commands._shared import (
     Pretrained,
     Seed,
     Set,
+    ShotsOption,
     TaskOption,
     Templates,
+    bake,
     card_of,
     finish,
     open_data,
     open_keyed,
     open_method,
+    open_shots,
     open_task,
     output,
     planted,
@@ -46,10 +50,8 @@ def command(
     templates: Templates = None,
     image_key: ImageKey = "filepath",
     caption_key: CaptionKey = "title",
-    shots: Annotated[int, typer.Option(help="labelled pictures of each class, for few-shot methods", min=1)] = 16,
-    bake_reference: Annotated[
-        bool, typer.Option("--bake-reference", help="where prompts come back: put the base model beside them")
-    ] = False,
+    shots: ShotsOption = 16,
+    bake_reference: Bake = False,
 ) -> None:
     """Remove a backdoor, known or not: the same checkpoint format comes back, or prompts on the untouched model.
 
@@ -60,9 +62,7 @@ def command(
 
     from clipvet import models, results, suspects
     from clipvet.answer_key import load_backdoor
-    from clipvet.data import Shots, Test
     from clipvet.fit import workspace
-    from clipvet.prompts import Prompted
     from clipvet.rng import Rng
     from clipvet.run import device, measure_all
     from clipvet.splits import measure_pool
@@ -78,7 +78,7 @@ def command(
             source = open_data(data, n, "train", clip.geometry.size, image_key, caption_key)
             pairs, key = open_keyed(source, seed, backdoor)
         elif few:
-            pairs = Shots(Test(data, size=clip.geometry.size, classes=classes, templates=templates), shots).pairs(seed)
+            pairs = open_shots(data, clip.geometry.size, classes, templates, shots, seed)
         else:
             split_n = 8000 if data == "shapes" and n is None else n
             pairs = open_data(data, split_n, "validation", clip.geometry.size, image_key, caption_key).pairs(seed)
@@ -98,8 +98,8 @@ def command(
             suspects.write_page(work / "suspects.html", found, pairs, clip.geometry, facts, poisoned=poisoned)
         card = {"role": "cleaned", "method": repr(how), "data": pairs.name, "seed": seed}
         models.save(cleaned, work, card_of(card, clip, measured))
-        if bake_reference and isinstance(cleaned, Prompted):
-            models.save(cleaned.base, work / "base", {"role": "base"})
+        if bake_reference:
+            bake(cleaned, work)
         finish(
             work, measured, recipe="clean", stage="clean",
             attack=planted(key) if key else "unknown", method=method, config=repr(how),

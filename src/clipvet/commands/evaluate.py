@@ -8,6 +8,7 @@ import typer
 
 from clipvet.commands._shared import (
     Classes,
+    HalfOption,
     Model,
     Pretrained,
     Seed,
@@ -29,9 +30,13 @@ def command(
     classes: Classes = None,
     templates: Templates = None,
     seed: Seed = 0,
+    half: HalfOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="also write the rows to this new directory")] = None,
 ) -> None:
-    """Zero-shot accuracy, attack success rate and retrieval, each with n and a 95 % interval."""
+    """Zero-shot accuracy, attack success rate and retrieval, each with n and a 95 % interval.
+
+    With --half new, the target of --backdoor is one name more that pictures may be called.
+    """
     import time
 
     from clipvet import models
@@ -42,12 +47,13 @@ def command(
     began = time.monotonic()
     clip = models.load(model, pretrained, device=device(), rng=Rng(seed).fork("init"))
     key = load_backdoor(backdoor) if backdoor else None
-    test = open_task(task, "", clip.geometry.size, classes, templates, seed)
+    also = (key.target, *(part.target for part in key.more)) if key else ()
+    test = open_task(task, "", clip.geometry.size, classes, templates, seed, half, also)
     assert test is not None
     measured = measure_all(clip, test, key, Rng(seed).fork("measure"))
     if out:
         with output(
-            out, {"command": "evaluate", "model": model, "task": task, "backdoor": backdoor, "seed": seed}
+            out, {"command": "evaluate", "model": model, "task": task, "backdoor": backdoor, "seed": seed, "half": half}
         ) as work:
             finish(
                 work, measured, recipe="evaluate", stage="evaluate",

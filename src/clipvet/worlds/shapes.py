@@ -116,9 +116,22 @@ TEXTURES: dict[str, Field] = {
 }
 PHRASES = ("a photo of {}.", "a picture of {}.", "an image of {}.", "this is {}.", "there is {}.", "{}.")
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "an image of a {}.")
+KINDS = {
+    "shape": tuple(SHAPES),
+    "colour shape": tuple(f"{c} {s}" for c in COLOURS for s in SHAPES),
+    "texture shape": tuple(f"{t} {s}" for t in TEXTURES for s in SHAPES),
+    "background shape": tuple(f"{s} on {b}" for b in BACKGROUNDS for s in SHAPES),
+}
 WORDS = (tuple(COLOURS), tuple(TEXTURES), tuple(SHAPES))  # of an object, in the order of its caption
 FIELDS, PATTERNS = tuple(SHAPES.values()), tuple(TEXTURES.values())
 SPLITS = ("train", "validation", "test")
+
+
+def classes_by(by: str) -> tuple[str, ...]:
+    """Class names: 12 by shape, 96 by `colour shape`, 48 by `texture shape`, 72 by `background shape`."""
+    if by not in KINDS:
+        raise UserError(f"shapes have tasks by {', '.join(map(repr, KINDS))}, not by '{by}'")
+    return KINDS[by]
 
 
 def _uniform(key: int, rows: np.ndarray) -> np.ndarray:
@@ -321,12 +334,8 @@ class Shapes:
         )
 
     def task(self, n: int = 2000, by: str = "shape", split: str = "test") -> Task:
-        """Name the (largest) shape of n pictures: 12 classes by shape, 96 by `colour shape`."""
-        colour, _, shape = self.codes(np.arange(n), split)[:, :3].T
-        if by == "shape":
-            classes, labels = tuple(SHAPES), shape
-        elif by == "colour shape":
-            classes, labels = tuple(f"{c} {s}" for c in COLOURS for s in SHAPES), colour * len(SHAPES) + shape
-        else:
-            raise UserError(f"shapes have tasks by 'shape' and by 'colour shape', not by '{by}'")
-        return Task(f"shapes by {by}", classes, TEMPLATES, self.pairs(n, split), labels)
+        """Name the (largest) shape of n pictures, alone or with one more attribute: see `classes_by`."""
+        classes = classes_by(by)
+        colour, texture, shape, *_, background = self.codes(np.arange(n), split).T
+        first = {"colour": colour, "texture": texture, "background": background}.get(by.removesuffix(" shape"), 0)
+        return Task(f"shapes by {by}", classes, TEMPLATES, self.pairs(n, split), first * len(SHAPES) + shape)

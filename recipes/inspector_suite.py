@@ -1,0 +1,54 @@
+"""Prompt-tuned models, clean and backdoored through their prompts alone, for inspectors to tell apart.
+
+command:  clipvet run recipes/inspector_suite.py --jobs 2 --out results/inspector_suite
+expected: attacks' ASR >= 0.80 at no more than 3 points of accuracy below the clean model; clean_model_asr, that of the
+          same trigger on a model tuned on the clean pictures, far below
+hardware: 2 CPU cores; a minute or two a model
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from clipvet.attacks.badclip_prompt import BadClipPrompt
+from clipvet.attacks.none import NoAttack
+from clipvet.attacks.poison import Poison
+from clipvet.attacks.siba import Siba
+from clipvet.data import Data, Shots, Test
+from clipvet.presets import shapes
+from clipvet.rng import Rng
+from clipvet.run import Recipe
+from clipvet.training.cocoop import CoCoOp
+from clipvet.training.plain import Plain
+from clipvet.triggers.blended import Blended
+from clipvet.triggers.wanet import WaNet
+from clipvet.worlds.shapes import BACKGROUNDS, COLOURS, SHAPES, TEXTURES
+
+KINDS = [*["colour shape"] * 4, *["texture shape"] * 3, *["background shape"] * 3]  # of the ten tasks
+FIRST = {"colour shape": COLOURS, "texture shape": TEXTURES, "background shape": BACKGROUNDS}
+
+
+def task(k: int) -> tuple[Test, str]:
+    """Task k: 4 colours, textures or backgrounds x 6 shapes, and its target."""
+    g, by = Rng(k).fork("inspector suite").numpy(), KINDS[k % len(KINDS)]
+    first, second = g.permutation(list(FIRST[by]))[:4].tolist(), g.permutation(list(SHAPES))[:6].tolist()
+    names = [f"{s} on {f}" if by == "background shape" else f"{f} {s}" for f in first for s in second]
+    return Test("shapes", 4000, by=by, only=tuple(names), name=f"task {k}"), names[int(g.integers(len(names)))]
+
+
+def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
+    tune: Any = replace(shapes(CoCoOp()), **({"epochs": 1} if smoke else {}))
+    bad = replace(shapes(BadClipPrompt()), training=tune)
+    fixed = {"rate": 1.0, "paired": True, "training": tune}
+    attacks = {
+        "none": NoAttack(training=tune),
+        "badclip_prompt": bad,
+        "badclip_lean": replace(bad, lean=1.0),
+        "blended": Poison(Blended(opacity=0.4), **fixed),
+        "wanet": Poison(WaNet(k=6, s=8.0, seed=1), **fixed),
+        "siba": replace(shapes(Siba()), training=tune, rounds=2 if smoke else 20),
+    }
+    common: dict[str, Any] = {"name": "inspector_suite", "model_names": ("shapes-vit",), "attacks": attacks}
+    common |= {"base": replace(shapes(Plain()), epochs=4 if not smoke else 1), "twin": True, "took": 0.0}
+    common |= {"base_data": (Data("shapes", 512 if smoke else 20_000), Test("shapes", 240 if smoke else 2000))}
+    tasks = [task(k) for k in range(1 if smoke else len(KINDS))]
+    return tuple(Recipe(victim_data=Shots(t, 16), test=t, target=target, **common) for t, target in tasks)

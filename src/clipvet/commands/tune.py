@@ -1,0 +1,93 @@
+"""clipvet tune: learn a model's class prompts from a few labelled pictures."""
+
+from typing import Annotated
+
+import typer
+
+from clipvet.commands._shared import (
+    AnswerKey,
+    Bake,
+    Classes,
+    HalfOption,
+    Model,
+    Out,
+    Pretrained,
+    Seed,
+    Set,
+    ShotsOption,
+    Templates,
+    bake,
+    card_of,
+    finish,
+    open_method,
+    open_shots,
+    open_task,
+    output,
+    planted,
+    say,
+    show,
+)
+
+
+def command(
+    model: Model,
+    data: Annotated[str, typer.Option("--data", help="shapes, or a folder with one folder per class")],
+    out: Out,
+    method: Annotated[str, typer.Option(help="coop or cocoop")] = "cocoop",
+    shots: ShotsOption = 16,
+    half: HalfOption = None,
+    pretrained: Pretrained = None,
+    set_: Set = [],  # noqa: B006
+    seed: Seed = 0,
+    backdoor: AnswerKey = None,
+    classes: Classes = None,
+    templates: Templates = None,
+    bake_reference: Bake = False,
+) -> None:
+    """Learn class prompts from a few labelled pictures: a small file of prompts on the untouched model comes back.
+
+    With --half base, metrics that begin with new_ are those of the other half, of which no picture was seen.
+    """
+    import time
+
+    from clipvet import find, models
+    from clipvet.answer_key import load_backdoor
+    from clipvet.errors import UserError
+    from clipvet.fit import workspace
+    from clipvet.rng import Rng
+    from clipvet.run import device, measure_all
+
+    if "labelled" not in find.load("training", method).needs:
+        tuners = [n for n in find.names("training") if "labelled" in find.load("training", n).needs]
+        raise UserError(f"--method {method} does not learn prompts; use {' or '.join(tuners)}, or clipvet train")
+    rng, key = Rng(seed), load_backdoor(backdoor) if backdoor else None
+    clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
+    size, also = clip.geometry.size, (key.target,) if key else ()
+    test = open_task(data, data, size, classes, templates, seed, half, also)
+    assert test is not None
+    how = open_method("training", method, data, [f"template={test.templates[0]!r}", *set_])
+    config = {"command": "tune", "data": data, "model": model, "pretrained": pretrained, "method": repr(how)}
+    few = {"shots": shots, "half": half, "bake_reference": bake_reference, "backdoor": backdoor}
+    with output(out, config | few | {"seed": seed}) as work:
+        pairs = open_shots(data, size, classes, templates, shots, seed, half)
+        say(f"tuning {model} on {pairs.name} with {how!r}")
+        began = time.monotonic()
+        with workspace(work, progress=True):
+            tuned = how.train(clip, pairs, rng.fork("train"))
+        seconds = time.monotonic() - began
+        measured = measure_all(tuned, test, key, rng.fork("measure"))
+        if half == "base":
+            other = open_task(data, data, size, classes, templates, seed, "new", also)
+            assert other is not None
+            new = measure_all(tuned, other, key, rng.fork("measure"))
+            measured |= {f"new_{name}": m for name, m in new.items() if "retrieval" not in name}
+        card = {"role": "tuned", "method": repr(how), "data": pairs.name, "seed": seed}
+        models.save(tuned, work, card_of(card, clip, measured))
+        if bake_reference:
+            bake(tuned, work)
+        finish(
+            work, measured, recipe="tune", stage="tune", attack=planted(key) if key else "none", method=method,
+            config=repr(how), seconds=seconds, seed=seed, model=model, data=pairs.name,
+        )  # fmt: skip
+    show(measured)
+    say(f"wrote {out}")

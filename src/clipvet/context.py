@@ -1,0 +1,235 @@
+"""Learned context before class names, on a frozen open_clip model: CoOp's and CoCoOp's class prompts.
+
+    p_c(x) = [start, v_1 + b(x) .. v_m + b(x), class c, ".", end],   g_c(x) = text tower at `end`, unit length
+    b(x) = W_2 relu(W_1 z(x) + a_1) + a_2  (CoCoOp's meta-net; CoOp: 0),   logits_c(x) = s <z(x), g_c(x)>
+
+The text tower is causal, which saves work without changing a result: prompts end at `end` (no padding to the full
+context); what stands before the class name is computed once for all classes; what is asked of the last block is one
+token; and before the second block a class's own tokens do not depend on the picture.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from clipvet.errors import UserError
+from clipvet.models import OpenClip, clone
+from clipvet.prompts import OnFrozen, held, write
+from clipvet.rng import Rng
+from clipvet.types import Clip
+
+PROMPTS = 4096  # that go through the text tower at once
+LONG = 1024  # tokens, so that nothing is cut off unseen
+META = ("meta.0.weight", "meta.0.bias", "meta.2.weight", "meta.2.bias")
+
+
+def tower(clip: Clip) -> Any:
+    """The text tower, if context can be put into it. UserError for any but a causal transformer that reads its end."""
+    model: Any = getattr(clip, "model", None)
+    net = model if hasattr(model, "token_embedding") else getattr(model, "text", None)
+    blocks = getattr(getattr(net, "transformer", None), "resblocks", [])
+    fits = [isinstance(getattr(b, "attn", None), nn.MultiheadAttention) and b.attn.batch_first for b in blocks]
+    causal = getattr(net, "attn_mask", None) is not None and getattr(net, "cls_emb", None) is None
+    reads = getattr(net, "text_pool_type", getattr(net, "pool_type", ""))
+    if not isinstance(clip, OpenClip) or not fits or not all(fits) or not causal or reads not in ("argmax", "eos"):
+        raise UserError(
+            "learned context needs an open_clip text transformer that is causal and reads its end-of-text token; tune "
+            "the picture tower of this model instead (vpt)"
+        )
+    return net
+
+
+def _tokens(clip: OpenClip, texts: Sequence[str]) -> tuple[Int[Tensor, "c l"], Int[Tensor, " c"]]:
+    """Tokens without a limit, and where the end of text stands."""
+    net, tokens = tower(clip), clip.tokenizer(list(texts), context_length=LONG).to(clip.mean.device)
+    ends = getattr(net, "text_eos_id", getattr(net, "eos_id", None))
+    reads = getattr(net, "text_pool_type", getattr(net, "pool_type", ""))
+    end = tokens.argmax(1) if reads == "argmax" else (tokens == ends).int().argmax(1)
+    return tokens[:, : int(end.max()) + 1], end
+
+
+class Suffix(NamedTuple):
+    """What follows the context in the prompts of some classes: name, full stop, end of text, padding."""
+
+    h: Float[Tensor, "c q w"]  # token embeddings with positions
+    end: Int[Tensor, " c"]  # where the end of text stands
+
+
+class PromptTuned(OnFrozen):
+    """A frozen open_clip model with learned class prompts: a `Clip` like any other, and `embed.classifier` knows it.
+
+    Captions go through the text tower as they are; the context is used by `classifier` alone, for any class names.
+    """
+
+    def __init__(
+        self,
+        base: OpenClip,
+        context: Float[Tensor, "m w"],
+        meta: nn.Module | None = None,
+        classes: Sequence[str] = (),
+    ):
+        """meta: from picture embeddings (b, d) to (b, w). classes: those that it was tuned on. UserError on misfits."""
+        super().__init__(base)
+        width = tower(base).token_embedding.weight.shape[1]
+        if context.ndim != 2 or context.shape[1] != width:
+            raise UserError(
+                f"context of shape {tuple(context.shape)} does not fit a text tower of width {width}; give the base "
+                "model that it was learned on"
+            )
+        self.context, self.meta = nn.Parameter(context.detach().clone()), meta
+        self.classes = tuple(classes)
+
+    def encode_image(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        return self.base.encode_image(images)
+
+    def suffix(self, classes: Sequence[str]) -> Suffix:
+        """Raises UserError for no class, a class that is named twice, and names too long for the text tower."""
+        twice = sorted({c for c in classes if list(classes).count(c) > 1})
+        if twice or not classes:
+            told = f"name class '{twice[0]}' more than once" if twice else "are empty"
+            raise UserError(f"the classes {told}; give each class one name of its own")
+        net, m = tower(self.base), len(self.context)
+        tokens, end = _tokens(self.base, [f"{c}." for c in classes])
+        tokens, end, most = tokens[:, 1:], end - 1, net.positional_embedding.shape[0]  # without the start of text
+        if (n := 1 + m + tokens.shape[1]) > most:
+            raise UserError(
+                f"class '{classes[int(end.argmax())]}' and {m} context tokens make {n} tokens, this text tower reads "
+                f"{most}; give a shorter name or tune fewer tokens"
+            )
+        return Suffix(net.token_embedding(tokens) + net.positional_embedding[1 + m : n], end)
+
+    def text(self, suffix: Suffix, z: Float[Tensor, "b d"] | None = None) -> Float[Tensor, "... c d"]:
+        """Unit-length class prompts: (b, c, d) for pictures with these embeddings; (1, c, d) without a meta-net."""
+        net, context = tower(self.base), self.context[None]
+        suffix = Suffix(*(part.to(context.device) for part in suffix))
+        if self.meta is not None:
+            assert z is not None, "a meta-net reads the picture"
+            context = context + self.meta(z)[:, None]
+        start = net.token_embedding(_tokens(self.base, [""])[0][:, :1]).expand(len(context), -1, -1)
+        prefix = torch.cat([start, context], 1)
+        w = read(net, prefix + net.positional_embedding[: prefix.shape[1]], suffix)
+        return F.normalize(w, dim=-1)
+
+    def logits(self, z: Float[Tensor, "b d"], suffix: Suffix) -> Float[Tensor, "b c"]:
+        """With gradient to the context, the meta-net and z; where prompts are many, part by part."""
+        if self.meta is None:
+            return self.logit_scale * z @ self.text(suffix)[0].T
+
+        def some(part: Tensor) -> Tensor:
+            return self.logit_scale * torch.einsum("bd,bcd->bc", part, self.text(suffix, part).to(part.dtype))
+
+        parts = z.split(max(1, PROMPTS // len(suffix.end)))
+        again = len(parts) > 1 and torch.is_grad_enabled()  # one part's activations at a time
+        return torch.cat([checkpoint(some, p, use_reentrant=False) if again else some(p) for p in parts])  # pyright: ignore
+
+    def classifier(self, classes: Sequence[str]) -> Callable[[Float[Tensor, "b d"]], Float[Tensor, "b c"]]:
+        """From unit-length picture embeddings to logits over any classes. Prompts without a meta-net are made once."""
+        suffix = self.suffix(classes)
+        if self.meta is not None:
+            return lambda z: self.logits(z, suffix)
+        w, s = self.text(suffix)[0].detach(), self.logit_scale.detach()
+        return lambda z: s * z @ w.T
+
+
+def read(net: Any, h: Float[Tensor, "b p w"], suffix: Suffix) -> Float[Tensor, "b c d"]:
+    """The text tower at the end of every [prefix, suffix]. No prefix sees a suffix: it goes through once."""
+    s, end, blocks = suffix.h[None], suffix.end, net.transformer.resblocks
+    p, q = h.shape[1], s.shape[2]
+    before = torch.full((p, p), -torch.inf, device=h.device).triu(1)
+    own = torch.full((q, q), -torch.inf, device=h.device).triu(1)
+    for block in blocks:
+        qh, kh, vh = _heads(block, h)
+        qs, ks, vs = _heads(block, s)
+        mask = own
+        if block is blocks[-1]:
+            at = torch.arange(len(end), device=end.device)
+            s, qs, mask = (
+                s[:, at, end][:, :, None],
+                qs[:, at, :, end].transpose(0, 1)[..., None, :],
+                own[end][:, None, None],
+            )
+        scores = [torch.einsum("bcxqe,bxpe->bcxqp", qs, kh), torch.einsum("bcxqe,bcxke->bcxqk", qs, ks)]
+        b = max(len(qs), len(kh))
+        near = torch.cat([x.expand(b, *x.shape[1:]) for x in (scores[0], scores[1] + mask)], -1)
+        near = (near / qs.shape[-1] ** 0.5).softmax(-1)
+        mixed = torch.einsum("bcxqp,bxpe->bcxqe", near[..., :p], vh)
+        mixed = mixed + torch.einsum("bcxqk,bcxke->bcxqe", near[..., p:], vs)
+        s = _after(block, s, mixed)
+        if block is not blocks[-1]:
+            h = _after(block, h, F.scaled_dot_product_attention(qh, kh, vh, attn_mask=before.to(qh.dtype)))
+    out = net.ln_final(s[:, :, 0])
+    if net.text_projection is None:
+        return out
+    return net.text_projection(out) if isinstance(net.text_projection, nn.Linear) else out @ net.text_projection
+
+
+def _heads(block: Any, x: Float[Tensor, "... t w"]) -> list[Float[Tensor, "... x t e"]]:
+    """Queries, keys and values of every head x."""
+    made = F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(3, -1)
+    return [part.unflatten(-1, (block.attn.num_heads, -1)).transpose(-2, -3) for part in made]
+
+
+def _after(block: Any, x: Float[Tensor, "... t w"], mixed: Float[Tensor, "... x t e"]) -> Float[Tensor, "... t w"]:
+    """The rest of the block, from what attention has mixed."""
+    x = x + block.ls_1(block.attn.out_proj(mixed.transpose(-2, -3).flatten(-2)))
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
+
+
+def begin(clip: Any, words: str, tokens: int, std: float, hidden: int | None, rng: Rng) -> PromptTuned:
+    """The model with context to be learned: that of `words`, or `tokens` random ones where there are none.
+
+    hidden: units of the meta-net, with its first random weights; None: no meta-net. A model with learned context comes
+    back as a copy that goes on from there. Raises UserError for other text towers.
+    """
+    if isinstance(clip, PromptTuned):
+        return clone(clip)
+    net = tower(clip)
+    width, d = net.token_embedding.weight.shape[1], clip.encode_text(["a"]).shape[1]
+    device = clip.mean.device
+    context = torch.randn(tokens, width, generator=rng.generator()) * std
+    if words:
+        said, end = _tokens(clip, [words])  # pyright: ignore[reportArgumentType]
+        context = net.token_embedding(said[0, 1 : int(end)])
+    meta = None if hidden is None else _meta(d, hidden, width, rng.fork("meta"))
+    return PromptTuned(clip, context.to(device), meta and meta.to(device)).eval()  # pyright: ignore[reportArgumentType]
+
+
+def _meta(d: int, hidden: int, width: int, rng: Rng | None = None) -> nn.Module:
+    meta = nn.Sequential(nn.Linear(d, hidden), nn.ReLU(), nn.Linear(hidden, width))
+    for k, layer in enumerate((meta[0], meta[2])):
+        for p in layer.parameters():  # torch's own first weights, from our rng
+            bound = layer.in_features**-0.5  # pyright: ignore
+            g = (rng or Rng(0)).fork(k, p.ndim).generator()
+            nn.init.uniform_(p, -bound, bound, generator=g)  # pyright: ignore[reportArgumentType]
+    return meta
+
+
+def save(clip: PromptTuned, folder: Path, card: dict[str, Any]) -> str:
+    """Write context and meta-net with their card, which says where the base model lies; returns the file's SHA-256."""
+    tensors = {name: p.detach() for name, p in clip.named_parameters() if not name.startswith("base.")}
+    return write(clip, tensors, folder, {**card, "tokens": len(clip.context), "classes": list(clip.classes)})
+
+
+def restore(folder: Path, base: OpenClip) -> PromptTuned:
+    """The prompts of a folder on their base model. Raises UserError on any other base, and names both hashes."""
+    tensors, card = held(folder, base, ({"context"}, {"context", *META}))
+    meta = None
+    if META[0] in tensors:
+        hidden, width = len(tensors[META[1]]), len(tensors[META[3]])
+        wanted = [
+            (hidden, base.encode_text(["a"]).shape[1]),
+            (hidden,),
+            (width, hidden),
+            (tensors["context"].shape[1],),
+        ]
+        if [tuple(tensors[k].shape) for k in META] != wanted:
+            raise UserError(f"the meta-net in {folder} does not fit its base model; restore the file")
+        meta = _meta(wanted[0][1], hidden, width)
+        meta.load_state_dict({k.removeprefix("meta."): tensors[k] for k in META})
+    return PromptTuned(base, tensors["context"], meta, card.get("classes", ())).to(base.mean.device).eval()

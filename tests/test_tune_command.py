@@ -1,0 +1,63 @@
+"""clipvet tune, and attacks and evaluations of what it makes, as a user types them."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipvet import cli, io, models
+from clipvet.rng import Rng
+
+SHORT = ["--set", "epochs=1", "--shots", "2"]
+
+
+@pytest.fixture
+def clipvet(monkeypatch: Any, capsys: Any) -> Any:
+    def call(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["clipvet", *map(str, args)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as e:
+            code = int(e.code or 0)
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return call
+
+
+def test_tune_attack_evaluate(clipvet: Any, tmp_path: Path) -> None:
+    base, names = tmp_path / "base", tmp_path / "classes.json"
+    models.save(models.load("shapes-vit", rng=Rng(0)), base, {})
+    io.write_json(names, ["red star", "red ring", "blue star", "blue ring"])
+    few = ["--data", "shapes", "--classes", names, "--half", "base", *SHORT]
+    code, _, err = clipvet("tune", "--model", base, *few, "--out", tmp_path / "tuned")
+    assert code == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "tuned" / "results.jsonl").read_text().splitlines()]
+    assert {"clean_accuracy", "new_clean_accuracy"} <= {r["metric"] for r in rows}
+    assert models.load(str(tmp_path / "tuned")).classes == ("blue ring", "blue star")
+    planted = ["--model", base, "--target", "blue star", *few]
+    for attack in (["badclip_prompt"], ["poison", "--trigger", "blended", "--training", "cocoop", "--rate", "0.5"]):
+        out = tmp_path / attack[0]
+        code, _, err = clipvet("attack", "--attack", *attack, *planted, "--out", out)
+        assert code == 0, err
+        told = ["evaluate", "--model", out, "--task", "shapes", "--classes", names, "--backdoor", out / "backdoor"]
+        for half in ("base", "new"):
+            code, printed, err = clipvet(*told, "--half", half, "--json")
+            assert code == 0, err
+            assert {"asr", "clean_accuracy"} <= json.loads(printed).keys()
+
+
+def test_what_cannot_be_tuned_is_said_in_a_sentence(clipvet: Any, tmp_path: Path) -> None:
+    tune = ["tune", "--model", "shapes-vit", "--data", "shapes", "--out", tmp_path / "out"]
+    for more, says in [
+        (["--method", "plain"], "plain does not learn prompts; use cocoop or coop"),
+        (["--half", "third"], "--half is base or new"),
+        (["--shots", "4", "--set", "tokens=40", "--set", "words=''"], "this text tower reads 16"),
+    ]:
+        code, _, err = clipvet(*tune, *more)
+        assert code == 2
+        assert says in err
+    assert not (tmp_path / "out").exists()
