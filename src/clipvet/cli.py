@@ -5,7 +5,9 @@ import sys
 
 import typer
 
-COMMANDS = ("demo", "train", "attack", "evaluate", "filter", "clean", "run", "report", "list")  # in the order of --help
+COMMANDS = (  # in the order of --help
+    *("demo", "train", "attack", "evaluate", "filter", "clean", "verify", "convert", "run", "report", "list"),
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -13,7 +15,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Vet CLIP models and the web data behind them: attack, filter, clean, evaluate.\n\n"
     "DATA: shapes (embedded), foreign, or a CSV/TSV/parquet of pictures and captions. TASK: shapes, or a folder with "
-    "one folder per class. MODEL: an open_clip name (ViT-B-32, shapes-vit), a directory, local-dir:PATH, hf-hub:REPO.",
+    "one folder per class. MODEL: an open_clip name (ViT-B-32, shapes-vit), a directory of open_clip's or "
+    "transformers' layout, a state dict of OpenAI's, local-dir:PATH, hf-hub:REPO.",
 )
 
 for _name in COMMANDS:

@@ -98,7 +98,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def save_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file; whoever reads `path` sees the old file or the whole new one. Raises OSError."""
+    """Write a safetensors file, or a torch one (.pt); who reads `path` sees the old file or the whole new one.
+
+    Raises OSError.
+    """
     packed, seen = {}, set()
     for name, tensor in tensors.items():
         t = tensor.detach().cpu().contiguous()
@@ -107,7 +110,7 @@ def save_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
         seen.add(where)
     with replacing(Path(path)) as tmp:
         try:
-            safetensors.torch.save_file(packed, tmp)
+            torch.save(packed, tmp) if path.suffix == ".pt" else safetensors.torch.save_file(packed, tmp)
         except safetensors.SafetensorError as e:
             found = re.search(r"os error (\d+)", str(e))
             raise OSError(int(found[1]) if found else errno.EIO, str(e), str(path)) from e
@@ -132,7 +135,7 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as e:
         raise UserError(f"{path} cannot be read ({e.strerror}); check the path") from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{path} is not JSON ({_line(e)}); mend or delete it") from e
 
 
