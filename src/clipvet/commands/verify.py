@@ -37,7 +37,7 @@ def command(
         say("the card holds no measured numbers")
         return
     seed, clip = card.seed, models.load(str(folder), device=device())
-    spec = task or ("shapes" if card.task.get("name") == "shapes" else None)
+    spec = task or ("shapes" if card.task.get("name") == "shapes by shape" else None)
     test = open_task(spec, "", clip.geometry.size, classes, templates, seed)
     if test is None:
         say(f"its {len(card.measured)} measured numbers were not checked: give their --task")
