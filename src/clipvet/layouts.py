@@ -116,13 +116,21 @@ def _depth(state: Mapping[str, Tensor], part: str) -> int:
 
 def too_large(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
     """Whether the config describes far more weights than there are: building it would eat the memory."""
-    model = config["model_cfg"]
-    vision, text = model["vision_cfg"], model["text_cfg"]
-    held = sum(v.numel() for v in state.values())
-    wanted = text["vocab_size"] * text["width"] + 4 * text["layers"] * text["width"] ** 2
-    if isinstance(vision.get("layers"), int):
-        wanted += 4 * vision["layers"] * vision["width"] ** 2
-    if sizes := re.fullmatch(siglip.NAME, vision.get("timm_model_name", "")):
+    vision, text = config["model_cfg"]["vision_cfg"], config["model_cfg"]["text_cfg"]
+    held, wanted = sum(v.numel() for v in state.values()), 0
+    if not text.get("hf_model_name"):
+        wide, long = text.get("width", 512), text.get("layers", 12)
+        wanted = wide * (text.get("vocab_size", 49408) + 4 * long * wide + text.get("context_length", 77))
+    name = vision.get("timm_model_name") or ""
+    if not name and isinstance(layers := vision.get("layers", 12), int):
+        size, patch = (
+            max(n) if isinstance(n, list) else n for n in (vision.get("image_size", 224), vision.get("patch_size", 16))
+        )
+        patches = (size // patch) ** 2
+        wanted += vision.get("width", 768) * (4 * layers * vision.get("width", 768) + patches)
+    elif not name:
+        wanted += sum(layers) * vision.get("width", 64) ** 2
+    if sizes := re.fullmatch(siglip.NAME, name):
         width, depth = int(sizes[1]), int(sizes[2])
         wanted += 4 * depth * width**2
     return wanted > 2 * held

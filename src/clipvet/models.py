@@ -29,6 +29,7 @@ from clipvet.types import Clip, Geometry
 CONFIGS = Path(__file__).parent / "model_configs"
 WEIGHTS = "open_clip_model.safetensors"
 REMEMBERED = 2**16  # captions
+MAX_CAPTION = 2000  # characters that are tokenised: more than any context holds, and byte pairs cost their square
 IGNORED = {  # OpenAI's numbers and older transformers' buffer: no weights
     "input_resolution",
     "context_length",
@@ -44,6 +45,7 @@ class _Tokens:
         self.tokenizer, self.rows = tokenizer, {}
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
+        captions = [c[:MAX_CAPTION] for c in captions]
         distinct = list(dict.fromkeys(captions))
         new = [c for c in distinct if c not in self.rows]
         if len(self.rows) + len(new) > REMEMBERED:
@@ -72,9 +74,17 @@ class OpenClip(nn.Module):
             raise UserError(
                 f"pictures of size {size}, resized by {pre['resize_mode']}, are not supported; use square ones"
             )
+        if pre["interpolation"] not in ("bicubic", "bilinear", "random"):
+            raise UserError(f"interpolation {pre['interpolation']!r:.40} is not supported; use bicubic or bilinear")
+        try:
+            mean, std = (torch.tensor(pre[k], dtype=torch.float32).reshape(3, 1, 1) for k in ("mean", "std"))
+        except (TypeError, ValueError, RuntimeError) as e:
+            raise UserError(f"the model's mean or std are not three numbers ({io.line(e)}); mend its config") from e
+        if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
+            raise UserError("the model's mean and std must be finite, and std positive; mend its config")
         self.geometry = Geometry(size[0], pre["resize_mode"], pre["interpolation"])
-        self.register_buffer("pixel_mean", torch.tensor(pre["mean"]).reshape(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pre["std"]).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_mean", mean, persistent=False)
+        self.register_buffer("pixel_std", std, persistent=False)
 
     @property
     def mean(self) -> Float[Tensor, "3 1 1"]:  # a property, as Python 3.12 looks for a protocol's members on the class
@@ -245,6 +255,10 @@ def load(
         raise UserError(f"{model} brings its own weights; drop pretrained={pretrained}")
     tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained and not Path(pretrained).is_file() else {}
     quick_gelu = quick_gelu or bool(tag.get("quick_gelu"))
+    path = _weights(name, pretrained, tag) if weights else None
+    state = io.load_weights(path) if path else {}
+    if path and name.startswith("local-dir:"):
+        _check_size(Path(name[10:]), state)
     with _quiet(), torch.random.fork_rng(devices=[]):
         # open_clip's initialisers draw from the global stream: it is forked and seeded here, and nowhere else
         torch.default_generator.manual_seed((rng or Rng(0)).key)  # the CPU's alone: torch.manual_seed seeds GPUs too
@@ -267,9 +281,8 @@ def load(
     if quick_gelu:
         config["quick_gelu"] = True
     clip = OpenClip(net, tokenizer, {"model_cfg": config, "preprocess_cfg": dict(net.visual.preprocess_cfg)})  # pyright: ignore
-    path = _weights(name, pretrained, tag) if weights else None
     if path:
-        _fill(net, io.load_weights(path), path, model)
+        _fill(net, state, path, model)
     clip.source = str(Path(name[10:]).resolve()) if name.startswith("local-dir:") else name
     return _onto(clip, device)
 
@@ -313,6 +326,23 @@ def _weights(name: str, pretrained: str | None, tag: dict) -> Path | None:
     if pretrained and not Path(pretrained).is_file():
         raise UserError(f"pretrained={pretrained} is neither a file nor an open_clip tag of {name}; check the path")
     return Path(pretrained) if pretrained else None
+
+
+def _check_size(folder: Path, state: dict[str, Tensor]) -> None:
+    """UserError where the config describes far more weights than the file has: building it would eat the memory."""
+    told = io.read_json(folder / "open_clip_config.json")
+    if not isinstance(told, dict):
+        raise UserError(f"{folder} cannot be built; its open_clip_config.json is no object: restore it")
+    try:
+        large = layouts.too_large(told, state)
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as e:
+        raise UserError(
+            f"{folder} cannot be built ({type(e).__name__}: {io.line(e)}); check its open_clip_config.json"
+        ) from e
+    if large:
+        raise UserError(
+            f"{folder} describes a far larger model than its weights are; restore its open_clip_config.json"
+        )
 
 
 def weights_file(folder: Path) -> Path:
@@ -371,6 +401,11 @@ def _fill(net: nn.Module, state: dict[str, Tensor], path: Path, model: str) -> N
     ]
     if told:
         raise UserError(f"{path} does not fit {model} ({'; '.join(told)}); give the model that it was trained as")
+    for key, v in state.items():
+        if wanted[key].is_floating_point() != v.is_floating_point():
+            raise UserError(f"{path} holds {key} as {v.dtype}, not as numbers of its kind; give the weights as trained")
+        if not torch.isfinite(v.float()).all():
+            raise UserError(f"{path} holds values in {key} that are not finite; give weights from before they diverged")
     net.load_state_dict(state)
 
 

@@ -77,7 +77,7 @@ def _is_plain(files: Mapping[str, bytes], plain: Any) -> bool:
                 return False
         extra = json.loads(files.get("added_tokens.json", b"{}"))
         return set(extra.values()) <= last
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 
