@@ -36,8 +36,8 @@ def built(name: str) -> Any:
         clip._tokens = models._Tokens(tokenizers.Foreign(any_tokenizer(), config["text_cfg"]["context_length"]))
     g = Rng(1).generator()
     with torch.no_grad():
-        for p in clip.parameters():
-            p += (0.3 if p.ndim == 1 else 0.02) * torch.randn(p.shape, generator=g)
+        for n, p in clip.named_parameters():
+            p += (0.3 if p.ndim == 1 and n.endswith("weight") else 0.02) * torch.randn(p.shape, generator=g)
         for n, b in clip.named_buffers():
             if n.endswith(("running_mean", "running_var")):
                 b += 0.1 * torch.rand(b.shape, generator=g)
@@ -46,10 +46,12 @@ def built(name: str) -> Any:
 
 def any_tokenizer() -> dict[str, bytes]:
     """Files of a tokenizer that transformers loads; which one does not matter here."""
-    from tokenizers import Tokenizer, models, pre_tokenizers  # pyright: ignore[reportMissingImports]
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers  # pyright: ignore[reportMissingImports]
     from transformers import PreTrainedTokenizerFast  # pyright: ignore[reportMissingImports]
 
     words = Tokenizer(models.WordLevel({"</s>": 1, "<unk>": 0, "a": 2, "cat": 3}, unk_token="<unk>"))
+    bare = [normalizers.Lowercase(), normalizers.Replace(Regex(r"[^\w\s]"), "")]  # as SigLIP's
+    words.normalizer = normalizers.Sequence(bare)
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     with tempfile.TemporaryDirectory() as folder:
         whole = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="</s>", unk_token="<unk>")
@@ -61,7 +63,8 @@ def inputs(clip: Any) -> tuple[Tensor, Tensor]:
     g, text = Rng(2).generator(), clip.config["model_cfg"]["text_cfg"]
     tokens = torch.randint(1, text["vocab_size"] - 2, (PICTURES, text["context_length"]), generator=g)
     tokens[:, text["context_length"] // 2] = text["vocab_size"] - 1
-    return torch.rand(PICTURES, 3, clip.geometry.size, clip.geometry.size, generator=g), tokens
+    coarse = torch.rand(PICTURES, 3, 4, 4, generator=g)  # fine noise looks all alike to a ResNet
+    return F.interpolate(coarse, (clip.geometry.size, clip.geometry.size)), tokens
 
 
 def transformers_features(folder: Path, pixels: Tensor, tokens: Tensor) -> list[Tensor]:
@@ -134,7 +137,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--models", nargs="+", default=list(ARCHITECTURES))
     given = parser.parse_args()
-    rows = []
+    held = io.read_json(given.out)["rows"] if given.out.exists() else []
+    rows = [r for r in held if r["model"] not in given.models]  # of an earlier run
     for name in given.models:
         clip = built(name)
         for layout in READERS:

@@ -223,6 +223,8 @@ def test_what_a_layout_cannot_hold(tmp_path: Path, clip: Any, resnet: Any) -> No
     no("prepares pictures otherwise", narrow, "openai")
     quick: Any = models.load("shapes-vit", rng=Rng(1), quick_gelu=True)  # heads of width 32: OpenAI's code has 64
     no("features differ by", quick, "openai")
+    narrow_resnet: Any = models.load("shapes-rn", rng=Rng(1), quick_gelu=True)
+    no("features differ by", narrow_resnet, "openai")
     made.write(tmp_path / "sig", "siglip", "gelu")
     sig = models.load(str(tmp_path / "sig"))
     no("no SigLIP tower of these sizes", sig, "open_clip")

@@ -157,7 +157,9 @@ def write(clip: Any, folder: Path) -> Path:
     else:
         files |= tokenizers.files_of(clip.tokenizer) if hasattr(clip.tokenizer, "bpe_ranks") else {}
         files["preprocessor_config.json"] = json.dumps(hf.processor(clip, kind), indent=2).encode()
-        if not hasattr(clip.tokenizer, "bpe_ranks") and hasattr(clip.tokenizer, "save_pretrained"):
+        if isinstance(clip.tokenizer, tokenizers.Foreign):
+            files |= clip.tokenizer.files
+        elif hasattr(clip.tokenizer, "save_pretrained"):  # open_clip's HFTokenizer
             clip.tokenizer.save_pretrained(folder)
     for name, held in files.items():
         with io.replacing(folder / name) as tmp:
