@@ -311,6 +311,7 @@ def test_models_that_cannot_be_loaded(tmp_path, vit):
     no("is not the file that", str(tmp_path / "m"))
     (tmp_path / "m" / models.WEIGHTS).unlink()
     no("holds no weights", str(tmp_path / "m"))
+    models.save(vit, tmp_path / "m", {})
     io.write_json(tmp_path / "m" / "open_clip_config.json", {"model_cfg": {"embed_dim": 3}})
     no("cannot be built", str(tmp_path / "m"))
     io.write_json(

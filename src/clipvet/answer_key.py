@@ -118,25 +118,31 @@ def load_backdoor(folder: Path) -> Backdoor:
         fields |= io.load_weights(folder / "trigger.safetensors")
     try:
         trigger = find.load("triggers", card.trigger)(**fields) if card.trigger else None
-    except TypeError as e:
-        raise UserError(f"{path}: trigger {card.trigger} does not take these fields ({e})") from e
+        now = probe(trigger)
+    except UserError:
+        raise
+    except Exception as e:  # an untrusted card's fields can be anything
+        why = f"{type(e).__name__}: {io.line(e)}"
+        raise UserError(f"{path}: trigger {card.trigger} does not take these fields ({why}); restore it") from e
     held = io.load_weights(folder / "probe.safetensors")
     planted, chosen = held.get("stamped", torch.empty(0)), held.get("pictures")
-    now = probe(trigger)
     if planted.shape != now.shape or not torch.allclose(planted, now, rtol=0, atol=1 / 255):  # processors round apart
         raise UserError(
             f"{path}: this trigger no longer stamps what was planted; use the clipvet version that wrote it"
         )
     try:
+        if not manifest.is_file():  # a pipe would never end
+            raise FileNotFoundError("no such file")
         table = pq.read_table(manifest, columns=["id", "row", "caption", "trigger", "seed"])
-    except (OSError, pa.ArrowException) as e:
-        raise UserError(f"{manifest} cannot be read ({str(e).splitlines()[0]}); restore it") from e
-    ids, captions = np.asarray(table["id"], dtype=np.int64), tuple(table["caption"].to_pylist())
+        ids, rows = (np.asarray(table[column], dtype=np.int64) for column in ("id", "row"))
+    except (OSError, pa.ArrowException, ValueError, TypeError) as e:
+        raise UserError(f"{manifest} cannot be read ({io.line(e)}); restore it") from e
+    captions = tuple(table["caption"].to_pylist())
     parts = tuple(load_backdoor(folder / "more" / str(k)) for k in range(len(card.more)))
     seals = [io.read_json(folder / "more" / str(k) / "backdoor.json")["seal"] for k in range(len(parts))]
     if len(card.classes) != (0 if chosen is None else len(chosen)):
         raise UserError(f"{path} names {len(card.classes)} classes for another number of pictures; restore both files")
-    rows, pictures = np.asarray(table["row"], dtype=np.int64), None if chosen is None else chosen.float() / 255
+    pictures = None if chosen is None else chosen.float() / 255
     theirs = np.concatenate([np.zeros(0, np.int64), *(part.poisoned for part in parts)])
     bare = np.setdiff1d(ids[[name == "" for name in table["trigger"].to_pylist()]], theirs if trigger else ids)
     told = tuple(card.classes), tuple(card.ties), card.says, bare, parts

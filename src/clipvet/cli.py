@@ -8,7 +8,7 @@ import typer
 
 # in the order of --help
 COMMANDS = ("demo", "train", "tune", "attack", "inspect", "calibrate", "evaluate", "filter", "clean")
-COMMANDS += ("run", "report", "list")
+COMMANDS += ("verify", "convert", "run", "report", "list")
 
 app = typer.Typer(
     add_completion=False,
@@ -16,8 +16,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Vet CLIP models and the web data behind them: inspect, attack, filter, clean, evaluate.\n\n"
     "DATA: shapes (embedded), shapes-shifted, foreign, a CSV/TSV/parquet of pictures and captions. TASK: shapes, or a "
-    "folder with one folder per class. MODEL: an open_clip name (ViT-B-32, shapes-vit), a directory, local-dir:PATH, "
-    "hf-hub:REPO.",
+    "folder with one folder per class. MODEL: an open_clip name (ViT-B-32, shapes-vit), a directory of open_clip's or "
+    "transformers' layout, a state dict of OpenAI's, local-dir:PATH, hf-hub:REPO.",
 )
 
 for _name in COMMANDS:

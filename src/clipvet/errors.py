@@ -2,7 +2,13 @@
 
 
 class UserError(Exception):
-    """Bad input: one sentence that names the file or option and the way out. The command line exits with 2."""
+    """Bad input: one sentence that names the file or option and the way out. The command line exits with 2.
+
+    Control characters, which names in a hostile file may hold, are shown by their codes.
+    """
+
+    def __init__(self, told: str):
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in told))
 
 
 class Unsupported(UserError):

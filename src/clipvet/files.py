@@ -28,6 +28,7 @@ from clipvet.types import Geometry, Pairs, Task
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
 MAX_PIXELS = 64_000_000
+MAX_COLUMNS = 1000  # thousands take the table reader minutes
 
 
 @functools.lru_cache
@@ -150,8 +151,13 @@ def open_pairs(
         columns = _text_columns(path, separator)
     absent = [k for k in keys if k not in columns]
     if absent:
+        has = ", ".join(columns)
         raise UserError(
-            f"{path} has no column {' or '.join(absent)}, it has {', '.join(columns)}; set image_key and caption_key"
+            f"{path} has no column {' or '.join(absent)}, it has {has[:200]}; set image_key and caption_key"
+        )
+    if len(columns) > MAX_COLUMNS:
+        raise UserError(
+            f"{path} has {len(columns)} columns, more than {MAX_COLUMNS}; keep those of pictures and captions"
         )
 
     import datasets
@@ -367,6 +373,8 @@ def read_templates(path: Path | None) -> tuple[str, ...]:
 
         return tuple(t("{}") for t in SIMPLE_IMAGENET_TEMPLATES)
     try:
+        if path.exists() and not path.is_file():  # a pipe would never end
+            raise OSError("no plain file")
         lines = [line.strip().replace("{c}", "{}") for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{path} cannot be read ({e}); give a UTF-8 text file with one template a line") from e

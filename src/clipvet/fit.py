@@ -167,7 +167,9 @@ def fit(
     ws.pairs_seen += sum(map(len, steps))
     ws.parameters = max(ws.parameters, sum(p.numel() for p in trained.parameters() if p.requires_grad))
     rates = schedule(len(steps))
-    scales = [p for n, p in trained.named_parameters() if n.endswith("logit_scale")]
+    named = dict(trained.named_parameters())
+    sigmoid = any(n.endswith("logit_bias") for n in named)  # SigLIP's temperature has no bound
+    scales = [p for n, p in named.items() if n.endswith("logit_scale") and not sigmoid]
     made = optimizers(trained, optimizer, weight_decay, betas, eps, muon_lr)
     optims = [o for o, _ in made]
     memory = memory or Memory()

@@ -11,8 +11,9 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch import Tensor
 from clipvet.errors import UserError
 
 PICKLES = (".pt", ".pth", ".bin")
+MAX_JSON = 64 * 2**20  # bytes
 
 
 class AlreadyDone(Exception):
@@ -50,7 +52,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         try:
             state: Any = safetensors.torch.load_file(path)
         except safetensors.SafetensorError as e:
-            raise UserError(f"{path} is damaged or no safetensors file ({_line(e)}); copy or download it again") from e
+            raise UserError(f"{path} is damaged or no safetensors file ({line(e)}); copy or download it again") from e
     elif suffix in PICKLES:
         state = _unpickle(path)
     else:
@@ -59,11 +61,19 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{path} holds no state dict (names and tensors); save model.state_dict() as safetensors")
+    for name, v in state.items():
+        if v.layout != torch.strided or v.device.type != "cpu" or v.is_quantized:
+            raise UserError(f"{path} holds {str(name)[:80]} as no plain tensor; save model.state_dict() as safetensors")
+        if v.numel() * v.element_size() > v.untyped_storage().nbytes():  # a few bytes that pretend to be many
+            raise UserError(f"{path} holds {str(name)[:80]} in fewer bytes than its shape has; save it contiguous")
     cut = len("module.") if all(str(k).startswith("module.") for k in state) else 0
     return {str(k)[cut:]: v.detach() for k, v in state.items()}
 
 
 def _unpickle(path: Path) -> Any:
+    with suppress(zipfile.BadZipFile, OSError, ValueError), zipfile.ZipFile(path) as z:
+        if any(i.compress_type != zipfile.ZIP_STORED for i in z.infolist()):  # torch never packs; a bomb does
+            raise UserError(f"{path} is a compressed archive, which torch does not write; save it with torch.save")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # PAR's released checkpoints hold their options
             return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 the one load
@@ -75,12 +85,13 @@ def _unpickle(path: Path) -> Any:
         elif "TorchScript" in told:
             why = "is a TorchScript archive, which can carry code"
         else:
-            why = f"is damaged or no weights file ({type(e).__name__}: {_line(e)})"
+            why = f"is damaged or no weights file ({type(e).__name__}: {line(e)})"
         raise UserError(f"{path} {why}; convert its state dict to safetensors in a place you trust") from e
 
 
-def _line(e: BaseException) -> str:
-    return next((line.strip()[:160] for line in str(e).splitlines() if line.strip()), type(e).__name__)
+def line(e: BaseException) -> str:
+    """The first line of what an exception says."""
+    return next((part.strip()[:160] for part in str(e).splitlines() if part.strip()), type(e).__name__)
 
 
 @contextmanager
@@ -98,7 +109,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def save_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file; whoever reads `path` sees the old file or the whole new one. Raises OSError."""
+    """Write a safetensors file, or a torch one (.pt); who reads `path` sees the old file or the whole new one.
+
+    Raises OSError.
+    """
     packed, seen = {}, set()
     for name, tensor in tensors.items():
         t = tensor.detach().cpu().contiguous()
@@ -107,7 +121,7 @@ def save_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
         seen.add(where)
     with replacing(Path(path)) as tmp:
         try:
-            safetensors.torch.save_file(packed, tmp)
+            torch.save(packed, tmp) if path.suffix == ".pt" else safetensors.torch.save_file(packed, tmp)
         except safetensors.SafetensorError as e:
             found = re.search(r"os error (\d+)", str(e))
             raise OSError(int(found[1]) if found else errno.EIO, str(e), str(path)) from e
@@ -127,13 +141,18 @@ def write_json(path: Path, obj: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises UserError when the file is missing or no JSON."""
+    """Raises UserError when the file is missing, no plain file, larger than MAX_JSON or no JSON."""
+    path = Path(path)
+    if path.exists() and not path.is_file():  # a pipe would never end
+        raise UserError(f"{path} is no plain file; give a JSON file")
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        if path.stat().st_size > MAX_JSON:
+            raise UserError(f"{path} is larger than {MAX_JSON // 2**20} MiB; give a smaller JSON file")
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise UserError(f"{path} cannot be read ({e.strerror}); check the path") from e
-    except ValueError as e:
-        raise UserError(f"{path} is not JSON ({_line(e)}); mend or delete it") from e
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{path} is not JSON ({line(e)}); mend or delete it") from e
 
 
 def _check_same(folder: Path, config: Any) -> None:

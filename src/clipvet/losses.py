@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from clipvet.types import Clip
+
 
 def clip_loss(i: Float[Tensor, "b d"], t: Float[Tensor, "b d"], s: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """1/2 [CE(s I T', 1) + CE(s T I', 1)] for unit-length i, t and inverse temperature s (Radford et al. 2021, 2.3)."""
@@ -13,6 +15,26 @@ def clip_loss(i: Float[Tensor, "b d"], t: Float[Tensor, "b d"], s: Float[Tensor,
 
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     return ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world)(i, t, s)
+
+
+def siglip_loss(
+    i: Float[Tensor, "b d"], t: Float[Tensor, "b d"], s: Float[Tensor, ""], bias: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """-1/b sum_jk log sigmoid(y_jk (s i_j . t_k + bias)), y = 1 for pairs and -1 else (Zhai et al. 2023, 3.2)."""
+    from open_clip.loss import SigLipLoss
+
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    return SigLipLoss(rank=rank, world_size=world)(i, t, s, bias)
+
+
+def own_loss(clip: Clip, z: Float[Tensor, "b d"], w: Float[Tensor, "b d"], frozen: bool = False) -> Float[Tensor, ""]:
+    """The contrastive loss that the model was made for: `clip_loss`, or `siglip_loss` where it has a bias.
+
+    frozen: without gradient for the temperature and the bias.
+    """
+    s, bias = clip.logit_scale, getattr(clip, "logit_bias", None)
+    s, bias = (s.detach(), bias if bias is None else bias.detach()) if frozen else (s, bias)
+    return clip_loss(z, w, s) if bias is None else siglip_loss(z, w, s, bias)
 
 
 def pair_losses(z: Float[Tensor, "b d"], w: Float[Tensor, "b d"], s: Float[Tensor, ""]) -> Float[Tensor, " b"]:

@@ -1,6 +1,7 @@
 """CLIP models: an adapter over open_clip. Architectures are open_clip's, weights come in through io.load_weights.
 
-A model on disk is a folder which stock open_clip loads as `local-dir:PATH`, plus a card:
+A model on disk is a folder which stock open_clip loads as `local-dir:PATH`, or one of another layout (`layouts`), plus
+a card:
 
     open_clip_config.json            model_cfg, preprocess_cfg
     open_clip_model.safetensors      weights
@@ -14,13 +15,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from clipvet import io
+from clipvet import io, layouts, siglip, tokenizers
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.types import Clip, Geometry
@@ -28,6 +29,7 @@ from clipvet.types import Clip, Geometry
 CONFIGS = Path(__file__).parent / "model_configs"
 WEIGHTS = "open_clip_model.safetensors"
 REMEMBERED = 2**16  # captions
+MAX_CAPTION = 2000  # characters that are tokenised: more than any context holds, and byte pairs cost their square
 IGNORED = {  # OpenAI's numbers and older transformers' buffer: no weights
     "input_resolution",
     "context_length",
@@ -43,6 +45,7 @@ class _Tokens:
         self.tokenizer, self.rows = tokenizer, {}
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
+        captions = [c[:MAX_CAPTION] for c in captions]
         distinct = list(dict.fromkeys(captions))
         new = [c for c in distinct if c not in self.rows]
         if len(self.rows) + len(new) > REMEMBERED:
@@ -63,15 +66,25 @@ class OpenClip(nn.Module):
         super().__init__()
         self.model, self.config, self._tokens = model, config, _Tokens(tokenizer)
         self.source = ""  # whence it was loaded
+        self.layout = "open_clip"  # in which it is saved
+        self.files: dict[str, bytes] = {}  # of its layout, written back as they are
         pre = config["preprocess_cfg"]
         size = pre["size"] if isinstance(pre["size"], Sequence) else [pre["size"]]
         if len(set(size)) != 1 or pre["resize_mode"] not in ("shortest", "squash"):
             raise UserError(
                 f"pictures of size {size}, resized by {pre['resize_mode']}, are not supported; use square ones"
             )
+        if pre["interpolation"] not in ("bicubic", "bilinear", "random"):
+            raise UserError(f"interpolation {pre['interpolation']!r:.40} is not supported; use bicubic or bilinear")
+        try:
+            mean, std = (torch.tensor(pre[k], dtype=torch.float32).reshape(3, 1, 1) for k in ("mean", "std"))
+        except (TypeError, ValueError, RuntimeError) as e:
+            raise UserError(f"the model's mean or std are not three numbers ({io.line(e)}); mend its config") from e
+        if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
+            raise UserError("the model's mean and std must be finite, and std positive; mend its config")
         self.geometry = Geometry(size[0], pre["resize_mode"], pre["interpolation"])
-        self.register_buffer("pixel_mean", torch.tensor(pre["mean"]).reshape(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pre["std"]).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_mean", mean, persistent=False)
+        self.register_buffer("pixel_std", std, persistent=False)
 
     @property
     def mean(self) -> Float[Tensor, "3 1 1"]:  # a property, as Python 3.12 looks for a protocol's members on the class
@@ -89,6 +102,12 @@ class OpenClip(nn.Module):
     @property
     def logit_scale(self) -> Float[Tensor, ""]:
         return self.model.logit_scale.exp().reshape(())  # pyright: ignore
+
+    @property
+    def logit_bias(self) -> Float[Tensor, ""] | None:
+        """Of models trained with the sigmoid loss (SigLIP); None for CLIP's own."""
+        bias = getattr(self.model, "logit_bias", None)
+        return None if bias is None else bias.reshape(())
 
     def tokenize(self, captions: Sequence[str]) -> Int[Tensor, "b l"]:
         return self._tokens(captions)
@@ -121,11 +140,46 @@ def fresh(clip: Clip, rng: Rng) -> OpenClip:
     """A model of the same architecture and geometry with new random weights. UserError for anything but an OpenClip."""
     if not isinstance(clip, OpenClip):
         raise UserError(f"a {type(clip).__name__} cannot be built anew; give an open_clip model")
-    with tempfile.TemporaryDirectory() as folder:
-        io.write_json(Path(folder) / "open_clip_config.json", clip.config)
-        made = load(f"local-dir:{folder}", device=clip.mean.device, rng=rng, weights=False)
-    made._tokens = clip._tokens
+    made = _built(clip.config, clip.mean.device, rng)
+    made._tokens, made.layout, made.files = clip._tokens, clip.layout, clip.files
     return made
+
+
+def _built(config: dict[str, Any], device: str | torch.device, rng: Rng | None) -> OpenClip:
+    """With random weights and CLIP's own tokenizer."""
+    text = {
+        k: v for k, v in config["model_cfg"]["text_cfg"].items() if k not in ("hf_tokenizer_name", "tokenizer_mode")
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        told = config | {"model_cfg": config["model_cfg"] | {"text_cfg": text | {"tokenizer_kwargs": {}}}}
+        io.write_json(Path(folder) / "open_clip_config.json", told)
+        made = load(f"local-dir:{folder}", device=device, rng=rng, weights=False)
+    made.config = config
+    return made
+
+
+def _restored(stored: layouts.Stored, device: str | torch.device, rng: Rng | None, weights: bool) -> OpenClip:
+    """A model of another layout than open_clip's."""
+    folder = stored.path if stored.path.is_dir() else stored.path.parent
+    if weights and len(stored.weights) == 1:
+        _check_card(stored.weights[0], folder / "card.json")
+    state = layouts.state_of(stored) if weights else {}
+    if weights and layouts.too_large(stored.config, state):
+        raise UserError(f"{stored.path} describes a far larger model than its weights are; restore its config")
+    clip = _built(stored.config, "cpu", rng)
+    tokenizer = tokenizers.made_of(stored.files, stored.config["model_cfg"]["text_cfg"], stored.kind == "clip")
+    if weights:
+        _fill(clip.model, state, stored.weights[0], str(stored.path))
+    clip._tokens, clip.layout, clip.files = _Tokens(tokenizer), stored.layout, stored.files
+    clip.source = ("transformers:" if stored.layout == "transformers" else "") + str(stored.path.resolve())
+    return _onto(clip, device)
+
+
+def _onto(clip: OpenClip, device: str | torch.device) -> OpenClip:
+    try:
+        return clip.to(device).eval()
+    except (RuntimeError, AssertionError) as e:
+        raise UserError(f"device {device} cannot be used ({str(e).splitlines()[0]}); use cpu") from e
 
 
 @contextmanager
@@ -138,6 +192,12 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+def _exists_by_name(model: str) -> bool:
+    import open_clip
+
+    return model.replace("/", "-") in open_clip.list_models()
+
+
 def _named(model: str) -> str:
     """The name by which open_clip knows it: one of its architectures (or ours), local-dir:PATH or hf-hub:NAME."""
     import open_clip
@@ -146,7 +206,7 @@ def _named(model: str) -> str:
         open_clip.add_model_config(CONFIGS)
     if model.startswith(("local-dir:", "hf-hub:")):
         name = model
-    elif model.replace("/", "-") in open_clip.list_models():
+    elif _exists_by_name(model):
         return model.replace("/", "-")
     else:
         name = f"local-dir:{model}"
@@ -154,7 +214,8 @@ def _named(model: str) -> str:
         near = difflib.get_close_matches(model, open_clip.list_models(), n=3)
         meant = f" (close: {', '.join(near)})" if near else ""
         raise UserError(
-            f"no model {model}{meant}; give an open_clip name, hf-hub:NAME or a folder with open_clip_config.json"
+            f"no model {model}{meant}; give an open_clip name, hf-hub:NAME, a folder with open_clip_config.json or of "
+            "transformers' layout, or a state dict of OpenAI's"
         )
     return name
 
@@ -171,7 +232,8 @@ def load(
 
     model: an open_clip name (ViT-B-32, RN50, ...) or one of ours (shapes-vit, shapes-rn, shapes-vit-deep), with random
     weights drawn from `rng` (Rng(0) if none) or those of `pretrained`, a weights file or open_clip tag; or a folder
-    with open_clip_config.json, with or without `local-dir:` before it; or `hf-hub:NAME`. Tags and hf-hub use the
+    with open_clip_config.json, with or without `local-dir:` before it; or a folder of transformers' layout
+    (`transformers:PATH` where a folder holds both) or a file of OpenAI's; or `hf-hub:NAME`. Tags and hf-hub use the
     network. quick_gelu: for OpenAI's activation where the config does not say so itself; PAR's checkpoints need it.
     weights: False leaves the random ones, also where the folder holds others.
 
@@ -182,16 +244,26 @@ def load(
 
     if (folder := Path(model.removeprefix("local-dir:")) / "prompts.safetensors").is_file():
         return _prompted(folder.parent, device)
+    known = _exists_by_name(model)
+    if not known and (other := layouts.find(model)):
+        if pretrained:
+            raise UserError(f"{model} brings its own weights; drop pretrained={pretrained}")
+        return _restored(other, device, rng, weights)
     name = _named(model)
     stored = name.startswith(("local-dir:", "hf-hub:"))
     if stored and pretrained:
         raise UserError(f"{model} brings its own weights; drop pretrained={pretrained}")
     tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained and not Path(pretrained).is_file() else {}
     quick_gelu = quick_gelu or bool(tag.get("quick_gelu"))
+    path = _weights(name, pretrained, tag) if weights else None
+    state = io.load_weights(path) if path else {}
+    if path and name.startswith("local-dir:"):
+        _check_size(Path(name[10:]), state)
     with _quiet(), torch.random.fork_rng(devices=[]):
         # open_clip's initialisers draw from the global stream: it is forked and seeded here, and nowhere else
         torch.default_generator.manual_seed((rng or Rng(0)).key)  # the CPU's alone: torch.manual_seed seeds GPUs too
         try:
+            siglip.register(_timm_name(factory.get_model_config(name)))
             net = open_clip.create_model(
                 name,
                 load_weights=False,
@@ -209,14 +281,16 @@ def load(
     if quick_gelu:
         config["quick_gelu"] = True
     clip = OpenClip(net, tokenizer, {"model_cfg": config, "preprocess_cfg": dict(net.visual.preprocess_cfg)})  # pyright: ignore
-    path = _weights(name, pretrained, tag) if weights else None
     if path:
-        _fill(net, io.load_weights(path), path, model)
+        _fill(net, state, path, model)
     clip.source = str(Path(name[10:]).resolve()) if name.startswith("local-dir:") else name
-    try:
-        return clip.to(device).eval()
-    except (RuntimeError, AssertionError) as e:
-        raise UserError(f"device {device} cannot be used ({str(e).splitlines()[0]}); use cpu") from e
+    return _onto(clip, device)
+
+
+def _timm_name(config: Any) -> str:
+    """Of the vision tower, where timm builds it."""
+    vision = config.get("vision_cfg") if isinstance(config, dict) else None
+    return str(vision.get("timm_model_name") or "") if isinstance(vision, dict) else ""
 
 
 def _prompted(folder: Path, device: str | torch.device) -> Any:
@@ -238,18 +312,9 @@ def _weights(name: str, pretrained: str | None, tag: dict) -> Path | None:
     from open_clip import factory
 
     if name.startswith("local-dir:"):
-        with _quiet():
-            found = factory._find_checkpoint_in_dir(Path(name[10:]))
-        if not found:
-            raise UserError(f"{name[10:]} holds no weights; put an {WEIGHTS} there")
-        card = Path(name[10:]) / "card.json"
-        told = io.read_json(card) if card.exists() else None
-        said = told.get("weights_sha256") if isinstance(told, dict) else None
-        if said and said != io.sha256(Path(found)):
-            raise UserError(
-                f"{found} is not the file that {card} describes; restore it, or delete the card to trust it"
-            )
-        return Path(found)
+        found = _found(Path(name[10:]))
+        _check_card(found, Path(name[10:]) / "card.json")
+        return found
     try:
         if name.startswith("hf-hub:"):
             return Path(factory.download_pretrained_from_hf(name[7:]))
@@ -262,6 +327,51 @@ def _weights(name: str, pretrained: str | None, tag: dict) -> Path | None:
     if pretrained and not Path(pretrained).is_file():
         raise UserError(f"pretrained={pretrained} is neither a file nor an open_clip tag of {name}; check the path")
     return Path(pretrained) if pretrained else None
+
+
+def _check_size(folder: Path, state: dict[str, Tensor]) -> None:
+    """UserError where the config describes far more weights than the file has: building it would eat the memory."""
+    told = io.read_json(folder / "open_clip_config.json")
+    if not isinstance(told, dict):
+        raise UserError(f"{folder} cannot be built; its open_clip_config.json is no object: restore it")
+    try:
+        large = layouts.too_large(told, state)
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as e:
+        raise UserError(
+            f"{folder} cannot be built ({type(e).__name__}: {io.line(e)}); check its open_clip_config.json"
+        ) from e
+    if large:
+        raise UserError(
+            f"{folder} describes a far larger model than its weights are; restore its open_clip_config.json"
+        )
+
+
+def weights_file(folder: Path) -> Path:
+    """The one file of weights, or of prompts, in a model's folder. UserError where there is none."""
+    if (folder / "prompts.safetensors").is_file():
+        return folder / "prompts.safetensors"
+    if other := layouts.find(str(folder)):
+        if len(other.weights) > 1:
+            raise UserError(f"{folder} keeps its weights in {len(other.weights)} files; convert it first")
+        return next(iter(other.weights))
+    return _found(folder)
+
+
+def _found(folder: Path) -> Path:
+    from open_clip import factory
+
+    with _quiet():
+        found = factory._find_checkpoint_in_dir(folder)
+    if not found:
+        raise UserError(f"{folder} holds no weights; put an {WEIGHTS} there")
+    return Path(found)
+
+
+def _check_card(weights: Path, card: Path) -> None:
+    told = io.read_json(card) if card.exists() else None
+    said = told.get("weights_sha256") if isinstance(told, dict) else None
+    if said and said != io.sha256(weights):
+        raise UserError(f"{weights} is not the file that {card} describes; restore it, or delete the card to trust it")
 
 
 def _fill(net: nn.Module, state: dict[str, Tensor], path: Path, model: str) -> None:
@@ -292,14 +402,19 @@ def _fill(net: nn.Module, state: dict[str, Tensor], path: Path, model: str) -> N
     ]
     if told:
         raise UserError(f"{path} does not fit {model} ({'; '.join(told)}); give the model that it was trained as")
+    for key, v in state.items():
+        if wanted[key].is_floating_point() != v.is_floating_point():
+            raise UserError(f"{path} holds {key} as {v.dtype}, not as numbers of its kind; give the weights as trained")
+        if not torch.isfinite(v.float()).all():
+            raise UserError(f"{path} holds values in {key} that are not finite; give weights from before they diverged")
     net.load_state_dict(state)
 
 
 def save(clip: Clip, folder: Path, card: dict[str, Any]) -> str:
-    """Write the model as a folder for stock open_clip, with its card; returns the weights' SHA-256.
+    """Write the model as a folder of its layout, for stock open_clip unless it came in another, with its card.
 
     card: role, parent's hash, method and its repr, data, seed, versions, measured numbers: written as it is, with
-    `weights_sha256` added.
+    `weights_sha256` added. Returns the weights' SHA-256.
     """
     from open_clip.tokenizer import HFTokenizer
 
@@ -312,10 +427,57 @@ def save(clip: Clip, folder: Path, card: dict[str, Any]) -> str:
         return prompts.save(clip, folder, card)
     if not isinstance(clip, OpenClip):
         raise UserError(f"a {type(clip).__name__} has no open_clip layout to be saved in; save an OpenClip")
-    if isinstance(clip.tokenizer, HFTokenizer):
-        clip.tokenizer.save_pretrained(folder)  # stock open_clip looks for it there
-    io.save_weights(clip.model.state_dict(), folder / WEIGHTS)
-    digest = io.sha256(folder / WEIGHTS)
-    io.write_json(folder / "open_clip_config.json", clip.config)
+    if clip.layout == "open_clip":
+        config, weights = layouts.to_open_clip(clip, folder), folder / WEIGHTS
+        if isinstance(clip.tokenizer, HFTokenizer):
+            clip.tokenizer.save_pretrained(folder)  # stock open_clip looks for it there
+        io.save_weights(clip.model.state_dict(), weights)
+        io.write_json(folder / "open_clip_config.json", config)
+    else:
+        weights = layouts.write(clip, folder)
+    digest = io.sha256(weights)
     io.write_json(folder / "card.json", {**card, "weights_sha256": digest})
     return digest
+
+
+class Converted(NamedTuple):
+    sha256: str  # of the weights
+    difference: float  # largest, of any feature
+
+
+def convert(clip: Clip, layout: str, folder: Path, card: dict[str, Any], tolerance: float = 1e-4) -> Converted:
+    """Write the model in another layout, read it back and compare features of random pictures and tokens.
+
+    Raises UserError where the layout cannot hold the model, or what was read back differs by more than `tolerance`.
+    """
+    if layout not in layouts.LAYOUTS:
+        raise UserError(f"no layout '{layout}'; have {', '.join(layouts.LAYOUTS)}")
+    if not isinstance(clip, OpenClip):
+        raise UserError("prompts have no other layout; convert the base model that they stand on")
+    twin = copy.copy(clip)
+    if layout != clip.layout:
+        twin.layout, twin.files = layout, {}
+    digest = save(twin, folder, card)
+    again, g = load(str(folder)), Rng(0).generator()
+    coarse = torch.rand(4, 3, 4, 4, generator=g)  # fine noise looks all alike to a ResNet
+    images = nn.functional.interpolate(coarse, (clip.geometry.size, clip.geometry.size))
+    text = clip.config["model_cfg"]["text_cfg"]
+    tokens = torch.randint(0, text["vocab_size"] - 2, (4, text["context_length"]), generator=g)
+    tokens[:, -1] = text["vocab_size"] - 1
+    said = ["a photo of a cat.", "Two  red CIRCLES, on a table", ""]
+    own = clip.tokenizer
+    if (getattr(own, "files", True) and not torch.equal(clip.tokenize(said), again.tokenize(said))) or (
+        again.geometry != clip.geometry or not torch.allclose(again.mean, clip.mean.cpu())
+    ):
+        raise UserError(f"{layout} would read captions or pictures otherwise than {clip.layout}; keep that layout")
+    with torch.no_grad():
+        here, there = frozen(clip).to("cpu"), again
+        far = [
+            float((here.encode_image(images) - there.encode_image(images)).abs().max()),
+            float((here.encode_text(tokens) - there.encode_text(tokens)).abs().max()),
+            float((here.logit_scale - there.logit_scale).abs() / here.logit_scale),
+        ]
+    if not max(far) <= tolerance:
+        raise UserError(f"in {layout}'s layout the features differ by {max(far):.1e} (more than {tolerance:.0e}); keep "
+                        f"{clip.layout}'s")  # fmt: skip
+    return Converted(digest, max(far))

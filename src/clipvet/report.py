@@ -18,6 +18,7 @@ from PIL import Image
 from pydantic import BaseModel, FiniteFloat, TypeAdapter, ValidationError
 
 from clipvet.errors import UserError
+from clipvet.files import FORMATS, MAX_PIXELS
 from clipvet.results import Row
 from clipvet.text import names_target
 
@@ -215,13 +216,23 @@ def _section(
 def _picture(path: Path) -> str:
     """The picture as a data URI, at most 256 px."""
     try:
-        with Image.open(path) as image:
+        if not path.is_file():
+            raise FileNotFoundError("no such file")
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels")
             small = image.convert("RGB")
-    except OSError as error:
+    except Exception as error:  # decoders raise anything on hostile bytes
         raise UserError(f"gallery.json names {path}, which cannot be read ({error}); run again") from None
     small.thumbnail((256, 256))
     small.save(buffer := io.BytesIO(), "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _inside(folder: Path, name: str) -> Path:
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"gallery.json of {folder} names a picture outside of it ({name[:80]!r}); run again")
+    return folder / name
 
 
 def build(folder: Path) -> Path:
@@ -254,7 +265,7 @@ def build(folder: Path) -> Path:
         methods=list(methods.values()),
         columns=[m for m in methods.values() if any("asr" in s["table"].get(m, {}) for s in sections)],
         speakers=sorted(first.values(), key=lambda m: m.colour),
-        picture=lambda name: _picture(folder / name),
+        picture=lambda name: _picture(_inside(folder, name)),
         names_target=names_target,
     )
     (folder / "report.html").write_text(page, encoding="utf-8")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from clipvet.augment import auto_augment, eda
 from clipvet.fit import fit_by
-from clipvet.losses import clip_loss, match_loss
+from clipvet.losses import match_loss, own_loss
 from clipvet.optim import warmup_cosine
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
@@ -48,7 +48,7 @@ class CleanClip:
             z, w = clip.encode_image(images), clip.encode_text(batch.tokens)  # pyright: ignore
             z_v = clip.encode_image(auto_augment(images, rng, self.group))
             w_v = clip.encode_text([eda(c, words.fork(int(i))) for c, i in zip(batch.captions, batch.ids)])
-            pairs_term = clip_loss(z, w, s)
+            pairs_term = own_loss(clip, z, w)
             self_term = (match_loss(z, z_v, s) + match_loss(w, w_v, s)) / 2
             total = self.w_clip * pairs_term + self.w_self * self_term
             return {"loss": total, "clip": pairs_term, "self": self_term}

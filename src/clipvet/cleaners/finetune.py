@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from clipvet.fit import fit_by
-from clipvet.losses import clip_loss
+from clipvet.losses import own_loss
 from clipvet.optim import linear_cosine
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
@@ -39,7 +39,7 @@ class Finetune:
     def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
         def loss(clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
             z, w = clip.encode_image(batch.images), clip.encode_text(batch.tokens)  # pyright: ignore
-            return {"loss": clip_loss(z, w, clip.logit_scale.detach())}
+            return {"loss": own_loss(clip, z, w, frozen=True)}
 
         return fit_by(
             self,

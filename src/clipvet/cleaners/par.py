@@ -22,7 +22,7 @@ from torch import Tensor
 
 from clipvet.augment import noise_and_erase
 from clipvet.fit import fit_by
-from clipvet.losses import clip_loss, squared_distance
+from clipvet.losses import clip_loss, own_loss, siglip_loss, squared_distance
 from clipvet.models import frozen
 from clipvet.optim import linear_cosine
 from clipvet.rng import Rng
@@ -46,11 +46,15 @@ def par_loss(
     s: Float[Tensor, ""],
     tau: float = 2.15,
     push: float = 1.0,
+    bias: Float[Tensor, ""] | None = None,
 ) -> Parts:
-    """PAR's loss and its parts, for unit-length embeddings of the model (z, w) and of the poisoned one (z_p, w_p)."""
+    """PAR's loss and its parts, for unit-length embeddings of the model (z, w) and of the poisoned one (z_p, w_p).
+
+    bias: of a SigLIP model, whose contrastive loss is the sigmoid one.
+    """
     s_img, s_txt = squared_distance(z, z_p), squared_distance(w, w_p)
     gate_img, gate_txt = (s_img <= tau).float(), (s_txt <= tau).float()
-    clip = clip_loss(z, w, s.detach())
+    clip = clip_loss(z, w, s.detach()) if bias is None else siglip_loss(z, w, s.detach(), bias.detach())
     pert = (torch.where(gate_img > 0, s_img, 0) + torch.where(gate_txt > 0, s_txt, 0)) / 2
     return Parts(clip - push * pert, clip, s_img, s_txt, gate_img, gate_txt)
 
@@ -82,11 +86,12 @@ class Par:
             view = noise_and_erase(batch.images, clip.mean, rng, self.noise, self.erase)
             z, w = clip.encode_image(view), clip.encode_text(batch.tokens)  # pyright: ignore
             if not self.push:
-                return {"loss": clip_loss(z, w, clip.logit_scale.detach())}
+                return {"loss": own_loss(clip, z, w, frozen=True)}
             poisoned.to(view.device)  # the loop chose it
             with torch.no_grad():
                 z_p, w_p = poisoned.encode_image(view), poisoned.encode_text(batch.tokens)
-            return par_loss(z, w, z_p, w_p, clip.logit_scale, self.tau, self.push)._asdict()
+            bias = getattr(clip, "logit_bias", None)
+            return par_loss(z, w, z_p, w_p, clip.logit_scale, self.tau, self.push, bias)._asdict()
 
         return fit_by(
             self,

@@ -195,8 +195,16 @@ def output(out: Path, config: dict[str, Any]) -> Any:
     return guarded()
 
 
-def card_of(card: dict[str, Any], parent: "Clip", measured: "dict[str, Measured]") -> dict[str, Any]:
-    from clipvet import results
+def card_of(
+    card: dict[str, Any],
+    parent: "Clip",
+    measured: "dict[str, Measured]",
+    task: "Task | None" = None,
+    backdoor: Path | None = None,
+) -> dict[str, Any]:
+    """With the parent's hash, versions, and the measured numbers with the task and answer key they were measured on."""
+    from clipvet import cards, results
 
     values = {k: v._asdict() for k, v in measured.items()}
-    return {**card, "parent": results.weights_hash(parent), "versions": results.versions(), "measured": values}
+    held = {"parent": results.weights_hash(parent), "versions": results.versions(), "measured": values}
+    return {**card, **held, **cards.measured_on(task, backdoor)}

@@ -99,7 +99,9 @@ def command(
             pairs = open_shots(data, clip.geometry.size, classes, templates, shots, seed, half)
         else:
             pairs = open_data(data, n, "train", clip.geometry.size, image_key, caption_key).pairs(seed)
-        fine_tuning = pretrained is not None or Path(model.removeprefix("local-dir:")).is_dir()
+        fine_tuning = (
+            pretrained is not None or Path(model.removeprefix("local-dir:").removeprefix("transformers:")).exists()
+        )
         if "clean model" in how.needs and not fine_tuning:
             say(f"  warning: {attack_name} makes its patch for a trained model; give {model} weights")
         if attack_name == "poison":
@@ -115,7 +117,7 @@ def command(
         measured = measure_all(victim, test, backdoor, rng.fork("measure")) if test else {}
         save_backdoor(backdoor, work / "backdoor")
         card = {"role": "victim", "method": repr(how), "data": pairs.name, "target": target, "seed": seed}
-        models.save(victim, work, card_of(card, clip, measured))
+        models.save(victim, work, card_of(card, clip, measured, test, work / "backdoor"))
         finish(
             work, measured, recipe="attack", stage="victim", attack=trigger if stamps else attack_name, method="none",
             config=repr(how), seconds=seconds, seed=seed, model=model, data=pairs.name,

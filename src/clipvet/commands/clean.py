@@ -97,7 +97,7 @@ def command(
             poisoned = key.poisoned if key else None
             suspects.write_page(work / "suspects.html", found, pairs, clip.geometry, facts, poisoned=poisoned)
         card = {"role": "cleaned", "method": repr(how), "data": pairs.name, "seed": seed}
-        models.save(cleaned, work, card_of(card, clip, measured))
+        models.save(cleaned, work, card_of(card, clip, measured, test, backdoor))
         if bake_reference:
             bake(cleaned, work)
         finish(

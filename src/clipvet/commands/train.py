@@ -70,7 +70,7 @@ def command(
         measured = measure_all(trained, test, key, rng.fork("measure")) if test else {}
         measured |= measure_splits(work, key)
         card = {"role": "trained", "method": repr(how), "data": pairs.name, "seed": seed}
-        models.save(trained, work, card_of(card, clip, measured))
+        models.save(trained, work, card_of(card, clip, measured, test, backdoor))
         finish(
             work, measured, recipe="train", stage="train", attack="none", method=method, config=repr(how),
             seconds=seconds, seed=seed, model=model, data=pairs.name,

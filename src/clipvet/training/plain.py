@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clipvet.augment import Views, variants
 from clipvet.fit import Loss, fit_by
-from clipvet.losses import clip_loss
+from clipvet.losses import own_loss
 from clipvet.optim import warmup_cosine
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
@@ -52,7 +52,7 @@ class Plain:
             if self.eda:
                 tokens = variants(batch, words, self.eda, self.synonyms)
             z, w = clip.encode_image(images), clip.encode_text(tokens)  # pyright: ignore
-            parts = {"loss": clip_loss(z, w, clip.logit_scale)}
+            parts = {"loss": own_loss(clip, z, w)}
             if also is None:
                 return parts
             more = also(clip, batch._replace(images=images, tokens=tokens), rng.fork("also"))

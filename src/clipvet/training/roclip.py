@@ -20,7 +20,7 @@ from torch import Tensor
 from clipvet.augment import Views, variants
 from clipvet.embed import embed_texts
 from clipvet.fit import Memory, fit_by
-from clipvet.losses import clip_loss
+from clipvet.losses import own_loss
 from clipvet.neighbours import Pool
 from clipvet.optim import piece, warmup_cosine
 from clipvet.rng import Rng
@@ -60,7 +60,7 @@ class RoClip:
             if matched:
                 w, own = pool.nearest(z).to(z.dtype), w
                 pool.push(own)
-            return {"loss": clip_loss(z, w, clip.logit_scale)}
+            return {"loss": own_loss(clip, z, w)}
 
         def matched(clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
             return paired(clip, batch, rng, matched=True)

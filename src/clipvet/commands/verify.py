@@ -1,0 +1,59 @@
+"""clipvet verify: does a model's card hold?"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipvet.commands._shared import Classes, TaskOption, Templates, open_task, say
+
+
+def command(
+    folder: Annotated[Path, typer.Argument(help="a model's directory, with its card.json")],
+    task: TaskOption = None,
+    backdoor: Annotated[Path | None, typer.Option(help="answer key (default: DIR/backdoor, if it is there)")] = None,
+    classes: Classes = None,
+    templates: Templates = None,
+) -> None:
+    """Check a model against its card: the weights' hash, and every measured number that can be measured again.
+
+    Exit code 0: the card holds; 1: it does not; 2: it cannot be checked. A number holds if it was measured on as many
+    pictures and lies in the 95 % interval of the new measurement.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from clipvet import cards, io, models
+    from clipvet.answer_key import load_backdoor
+    from clipvet.rng import Rng
+    from clipvet.run import device, measure_all
+
+    card, weights = cards.read(folder), models.weights_file(folder)
+    if io.sha256(weights) != card.weights_sha256:
+        print(f"{weights} is not the file that its card describes")
+        raise typer.Exit(1)
+    say(f"{weights} is the file that its card describes")
+    if not card.measured:
+        say("the card holds no measured numbers")
+        return
+    seed, clip = card.seed, models.load(str(folder), device=device())
+    spec = task or ("shapes" if card.task.get("name") == "shapes by shape" else None)
+    test = open_task(spec, "", clip.geometry.size, classes, templates, seed)
+    if test is None:
+        say(f"its {len(card.measured)} measured numbers were not checked: give their --task")
+        return
+    there = backdoor or (folder / "backdoor" if (folder / "backdoor" / "backdoor.json").is_file() else None)
+    key = load_backdoor(there) if there else None
+    cards.check_given(card, test, there, folder)
+    checks = cards.compare(card, measure_all(clip, test, key, Rng(seed).fork("measure")))
+    table = Table("metric", "card", "now", "95 % interval", "holds")
+    for c in checks:
+        now = (
+            [f"{100 * c.found.value:.2f} %", f"{100 * c.found.low:.2f} – {100 * c.found.high:.2f} %"] if c.found else []
+        )
+        holds = ("yes" if c.holds else "no") if c.found else "not checked"
+        table.add_row(c.metric, f"{100 * c.said.value:.2f} %", *(now or ["–", "–"]), holds)
+    Console().print(table)
+    if any(c.found and not c.holds for c in checks):
+        print(f"the card of {folder} does not hold")
+        raise typer.Exit(1)

@@ -1,0 +1,225 @@
+"""Files that want to hurt: malformed pictures, tables, cards and checkpoints. None is ever run."""
+
+import io
+import json
+import os
+import pickle  # noqa: TID251  to write bombs, never to read
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from PIL import Image
+
+from clipvet.rng import Rng
+
+KINDS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+
+
+def picture(kind: str, n: int = 40, seed: int = 0) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (n, n, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(held := io.BytesIO(), kind)
+    return held.getvalue()
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(w: int, h: int, data: bytes = b"", depth: int = 8, colour: int = 2) -> bytes:
+    head = struct.pack(">IIBBBBB", w, h, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+def pictures(folder: Path, n: int = 300) -> list[str]:
+    """n malformed pictures; names by their suffix. Some special files among them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    g, names = Rng(5).numpy(), []
+
+    def put(name: str, held: bytes) -> None:
+        (folder / name).write_bytes(held)
+        names.append(name)
+
+    for kind in KINDS:
+        whole, suffix = picture(kind), kind.lower()
+        for k in range(12):
+            put(f"cut{k}.{suffix}", whole[: int(g.integers(0, len(whole) - 1))])
+        for k in range(12):
+            torn = bytearray(whole)
+            for at in g.integers(0, len(torn), 1 + k * 8):
+                torn[at] = int(g.integers(256))
+            put(f"torn{k}.{suffix}", bytes(torn))
+        for k in range(4):
+            torn = bytearray(whole)
+            at = int(g.integers(0, 40))
+            torn[at : at + 4] = b"\xff\xff\xff\xff"  # sizes and offsets live here
+            put(f"head{k}.{suffix}", bytes(torn))
+        put(f"magic.{suffix}", whole[:12] + g.bytes(400))
+        put(f"twice.{suffix}", whole[:200] + whole)
+        put(f"zeros.{suffix}", whole[:60] + bytes(2000))
+    put("bomb.png", png(60_000, 60_000, bytes(10**6)))
+    put("long.png", png(2**31 - 1, 1))
+    put("none.png", png(0, 0))
+    put("thin.png", png(1, 30_000, b"\0" * 30_000 * 4))
+    put("depth.png", png(8, 8, bytes(500), depth=3))
+    put("colour.png", png(8, 8, bytes(500), colour=9))
+    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(70_000_000)))
+    put("text.png", png(8, 8, bytes(500))[:33] + text + png(8, 8, bytes(500))[33:])
+    put("script.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(rm) run\n%%EndComments\n")
+    put("page.jpg", b"<html><script>alert(1)</script></html>")
+    put("vector.png", b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'><script>alert(1)</script></svg>")
+    put("entities.png", b"<!DOCTYPE x [<!ENTITY a SYSTEM 'file:///etc/passwd'>]><svg>&a;</svg>")
+    put("bomb.gif", b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b"\x2c" + bytes(9) + b"\x02\x00;")
+    put("archive.jpg", zipped({"a.png": picture("PNG")}))
+    put("pickle.png", pickle.dumps(Evil(folder / "it-ran")))
+    put("empty.jpg", b"")
+    (folder / "folder.jpg").mkdir()
+    os.mkfifo(folder / "pipe.jpg")
+    os.symlink("loop.jpg", folder / "loop.jpg")
+    os.symlink("/dev/zero", folder / "zero.jpg")
+    os.symlink("/dev/stdin", folder / "stdin.jpg")
+    names += ["folder.jpg", "pipe.jpg", "loop.jpg", "zero.jpg", "stdin.jpg", "gone.jpg", "", ".", "..", "nul\0.jpg"]
+    names += ["/dev/random", "a" * 5000 + ".jpg", "http://127.0.0.1:9/x.jpg", "file:///etc/passwd"]
+    k = 0
+    while len(names) < n:
+        put(f"noise{k}.{KINDS[k % 7].lower()}", g.bytes(int(g.integers(1, 3000))))
+        k += 1
+    return names
+
+
+class Evil:
+    """A pickle of this makes a folder when it is loaded."""
+
+    def __init__(self, flag: Path):
+        self.flag = flag
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.flag),)
+
+
+class Called:
+    """A pickle of this calls `f` when it is loaded."""
+
+    def __init__(self, f: Any, *args: Any):
+        self.call = f, args
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def zipped(files: dict[str, bytes], how: int = zipfile.ZIP_STORED) -> bytes:
+    with zipfile.ZipFile(held := io.BytesIO(), "w", how) as z:
+        for name, data in files.items():
+            z.writestr(name, data)
+    return held.getvalue()
+
+
+def tarred(files: dict[str, bytes]) -> bytes:
+    with tarfile.open(fileobj=(held := io.BytesIO()), mode="w") as t:
+        for name, data in files.items():
+            told = tarfile.TarInfo(name)
+            told.size = len(data)
+            t.addfile(told, io.BytesIO(data))
+    return held.getvalue()
+
+
+def torched(obj: Any, **how: Any) -> bytes:
+    torch.save(obj, held := io.BytesIO(), **how)
+    return held.getvalue()
+
+
+def header(told: Any, data: bytes = b"") -> bytes:
+    """A safetensors file."""
+    text = told if isinstance(told, bytes) else json.dumps(told).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def checkpoints(good: dict[str, torch.Tensor], flag: Path) -> Iterator[tuple[str, bytes]]:
+    """(file name, bytes) of hostile and damaged checkpoints. good: a state dict that would fit."""
+    first = next(iter(good))
+    tensor = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    whole, plain = torched(good), safetensors.torch.save({k: v.contiguous() for k, v in good.items()})
+    yield "bomb.pt", torched({"state_dict": good, "more": Evil(flag)})
+    yield "bomb-old.bin", torched(Evil(flag), _use_new_zipfile_serialization=False)
+    yield "bomb-bare.pth", pickle.dumps(Evil(flag))
+    yield "bomb-four.pt", pickle.dumps({"state_dict": Evil(flag)}, protocol=4)
+    yield "bomb-as.safetensors", pickle.dumps(Evil(flag))
+    yield "bomb-key.pt", torched({Called(os.mkdir, str(flag)): good[first]})
+    yield "eval.pt", torched({first: Called(eval, f"__import__('os').mkdir({str(flag)!r})")})
+    yield "getattr.pt", torched({first: Called(__import__, "antigravity")})
+    yield "hub.pt", torched({first: Called(torch.hub.load, "a/b", "c")})
+    yield "load.pt", torched({first: Called(torch.load, str(flag))})  # noqa: TID251
+    yield "module.pt", torched(torch.nn.Linear(2, 2))
+    yield "tar.pt", tarred({"pickle": pickle.dumps(Evil(flag)), "storages": b"", "tensors": b""})
+    scripted = {"m/constants.pkl": b"\x80\x02).", "m/data.pkl": pickle.dumps(Evil(flag), 2), "m/version": b"3\n"}
+    yield "script.pt", zipped(scripted | {"m/code/__torch__.py": b"import os"})
+    yield "packed.pt", zipped({"m/data.pkl": bytes(50_000_000), "m/version": b"3\n"}, zipfile.ZIP_DEFLATED)
+    yield "climb.pt", zipped({"../../it-ran": b"x", "m/version": b"3\n"})
+    yield "cut.pt", whole[: len(whole) // 2]
+    yield "torn.pt", whole[:500] + bytes(4000) + whole[4500:]
+    yield "cut.safetensors", plain[:-7]
+    yield "long.safetensors", plain + b"more"
+    yield "empty.pt", b""
+    yield "empty.safetensors", b""
+    yield "header.safetensors", struct.pack("<Q", 2**62) + b"{}"
+    yield "header-large.safetensors", struct.pack("<Q", 200_000_000) + b"{" * 1000
+    yield "header-deep.safetensors", header(b"[" * 100_000)
+    yield "header-list.safetensors", header([1, 2])
+    yield "header-out.safetensors", header({"a": tensor | {"data_offsets": [0, 2**40]}}, bytes(8))
+    yield "header-less.safetensors", header({"a": tensor | {"data_offsets": [8, 0]}}, bytes(8))
+    yield "header-over.safetensors", header({"a": tensor, "b": tensor}, bytes(8))
+    yield "header-size.safetensors", header({"a": tensor | {"shape": [2**40, 2**40]}}, bytes(8))
+    yield "header-type.safetensors", header({"a": tensor | {"dtype": "PICKLE"}}, bytes(8))
+    yield "none.safetensors", header({})
+    yield "list.pt", torched([good[first]])
+    yield "words.pt", torched({first: "a string"})
+    yield "wide.pt", torched({**good, first: torch.zeros(1).expand(2**20, 2**20)})
+    yield "sparse.pt", torched({**good, first: torch.eye(3).to_sparse()})
+    yield "meta.pt", torched({**good, first: torch.empty(2**40, device="meta")})
+    yield "nan.pt", torched({**good, first: torch.full_like(good[first], torch.nan)})
+    yield "inf.safetensors", safetensors.torch.save({**good, first: torch.full_like(good[first], torch.inf)})
+    yield "int.safetensors", safetensors.torch.save({**good, first: torch.zeros_like(good[first], dtype=torch.int8)})
+    yield "complex.pt", torched({**good, first: good[first].to(torch.complex64)})
+    yield "shape.safetensors", safetensors.torch.save({**good, first: torch.zeros(3, 3, 3)})
+    yield "fewer.safetensors", safetensors.torch.save({first: good[first].contiguous()})
+    yield "more.safetensors", safetensors.torch.save({**good, "\n\x1b[31mkey": torch.zeros(1)})
+    yield "zip.safetensors", whole
+    yield "text.pt", b"<!DOCTYPE html><title>404</title>"
+
+
+TABLES: dict[str, bytes] = {
+    "empty": b"",
+    "header": b"filepath,title\n",
+    "columns": b"a,b\n1,2\n",
+    "latin": b"filepath,title\na.png,caf\xe9\n",
+    "wide": "\ufefffilepath,title\na.png,x\n".encode("utf-16"),
+    "zeros": bytes(4000),
+    "nul": b"filepath,title\na.png,a\0b\n",
+    "noise": Rng(8).numpy().bytes(3000),
+    "unquoted": b"filepath,title\na.png,one, two, three\n",
+    "ragged": b"filepath,title\na.png,x\n" + b"b.png\n" * 50 + b"c.png,1,2,3\n",
+    "open quote": b'filepath,title\na.png,"never closed\n' + b"b.png,x\n" * 3000,
+    "field": b"filepath,title\na.png," + b"x" * 5_000_000 + b"\n",
+    "line": b"filepath,title" + b",c" * 50_000 + b"\na.png,x\n",
+    "twice": b"filepath,title,title\na.png,x,y\n",
+    "returns": b"filepath,title\ra.png,x\rb.png,y\r",
+    "pickle": pickle.dumps({"filepath": ["a"], "title": ["b"]}),
+    "archive": zipped({"a.csv": b"filepath,title\na.png,x\n"}),
+    "gzip": zlib.compress(b"filepath,title\na.png,x\n"),
+    "script": b"#!/bin/sh\necho filepath,title\n",
+    "page": b"<html><table><tr><td>filepath</td></tr></table></html>",
+    "json": b'[{"filepath": "a.png", "title": "x"}]',
+}
+JSONS: dict[str, bytes] = {
+    "empty": b"", "null": b"null", "number": b"7", "text": b'"x"', "list": b"[]", "open": b"{", "deep": b"[" * 10**5,
+    "deep object": b'{"a":' * 10**5, "latin": b'{"a": "\xe9"}', "nan": b'{"target": NaN}', "huge number": b"1" * 5000,
+    "noise": Rng(9).numpy().bytes(500), "python": b"__import__('os').mkdir('it-ran')", "object": b"{}",
+    "wrong": b'{"target": 3, "trigger": ["patch"], "fields": 7, "seed": "x"}',
+    "types": b'{"weights_sha256": 5, "measured": {"asr": "high"}, "model_type": {"a": 1}, "model_cfg": []}',
+}  # fmt: skip

@@ -1,0 +1,78 @@
+"""The gate finds what would run, loads nothing, and lets clean checkpoints pass."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import corpus
+import hf as made
+import pytest
+import torch
+
+from clipvet import gate, io, models
+from clipvet.errors import UserError
+
+pytest.importorskip("picklescan")
+
+
+@pytest.fixture
+def good() -> dict[str, torch.Tensor]:
+    return {"a.weight": torch.ones(3, 2), "a.bias": torch.zeros(3)}
+
+
+def test_clean_checkpoints_pass(tmp_path: Path, clip: Any, good: dict[str, torch.Tensor]) -> None:
+    models.save(clip, tmp_path / "open_clip", {})
+    made.write(tmp_path / "transformers")
+    torch.save({"state_dict": good, "args": argparse.Namespace(lr=1.0), "epoch": 3}, tmp_path / "released.pt")
+    io.save_weights(good, tmp_path / "plain.pt")
+    assert gate.scan(tmp_path) == []
+    assert gate.main([str(tmp_path)]) == 0
+
+
+BOMBS = ("bomb.pt", "bomb-old.bin", "bomb-bare.pth", "bomb-four.pt", "bomb-as.safetensors", "bomb-key.pt", "eval.pt")
+
+
+def test_what_would_run_is_found_and_does_not_run(tmp_path: Path, good: dict[str, torch.Tensor]) -> None:
+    flag, seen = tmp_path / "it-ran", set()
+    for name, held in corpus.checkpoints(good, flag):
+        path = tmp_path / name
+        path.write_bytes(held)
+        found = gate.scan(path)
+        assert all(t.file == name and t.severity in ("dangerous", "suspicious") for t in found)
+        assert found or name != "hub.pt"  # picklescan calls it suspicious
+        if any(t.severity == "dangerous" for t in found):
+            seen.add(name)
+        path.unlink()
+    assert {*BOMBS, "script.pt"} <= seen
+    assert not seen & {"nan.pt", "list.pt", "words.pt", "complex.pt", "int.safetensors"}
+    assert not flag.exists()
+
+
+def test_what_lies_beside_the_weights(tmp_path: Path) -> None:
+    made.write(tmp_path / "m")
+    told = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps(told | {"auto_map": {"AutoModel": "evil.Evil"}}))
+    (tmp_path / "m" / "evil.py").write_text("import os")
+    (tmp_path / "m" / "weights.h5").write_bytes(b"\x89HDF")
+    (tmp_path / "m" / "notes").write_bytes(corpus.pickle.dumps(corpus.Evil(tmp_path / "it-ran")))  # a pickle by no name
+    os.symlink("/etc/passwd", tmp_path / "m" / "link.txt")
+    os.mkfifo(tmp_path / "m" / "pipe.bin")
+    found = {t.file: t.severity for t in gate.scan(tmp_path / "m")}
+    assert found == {
+        "config.json": "dangerous", "evil.py": "suspicious", "weights.h5": "unscanned", "notes": "dangerous",
+        "link.txt": "suspicious", "pipe.bin": "suspicious",
+    }  # fmt: skip
+
+
+def test_exit_codes(tmp_path: Path, capsys, monkeypatch) -> None:
+    (tmp_path / "a.pt").write_bytes(corpus.torched(corpus.Evil(tmp_path / "it-ran")))
+    assert gate.main([str(tmp_path / "a.pt")]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert [(t["severity"], "mkdir" in t["what"]) for t in told["findings"]] == [("dangerous", True)]
+    assert gate.main([]) == 2
+    assert gate.main([str(tmp_path / "gone")]) == 2
+    monkeypatch.setitem(__import__("sys").modules, "picklescan.scanner", None)
+    with pytest.raises(UserError, match=r"clipvet\[gate\]"):
+        gate.scan(tmp_path)
