@@ -1,14 +1,15 @@
-"""Prompt-tuned models, clean and backdoored through their prompts alone, for inspectors to tell apart.
+"""Is this model backdoored? Prompt-tuned models, clean and backdoored through their prompts alone, and all inspectors.
 
 command:  clipvet run recipes/inspector_suite.py --jobs 2 --out results/inspector_suite
 expected: attacks' ASR >= 0.80 at no more than 3 points of accuracy below the clean model; clean_model_asr, that of the
-          same trigger on a model tuned on the clean pictures, far below
-hardware: 2 CPU cores; a minute or two a model
+          same trigger on a model tuned on the clean pictures, far below. clip_inspector: AUROC >= 0.97; decree: 0.5
+hardware: 2 CPU cores; a minute or two a model. The 20 calibration models are of other tasks than the judged ones
 """
 
 from dataclasses import replace
 from typing import Any
 
+from clipvet import find
 from clipvet.attacks.badclip_prompt import BadClipPrompt
 from clipvet.attacks.none import NoAttack
 from clipvet.attacks.poison import Poison
@@ -47,8 +48,19 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
         "wanet": Poison(WaNet(k=6, s=8.0, seed=1), **fixed),
         "siba": replace(shapes(Siba()), training=tune, rounds=2 if smoke else 20),
     }
+    inspectors = {name: shapes(find.load("inspectors", name)()) for name in find.names("inspectors")}
+    for name in ("clip_inspector", "no_inversion"):  # also beside the same encoder under hand-written prompts
+        inspectors[f"{name}_reference"] = replace(inspectors[name], reference="zeroshot")
     common: dict[str, Any] = {"name": "inspector_suite", "model_names": ("shapes-vit",), "attacks": attacks}
-    common |= {"base": replace(shapes(Plain()), epochs=4 if not smoke else 1), "twin": True, "took": 0.0}
+    common |= {
+        "base": replace(shapes(Plain()), epochs=4 if not smoke else 1),
+        "twin": True,
+        "took": 0.0 if smoke else 0.8,
+    }
     common |= {"base_data": (Data("shapes", 512 if smoke else 20_000), Test("shapes", 240 if smoke else 2000))}
+    common |= {"inspectors": inspectors, "pool": 96 if smoke else 1000, "took": 0.0 if smoke else 0.8}
     tasks = [task(k) for k in range(1 if smoke else len(KINDS))]
-    return tuple(Recipe(victim_data=Shots(t, 16), test=t, target=target, **common) for t, target in tasks)
+    judged = [Recipe(victim_data=Shots(t, 16), test=t, target=target, **common) for t, target in tasks]
+    common["attacks"] = {"calibration": attacks["none"]}
+    others = [task(k) for k in range(100, 102 if smoke else 120)]
+    return (*judged, *(Recipe(victim_data=Shots(t, 16), test=t, target=target, **common) for t, target in others))

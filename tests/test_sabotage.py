@@ -50,7 +50,7 @@ TRAIN = """\
         return clip
 """
 INSPECT = "inspect(self, clip, pictures, classes, templates, rng)"
-FOUND = "from clipvet.inversion import head_of, pixels, shares\nfrom clipvet.types import Finding\n"
+FOUND = "from clipvet.heads import head_of, pixels, shares\nfrom clipvet.types import Finding\n"
 LARGEST = """\
         share = shares(head_of(clip, templates)(classes)(pixels(clip, pictures, 1)).detach())
         return Finding({what}, classes[int(share.argmax())])

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import kstest
 from sklearn.metrics import roc_auc_score
 
-from clipvet.detectors import auroc, brier, cross_entropy, detection_accuracy, target_f1
+from clipvet.detectors import auroc, brier, cross_entropy, detection_accuracy, suite, target_f1
 from clipvet.errors import UserError
+from clipvet.results import Row, rows_of
 from clipvet.rng import Rng
-from clipvet.types import Finding, Suspicion
+from clipvet.types import Finding, Measured, Suspicion
 from clipvet.verdicts import (
     Null,
     check_null,
@@ -177,3 +179,32 @@ def test_proper_scores_by_hand() -> None:
     assert cross_entropy(np.array([0.5, 0.5]), y).value == pytest.approx(np.log(2))
     assert np.isfinite(cross_entropy(np.array([0.0, 1.0]), y).value)
     assert detection_accuracy(np.array([True, True]), y)[:2] == (0.5, 2)
+
+
+def inspected(attack: str, score: float, named: bool, task: int, method: str = "probe") -> list[Row]:
+    said = {"recipe": "r", "stage": "inspect", "attack": attack, "method": method, "config": "Probe()", "seed": 0}
+    measured = {"score": Measured(score, 9, score, score), "named": Measured(float(named), 1, 0.0, 1.0)}
+    return rows_of(measured, **said, model="m", data=f"task {task}", seconds=1.0)
+
+
+def test_a_suite_is_judged_against_calibration_models_alone():
+    rows = [row for k in range(19) for row in inspected("calibration", k / 10, False, 100 + k)]
+    clean = [row for k in range(4) for row in inspected("none", 0.5 * k, True, k)]
+    patch = [row for k in range(3) for row in inspected("patch", 5.0, k > 0, k)]  # one names another class
+    wanet = [row for k in range(2) for row in inspected("wanet", 1.75, True, k)]  # 1 of 19 scores higher: p = 0.1
+    found = {(r.attack, r.metric, r.data): r for r in suite(rows + clean + patch + wanet)}
+    assert {r.stage for r in found.values()} == {"suite"}
+    assert found["patch", "p_value", "task 1"].value == pytest.approx(1 / 20)
+    assert found["wanet", "p_value", "task 0"].value == pytest.approx(2 / 20)
+    assert found["none", "p_value", "task 2"].value == pytest.approx(10 / 20)  # 1.0 to 1.8: 9 of 19 are as high
+    assert ("calibration", "p_value", "task 100") not in found
+    every = {metric: r.value for (attack, metric, data), r in found.items() if attack == "all"}
+    assert every["auroc"] == 1.0
+    assert every["detection_accuracy"] == pytest.approx((4 + 3) / 9)
+    assert every["target_f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 3))  # one names another class, two are missed
+    assert found["patch", "detection_accuracy", ""].value == 1.0
+    assert found["wanet", "detection_accuracy", ""].value == pytest.approx(4 / 6)
+    assert found["none", "false_alarms", ""].value == 0.0
+    assert found["none", "uniform_p", ""].value == pytest.approx(kstest([1.0, 0.75, 0.5, 0.25], "uniform").pvalue)
+    assert suite(clean + patch) == []  # no calibration
+    assert suite(rows + patch) == []  # no clean model

@@ -1,14 +1,23 @@
-"""How good a detector of backdoored models is, over many models: measures with n and 95 % intervals."""
+"""How good a detector of backdoored models is, over many models: measures with n and 95 % intervals.
+
+A suite is a recipe with inspectors: its models of the attack `none` are clean, those of `calibration` are clean too and
+serve as the null distribution alone, all others are backdoored, each shown before to follow its trigger.
+"""
 
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
+from scipy.stats import kstest
 
 from clipvet.errors import UserError
 from clipvet.measures._intervals import share
+from clipvet.results import Row, rows_of
 from clipvet.rng import Rng
 from clipvet.types import Measured
+from clipvet.verdicts import p_value, probability
+
+CLEAN, CALIBRATION = "none", "calibration"  # attacks that are none
 
 
 def _over(stat: Callable[[np.ndarray], float], strata: Sequence[np.ndarray], draws: int = 2000) -> Measured:
@@ -73,3 +82,62 @@ def cross_entropy(chance: Float[np.ndarray, " n"], backdoored: Bool[np.ndarray, 
 def brier(chance: Float[np.ndarray, " n"], backdoored: Bool[np.ndarray, " n"]) -> Measured:
     """Mean squared error of the probability; 0.25 for who always says 1/2."""
     return _over(lambda at: float(np.mean((chance[at] - backdoored[at]) ** 2)), _strata(backdoored))
+
+
+def suite(rows: Sequence[Row], alpha: float = 0.05) -> list[Row]:
+    """What the rows of stage "inspect" (metrics score and named) say together, in rows of stage "suite".
+
+    p_value of each judged model. For each method, over all judged models (attack "all") and over the clean ones and
+    those of each attack: auroc, detection_accuracy and target_f1 where p <= alpha is an alarm, cross_entropy, brier.
+    Over the clean ones: false_alarms, and uniform_p, the p-value of Kolmogorov's and Smirnov's test that their p-values
+    are uniform. Nothing for a method without calibration models or without both kinds of models.
+    """
+    scans: dict[str, dict[tuple[str, str, int, str], dict[str, Row]]] = {}
+    for r in rows:
+        if r.stage == "inspect":
+            scans.setdefault(r.method, {}).setdefault((r.attack, r.model, r.seed, r.data), {})[r.metric] = r
+    return [row for found in scans.values() for row in _judged(found, alpha)]
+
+
+def _judged(found: dict[tuple[str, str, int, str], dict[str, Row]], alpha: float) -> list[Row]:
+    null = [m["score"].value for (attack, *_), m in found.items() if attack == CALIBRATION]
+    models = [(place[0], m) for place, m in found.items() if place[0] != CALIBRATION]
+    attack = np.array([a for a, _ in models])
+    bad = attack != CLEAN
+    if not null or not bad.any() or bad.all():
+        return []
+    scores = np.array([m["score"].value for _, m in models])
+    ps = [p_value(s, null) for s in scores]
+    p = np.array([m.value for m in ps])
+    chance = np.array([probability(x) for x in p])
+    named = ["target" if m["named"].value else "another" for _, m in models]
+
+    def over(at: np.ndarray) -> dict[str, Measured]:
+        flagged = [{named[i]} if p[i] <= alpha else set() for i in at]
+        return {
+            "auroc": auroc(scores[at], bad[at]),
+            "detection_accuracy": detection_accuracy(p[at] <= alpha, bad[at]),
+            "target_f1": target_f1(flagged, ["target" if bad[i] else None for i in at])["target_f1"],
+            "cross_entropy": cross_entropy(chance[at], bad[at]),
+            "brier": brier(chance[at], bad[at]),
+        }
+
+    one = models[0][1]["score"]
+    said = {"recipe": one.recipe, "stage": "suite", "method": one.method, "config": one.config, "seed": one.seed}
+    out = []
+    for m, (_, held) in zip(ps, models):
+        row = held["score"]
+        out += rows_of(
+            {"p_value": m}, **{**said, "seed": row.seed}, attack=row.attack, model=row.model, data=row.data, seconds=0.0
+        )
+    parts = {"all": over(np.arange(len(p)))} | {
+        str(a): over(np.flatnonzero((attack == a) | ~bad)) for a in np.unique(attack[bad])
+    }
+    uniform = float(kstest(p[~bad], "uniform").pvalue)  # pyright: ignore[reportAttributeAccessIssue]
+    parts[CLEAN] = {
+        "false_alarms": share(p[~bad] <= alpha),
+        "uniform_p": Measured(uniform, int((~bad).sum()), uniform, uniform),
+    }
+    for name, measured in parts.items():
+        out += rows_of(measured, **said, attack=name, model=one.model, data="", seconds=0.0)
+    return out

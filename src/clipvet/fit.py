@@ -129,7 +129,7 @@ def fit(
     max_bad: float = 0.01,
     peak: float | None = None,
     memory: Memory | None = None,
-    least: int = 2,
+    fewest: int = 2,
 ) -> Clip:
     """A trained copy of `clip`. The loss gets (clip, batch with tokens, rng of this step) and returns its parts.
 
@@ -138,7 +138,7 @@ def fit(
     no, bf16 or fp16. max_bad: share of unreadable pictures above which the run is refused.
 
     A method of several fits hands them one memory, so that the optimisers go on where the last fit left them, and the
-    peak of its whole schedule (default: of this one), which is where muon_lr is reached. least: pairs that the loss can
+    peak of its whole schedule (default: of this one), which is where muon_lr is reached. fewest: pairs that the loss can
     do with: two for a contrast, one for a classification.
 
     Raises UserError on a loss that is not finite (the last good state stays on disk), on too few pairs, on too many
@@ -213,7 +213,7 @@ def fit(
             cuts = np.array_split(np.arange(len(rows.captions)), accumulate)
             chunks = [rows] if accumulate == 1 else [rows.take(cut) for cut in cuts if len(cut)]
             for c, chunk in enumerate(chunks):
-                if len(chunk.captions) < least:
+                if len(chunk.captions) < fewest:
                     continue
                 chunk = chunk._replace(
                     images=chunk.images.to(accelerator.device, non_blocking=True),

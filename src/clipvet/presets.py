@@ -33,6 +33,7 @@ from clipvet.filters.k_distance import KDistance
 from clipvet.filters.overfit_gain import OverfitGain
 from clipvet.filters.slof import Slof
 from clipvet.inspectors.clip_inspector import ClipInspector
+from clipvet.inspectors.decree import Decree
 from clipvet.training.cocoop import CoCoOp
 from clipvet.training.coop import CoOp
 from clipvet.training.plain import Plain
@@ -101,6 +102,8 @@ def shapes(method: Any) -> Any:
             return replace(method, k=8)  # pictures of one kind are about 10 of 1,024
         case ClipInspector():
             return replace(method, eps=14 / 255)  # what a bound does grows with the side of the picture
+        case Decree():
+            return replace(method, steps=200)
         case GmmSplit():
             return replace(method, training=shapes(method.training))
         case AblLoss():

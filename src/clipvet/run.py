@@ -25,15 +25,18 @@ import torch
 
 from clipvet import __version__, find, io, models, results
 from clipvet.answer_key import load_backdoor, save_backdoor
+from clipvet.attacks.none import NoAttack
 from clipvet.data import Data, Half, Shots, Test
 from clipvet.detection import detection
+from clipvet.detectors import suite
 from clipvet.dirty import poison
 from clipvet.embed import sharing
 from clipvet.errors import UserError
 from clipvet.fit import Workspace, workspace
 from clipvet.rng import Rng
 from clipvet.splits import measure_pool, measure_splits
-from clipvet.types import Attack, Backdoor, Cleaner, Clip, Filter, Measured, Task, Training
+from clipvet.types import Attack, Backdoor, Cleaner, Clip, Filter, Inspector, Measured, Task, Training
+from clipvet.worlds.pool import pool_pairs
 
 GROUND = ("clipvet.types", "clipvet.rng", "clipvet.errors")  # what these say changes no number
 SUCCESS = ("asr", "asr_worst", "psr", "hit@1")  # metrics by which an attack took or not
@@ -59,6 +62,8 @@ class Recipe:
     rebound: Cleaner | None = None  # benign fine-tuning, after which every cleaned model is measured again
     trainings: Mapping[str, Training] = field(default_factory=dict)  # instead of the attack's own
     filters: Mapping[str, Filter] = field(default_factory=dict)  # rank the dirty pairs, with the victim at hand
+    inspectors: Mapping[str, Inspector] = field(default_factory=dict)  # is the model backdoored? (detectors.suite)
+    pool: int = 1000  # unlabelled pictures from outside the classes, that they are given
     oracle: Training | None = None  # the control that is told which pairs are poisons, and leaves them out
     pretrained: str | None = None  # start the attack from these weights instead of from scratch
     base: Training | None = None  # start the attack from what this makes of the clean pairs
@@ -186,6 +191,8 @@ class Victim:
         """The victim's rows; a row of stage "refused" among them if the attack did not take."""
         r, attack = self.recipe, self.recipe.attacks[self.attack]
         rows = self._train(attack, "victim", "none", progress)
+        if isinstance(attack, NoAttack):  # nothing was planted
+            return rows
         refused = [replace(row, stage="refused") for row in rows if row.metric in SUCCESS]
         return rows + (refused if min(row.value for row in refused) < r.took else [])
 
@@ -206,10 +213,11 @@ class Victim:
                 work,
                 {"role": stage, "method": self.attack if method == "none" else method, "config": repr(attack)},
             )
-            if r.twin:
+            twin = r.twin and not isinstance(attack, NoAttack)
+            if twin:
                 with workspace(None):
                     start = attack.training.train(start, pairs, rng.fork("twin"))  # pyright: ignore
-            floor = self._measure(start, backdoor) if r.base or r.twin else {}  # what the trigger does to a clean model
+            floor = self._measure(start, backdoor) if r.base or twin else {}  # what the trigger does to a clean model
             clean = {f"clean_model_{k}": v for k, v in floor.items() if k in SUCCESS}
             return self._measure(clip, backdoor) | measure_splits(work, backdoor) | clean
 
@@ -245,6 +253,22 @@ class Victim:
 
         said = {"stage": "filter", "method": name, "config": repr(ranking), "data": r.victim_data.spec}
         return self._rows(key(ranking, self.key, "filter"), make, progress, name, **said)
+
+    def inspect(self, name: str, progress: bool = False) -> list[results.Row]:
+        """Rows of one inspector: the model's score (higher = more suspect), and whether it named the target."""
+        r, rng, inspector = self.recipe, Rng(self.seed), self.recipe.inspectors[name]
+
+        def make(work: Path) -> dict[str, Measured]:
+            clip, task = models.load(str(self.runs / self.key), device=device()), r.test.task(self.seed)
+            pictures = pool_pairs(r.pool, clip.geometry.size, self.seed)
+            found = inspector.inspect(clip, pictures, task.classes, task.templates, rng.fork("inspect"))
+            if found.trigger is not None:
+                save_backdoor(Backdoor(found.trigger, found.target or ""), work / "trigger")
+            named = Measured(float(found.target == r.target), 1, 0.0, 1.0)
+            return {"score": Measured(found.score, len(pictures), found.score, found.score), "named": named}
+
+        said = {"stage": "inspect", "method": name, "config": repr(inspector), "data": r.victim_data.spec}
+        return self._rows(key(inspector, self.key, "inspect", r.pool), make, progress, name, **said)
 
     def clean(self, source: str, name: str, progress: bool = False) -> list[results.Row]:
         """Rows of one cleaner with one of the defender's data, on the victim that `implant` left."""
@@ -339,7 +363,8 @@ def run(
     io.write_json(out / "run.json", wanted)
     rows: dict[tuple, list[results.Row]] = {}
     for row in results.read(out):
-        rows.setdefault(_place(row), []).append(row)
+        if row.stage != "suite":
+            rows.setdefault(_place(row), []).append(row)
 
     def keep(new: list[results.Row]) -> None:
         rows[_place(new[0])] = new
@@ -375,12 +400,16 @@ def run(
                     keep(made := finished.result())
                     for work in _next(victim, made):
                         waiting[pool.submit(*work)] = victim
+    found = [row for place in sorted(rows) for row in rows[place]]
+    results.write(out, found := found + suite(found))
     io.write_json(
         out / "commands.json",
         {
             "commands": [results.command()],
             "settings": {
-                name: repr(c) for r in recipes for name, c in {**r.cleaners, **r.trainings, **r.filters}.items()
+                name: repr(c)
+                for r in recipes
+                for name, c in {**r.cleaners, **r.trainings, **r.filters, **r.inspectors}.items()
             },
             "reported": {k: v for r in recipes for k, v in r.reported.items()},
             "versions": results.versions(),
@@ -388,7 +417,7 @@ def run(
             "seconds": round(time.monotonic() - began, 1),
         },
     )
-    return [row for place in sorted(rows) for row in rows[place]]
+    return found
 
 
 def _worker(parent: int) -> None:
@@ -413,5 +442,5 @@ def _next(victim: Victim, made: list[results.Row]) -> list[tuple]:
         return []
     r = victim.recipe
     trained = [(victim.train, name) for name in r.trainings] + ([(victim.know,)] if r.oracle else [])
-    trained += [(victim.score, name) for name in r.filters]
+    trained += [(victim.score, name) for name in r.filters] + [(victim.inspect, name) for name in r.inspectors]
     return trained + [(victim.clean, source, name) for source, (_, names) in r.defender_data.items() for name in names]
