@@ -138,8 +138,8 @@ def fit(
     no, bf16 or fp16. max_bad: share of unreadable pictures above which the run is refused.
 
     A method of several fits hands them one memory, so that the optimisers go on where the last fit left them, and the
-    peak of its whole schedule (default: of this one), which is where muon_lr is reached. fewest: pairs that the loss can
-    do with: two for a contrast, one for a classification.
+    peak of its whole schedule (default: of this one), which is where muon_lr is reached. fewest: pairs that the loss
+    can do with: two for a contrast, one for a classification.
 
     Raises UserError on a loss that is not finite (the last good state stays on disk), on too few pairs, on too many
     unreadable pictures and on a precision that this machine has not.
