@@ -132,8 +132,13 @@ def classifier(
     A model with learned class prompts has a `classifier(classes)` of its own, and needs no templates.
     """
     own = getattr(clip, "classifier", None)
-    if own is not None:
-        return own(classes)
+    return own(classes) if own is not None else plain_logits(clip, classes, templates)
+
+
+def plain_logits(
+    clip: Clip, classes: Sequence[str], templates: Sequence[str]
+) -> Callable[[Float[Tensor, "b d"]], Float[Tensor, "b c"]]:
+    """The same under hand-written prompts, whatever prompts the model has of its own."""
     w, s = class_embeddings(clip, classes, templates), clip.logit_scale.detach().float()
     return lambda z: s * z @ w.T
 

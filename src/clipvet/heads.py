@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clipvet.embed import class_embeddings, classifier, device_of
+from clipvet.embed import classifier, device_of, plain_logits
 from clipvet.errors import Unsupported, UserError
 from clipvet.models import frozen, load
 from clipvet.rng import Rng
@@ -63,12 +63,6 @@ def pixels(clip: Clip, pictures: Pairs, batch: int) -> Float[Tensor, "n 3 s s"]:
             f"batch (--set batch={max(1, len(found))})"
         )
     return found
-
-
-def plain_logits(clip: Clip, classes: Sequence[str], templates: Sequence[str]) -> Callable[[Tensor], Tensor]:
-    """Picture embeddings -> logits under hand-written prompts, whatever prompts the model has of its own."""
-    w, s = class_embeddings(clip, classes, templates), clip.logit_scale.detach().float()
-    return lambda z: s * z @ w.T
 
 
 def head_of(clip: Clip, templates: Sequence[str], precision: str = "no", own: bool = True) -> Head:

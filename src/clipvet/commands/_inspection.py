@@ -106,8 +106,7 @@ def _pictures(spec: str | None, n: int, size: int, seed: int) -> "Pairs":
 
 def _apart(clip: "Clip", pictures: "Pairs", classes: Any, templates: Any, overlap: float) -> "Pairs":
     """Without the pictures that hand-written prompts find to show one of the classes."""
-    from clipvet.embed import device_of, see
-    from clipvet.heads import plain_logits
+    from clipvet.embed import device_of, plain_logits, see
 
     seen = see(clip, pictures)
     sure = plain_logits(clip, classes, templates)(seen.z.to(device_of(clip))).softmax(1).amax(1).cpu().numpy()

@@ -26,7 +26,7 @@ def tune(how: Any, start: PromptTuned, pairs: Pairs, rng: Rng, loss: Loss | None
     suffix = start.suffix(named.classes)
 
     def cross_entropy(clip: PromptTuned, batch: Batch, rng: Rng) -> dict[str, Tensor]:
-        z, ids = None, batch.ids.tolist()
+        ids = batch.ids.tolist()
         if how.augment or not known.keys() >= set(ids):
             with torch.no_grad():
                 z = clip.encode_image(how.augment(batch.images, rng) if how.augment else batch.images)
