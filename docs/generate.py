@@ -10,7 +10,7 @@ from pathlib import Path
 from clipvet import find, results
 
 ROOT = Path(__file__).parent.parent
-COUNTS = ("pairs_seen", "parameters", "seconds")
+DIGITS = {"pairs_seen": 0, "parameters": 0, "seconds": 0, "cross_entropy": 2, "brier": 3, "uniform_p": 2}  # others: %
 BEGIN, END = "<!-- generated from {}: begin -->", "<!-- end -->"
 
 
@@ -35,8 +35,8 @@ def methods() -> str:
 
 
 def table(folder: Path, metrics: tuple[str, ...] = ("asr", "clean_accuracy")) -> str:
-    """Attack x method, mean over seeds and range, in percent."""
-    known = ("victim", "clean", "train", "filter")
+    """Attack x method, mean over seeds and range, rates in percent."""
+    known = ("victim", "clean", "train", "filter", "suite")
     rows = [r for r in results.read(folder) if r.stage in known and r.metric in metrics]
     models = sorted({r.model for r in rows})
     out = []
@@ -46,7 +46,7 @@ def table(folder: Path, metrics: tuple[str, ...] = ("asr", "clean_accuracy")) ->
             for r in rows:
                 label = r.method if r.data in ("shapes", "") or r.method == "none" else f"{r.method} ({r.data})"
                 if r.model == model and r.metric == metric:
-                    cells.setdefault((r.attack, label), []).append(r.value if metric in COUNTS else 100 * r.value)
+                    cells.setdefault((r.attack, label), []).append(r.value if metric in DIGITS else 100 * r.value)
             if not cells:
                 continue
             labels, attacks = list(dict.fromkeys(k[1] for k in cells)), list(dict.fromkeys(k[0] for k in cells))
@@ -54,22 +54,25 @@ def table(folder: Path, metrics: tuple[str, ...] = ("asr", "clean_accuracy")) ->
             shown = "–".join(map(str, sorted({min(n), max(n)})))
             seeds = sorted({r.seed for r in rows if r.model == model})
             over = f"mean (range) over seeds {seeds}" if len(seeds) > 1 else f"seed {seeds[0]}"
-            unit = "" if metric in COUNTS else ", %"
+            unit = "" if metric in DIGITS else ", %"
             out += [
                 "",
                 f"**{metric}**, {model}{unit}, {over}, n = {shown} each:",
                 "",
             ]
             out += ["| trigger | " + " | ".join(labels) + " |", "|---|" + "---|" * len(labels)]
-            out += [f"| {a} | " + " | ".join(_cell(cells.get((a, m), [])) for m in labels) + " |" for a in attacks]
+            out += [
+                f"| {a} | " + " | ".join(_cell(cells.get((a, m), []), DIGITS.get(metric, 1)) for m in labels) + " |"
+                for a in attacks
+            ]
     return "\n".join(out).strip()
 
 
-def _cell(values: list[float]) -> str:
+def _cell(values: list[float], digits: int) -> str:
     if not values:
         return "–"
-    mean = f"{statistics.mean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.1f}–{max(values):.1f})"
+    mean, low, high = (f"{x:,.{digits}f}" for x in (statistics.mean(values), min(values), max(values)))
+    return mean if len(values) == 1 else f"{mean} ({low}–{high})"
 
 
 def filled(text: str) -> str:

@@ -23,6 +23,13 @@ from clipvet.types import Clip, Geometry, Pairs, Task
 from clipvet.worlds.shapes import Shapes
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Side by side, the tests of a file stay together, as they share what was trained; each recipe is on its own."""
+    for item in items:
+        if item.path.stem != "test_recipes":
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
