@@ -1,4 +1,4 @@
-"""Every attack against every cleaner, under equal access: the fair field, on a tower deep enough for visual prompts.
+"""Every attack against every cleaner, each with what it needs: the fair field, on a tower deep enough for prompts.
 
 command:  clipvet run recipes/cleaning_table.py --jobs 2 --out results/cleaning_table
 expected: victims' ASR >= 0.80; every defense meets the same victims, adaptive attacks among them
@@ -13,11 +13,15 @@ from clipvet.attacks.adaptive_rvpt import AdaptiveRvpt
 from clipvet.attacks.badclip import BadClip
 from clipvet.attacks.issba import Issba
 from clipvet.attacks.poison import Poison
+from clipvet.cleaners.abl import Abl
 from clipvet.cleaners.cleanclip import CleanClip
 from clipvet.cleaners.finetune import Finetune
+from clipvet.cleaners.finetune_filtered import FinetuneFiltered
 from clipvet.cleaners.linear_probe import LinearProbe
 from clipvet.cleaners.par import Par
 from clipvet.cleaners.rvpt import Rvpt
+from clipvet.cleaners.task_negation import TaskNegation
+from clipvet.cleaners.ubt import Ubt
 from clipvet.cleaners.vpt import Vpt
 from clipvet.data import Data, Shots, Test
 from clipvet.presets import ERASE, shapes
@@ -48,14 +52,22 @@ def recipe(smoke: bool = False) -> Recipe:
     fast: dict[str, Any] = {"precision": "bf16"} | ({"epochs": 1} if smoke else {})
     pairs: dict[str, Any] = {"finetune": Finetune(), "cleanclip": CleanClip(), "par": Par()}
     shots: dict[str, Any] = {"vpt": Vpt(), "rvpt": Rvpt(), "linear_probe": LinearProbe()}
+    dirty = {"ubt": Ubt(), "abl": Abl(), "finetune_filtered": FinetuneFiltered(), "task_negation": TaskNegation()}
+    cleaners = {name: replace(shapes(m), **fast) for name, m in (pairs | shots).items()}
+    later = replace(cleaners["finetune"], epochs=1)  # who gets a cleaned model goes on with it
+    dirty = {name: shapes(m) for name, m in dirty.items()}
+    dirty["ubt"] = replace(dirty["ubt"], **({"susp": 0.1, "steps": 5} if smoke else {}))
+    dirty["finetune_filtered"] = replace(dirty["finetune_filtered"], finetune=cleaners["finetune"])
     return Recipe(
         name="cleaning_table",
         model_names=("shapes-vit-deep",),
         attacks=attacks if not smoke else {name: attacks[name] for name in ("issba", "adaptive_par")},
-        cleaners={name: replace(shapes(m), **fast) for name, m in (pairs | shots).items()},
+        cleaners=cleaners | dirty,
+        rebound=later,
         defender_data={
             "shapes": (Data("shapes", 512 if smoke else 8_000, "validation"), tuple(pairs)),
             "16-shot": (Shots(Test("shapes-shifted", by="colour shape"), 2 if smoke else 16), tuple(shots)),
+            "the dirty pairs": (None, tuple(dirty)),
         },
         base=replace(plain, epochs=4 if not smoke else 1),
         target="crescent",

@@ -3,11 +3,13 @@
 import copy
 import dataclasses
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need a hub
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -165,3 +167,31 @@ def inspected() -> Suspects:
     with torch.no_grad():
         backdoored.image[24:, 5] += 6.0
     return Suspects(clean, backdoored, pictures, tuple(f"caption {k}" for k in range(8)))
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def clipvet(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> Any:
+    """Runs the command line in this process."""
+    import datasets.config as config
+
+    from clipvet import cli
+
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def call(*args: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["clipvet", *map(str, args)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as e:
+            code = int(e.code or 0)
+        told = capsys.readouterr()
+        return Said(code, told.out, told.err)
+
+    return call

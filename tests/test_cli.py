@@ -5,43 +5,20 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import open_clip
 import pytest
 import torch
 from PIL import Image
 
-from clipvet import cli, fit, io
+from clipvet import fit, io
 from clipvet.results import read
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import digits  # pyright: ignore[reportMissingImports]
 
 QUICK = ["--set", "epochs=1", "--set", "batch=64"]
-
-
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def clipvet(monkeypatch, capsys):
-    """Runs the command line in this process."""
-
-    def call(*args: object) -> Said:
-        monkeypatch.setattr(sys, "argv", ["clipvet", *map(str, args)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as e:
-            code = int(e.code or 0)
-        told = capsys.readouterr()
-        return Said(code, told.out, told.err)
-
-    return call
 
 
 @pytest.fixture(scope="session")
@@ -296,7 +273,7 @@ def test_prompts_on_a_user_s_own_model(clipvet, files: Path, tmp_path: Path) -> 
 
     models.save(models.load("shapes-vit"), base, {})
 
-    def clean(out: str, *args: object) -> Said:
+    def clean(out: str, *args: object) -> Any:
         own = ["--method", "rvpt", "--out", tmp_path / out, "--set", "epochs=1", "--set", "tokens=4", *args]
         return clipvet("clean", "--model", base, "--data", files / "test", *task, *own)
 

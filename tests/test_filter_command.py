@@ -2,7 +2,6 @@
 
 import csv
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from browser import look
 from PIL import Image
 
-from clipvet import cli, suspects
+from clipvet import suspects
 from clipvet.answer_key import save_backdoor
 from clipvet.attacks.poison import Poison
 from clipvet.rng import Rng
@@ -21,25 +20,6 @@ from clipvet.worlds.shapes import Shapes
 
 QUICK = ["--model", "shapes-vit", "--method", "k_distance", "--set", "k=4"]
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
-
-
-@pytest.fixture
-def clipvet(monkeypatch, capsys, tmp_path):
-    """Runs the command line in this process: (code, stdout, stderr)."""
-    import datasets.config as config
-
-    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-    def call(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["clipvet", *map(str, args)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as e:
-            code = int(e.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def table(folder: Path, n: int = 24, captions: list[str] | None = None) -> Path:

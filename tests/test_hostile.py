@@ -16,7 +16,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_cli import clipvet as clipvet  # the fixtures
 from test_cli import own_cache as own_cache
 
 from clipvet import answer_key, cards, files, io, models, report

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 from browser import look
 from PIL import Image
 
-from clipvet import cli, models
+from clipvet import models
 from clipvet.answer_key import load_backdoor
 from clipvet.rng import Rng
 from clipvet.triggers.recovered import Recovered
@@ -19,25 +18,6 @@ from clipvet.worlds.shapes import Shapes
 
 EVIL = "<script>alert(1)</script>"
 QUICK = ["--n", 40, "--set", "batch=20"]
-
-
-@pytest.fixture
-def clipvet(monkeypatch, capsys, tmp_path):
-    """Runs the command line in this process: (code, stdout, stderr)."""
-    import datasets.config as config
-
-    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-    def call(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["clipvet", *map(str, args)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as e:
-            code = int(e.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture(scope="module")

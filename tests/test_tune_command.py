@@ -1,31 +1,13 @@
 """clipvet tune, and attacks and evaluations of what it makes, as a user types them."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from clipvet import cli, io, models
+from clipvet import io, models
 from clipvet.rng import Rng
 
 SHORT = ["--set", "epochs=1", "--shots", "2"]
-
-
-@pytest.fixture
-def clipvet(monkeypatch: Any, capsys: Any) -> Any:
-    def call(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["clipvet", *map(str, args)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as e:
-            code = int(e.code or 0)
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return call
 
 
 def test_tune_attack_evaluate(clipvet: Any, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import hf as made
 import pytest
-from test_cli import clipvet as clipvet  # the fixture
 from test_cli import own_cache as own_cache
 
 from clipvet import cards, io, models

@@ -8,7 +8,7 @@ context); what stands before the class name is computed once for all classes; wh
 token; and before the second block a class's own tokens do not depend on the picture.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +45,7 @@ def tower(clip: Clip) -> Any:
     return net
 
 
-def _tokens(clip: OpenClip, texts: Sequence[str]) -> tuple[Int[Tensor, "c l"], Int[Tensor, " c"]]:
+def tokens_of(clip: OpenClip, texts: Sequence[str]) -> tuple[Int[Tensor, "c l"], Int[Tensor, " c"]]:
     """Tokens without a limit, and where the end of text stands."""
     net, tokens = tower(clip), clip.tokenizer(list(texts), context_length=LONG).to(clip.mean.device)
     ends = getattr(net, "text_eos_id", getattr(net, "eos_id", None))
@@ -95,7 +95,7 @@ class PromptTuned(OnFrozen):
             told = f"name class '{twice[0]}' more than once" if twice else "are empty"
             raise UserError(f"the classes {told}; give each class one name of its own")
         net, m = tower(self.base), len(self.context)
-        tokens, end = _tokens(self.base, [f"{c}." for c in classes])
+        tokens, end = tokens_of(self.base, [f"{c}." for c in classes])
         tokens, end, most = tokens[:, 1:], end - 1, net.positional_embedding.shape[0]  # without the start of text
         if (n := 1 + m + tokens.shape[1]) > most:
             raise UserError(
@@ -111,7 +111,7 @@ class PromptTuned(OnFrozen):
         if self.meta is not None:
             assert z is not None, "a meta-net reads the picture"
             context = context + self.meta(z)[:, None]
-        start = net.token_embedding(_tokens(self.base, [""])[0][:, :1]).expand(len(context), -1, -1)
+        start = net.token_embedding(tokens_of(self.base, [""])[0][:, :1]).expand(len(context), -1, -1)
         prefix = torch.cat([start, context], 1)
         w = read(net, prefix + net.positional_embedding[: prefix.shape[1]], suffix)
         return F.normalize(w, dim=-1)
@@ -194,7 +194,7 @@ def begin(clip: Any, words: str, tokens: int, std: float, hidden: int | None, rn
     device = clip.mean.device
     context = torch.randn(tokens, width, generator=rng.generator()) * std
     if words:
-        said, end = _tokens(clip, [words])  # pyright: ignore[reportArgumentType]
+        said, end = tokens_of(clip, [words])  # pyright: ignore[reportArgumentType]
         context = net.token_embedding(said[0, 1 : int(end)])
     meta = None if hidden is None else _meta(d, hidden, width, rng.fork("meta"))
     return PromptTuned(clip, context.to(device), meta and meta.to(device)).eval()  # pyright: ignore[reportArgumentType]
@@ -210,6 +210,16 @@ def _meta(d: int, hidden: int, width: int, rng: Rng | None = None) -> nn.Module:
     return meta
 
 
+def meta_net(tensors: Mapping[str, Tensor], d: int, width: int, where: str) -> nn.Module:
+    """CoCoOp's meta-net of these weights (META), from d to width numbers. Raises UserError where they do not fit."""
+    hidden = len(tensors[META[1]])
+    if [tuple(tensors[k].shape) for k in META] != [(hidden, d), (hidden,), (width, hidden), (width,)] or not hidden:
+        raise UserError(f"the meta-net in {where} does not fit its base model; restore the file")
+    meta = _meta(d, hidden, width)
+    meta.load_state_dict({k.removeprefix("meta."): tensors[k] for k in META})
+    return meta
+
+
 def save(clip: PromptTuned, folder: Path, card: dict[str, Any]) -> str:
     """Write context and meta-net with their card, which says where the base model lies; returns the file's SHA-256."""
     tensors = {name: p.detach() for name, p in clip.named_parameters() if not name.startswith("base.")}
@@ -221,15 +231,5 @@ def restore(folder: Path, base: OpenClip) -> PromptTuned:
     tensors, card = held(folder, base, ({"context"}, {"context", *META}))
     meta = None
     if META[0] in tensors:
-        hidden, width = len(tensors[META[1]]), len(tensors[META[3]])
-        wanted = [
-            (hidden, base.encode_text(["a"]).shape[1]),
-            (hidden,),
-            (width, hidden),
-            (tensors["context"].shape[1],),
-        ]
-        if [tuple(tensors[k].shape) for k in META] != wanted:
-            raise UserError(f"the meta-net in {folder} does not fit its base model; restore the file")
-        meta = _meta(wanted[0][1], hidden, width)
-        meta.load_state_dict({k.removeprefix("meta."): tensors[k] for k in META})
+        meta = meta_net(tensors, base.encode_text(["a"]).shape[1], tensors["context"].shape[-1], str(folder))
     return PromptTuned(base, tensors["context"], meta, card.get("classes", ())).to(base.mean.device).eval()

@@ -28,6 +28,21 @@ PICKLES = (".pt", ".pth", ".bin")
 MAX_JSON = 64 * 2**20  # bytes
 
 
+class _Dropped:
+    """What stands for an object beside the weights: it has no code of its own to run."""
+
+
+def _dict(*_: Any) -> dict[Any, Any]:
+    return {}
+
+
+# PAR's released checkpoints hold their options, those of CoOp's toolbox their schedule and through it their optimiser
+DROPPED: list[Any] = [argparse.Namespace, (dict, "builtins.dict"), (_dict, "collections.defaultdict")]
+DROPPED += [(_Dropped, f"torch.optim.{name}") for name in (
+    "lr_scheduler.CosineAnnealingLR", "lr_scheduler.StepLR", "lr_scheduler.MultiStepLR", "sgd.SGD", "adam.Adam",
+    "adamw.AdamW")]  # fmt: skip
+
+
 class AlreadyDone(Exception):
     """`out` holds the finished output of the very same run."""
 
@@ -39,7 +54,7 @@ class AlreadyDone(Exception):
 def load_weights(path: Path) -> dict[str, Tensor]:
     """Named tensors, on the CPU, of a .safetensors, .pt, .pth or .bin file; no code in the file ever runs.
 
-    A pickled file may be a state dict or a checkpoint that holds one as "state_dict" (the rest, an argparse.Namespace
+    A pickled file may be a state dict or a checkpoint that holds one as "state_dict" (the rest, some known objects
     included, is dropped); the prefix `module.` of a distributed run is stripped. Raises UserError for anything else.
     """
     path = Path(path)
@@ -47,7 +62,8 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is not a file; give a .safetensors, {', '.join(PICKLES)} file")
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty (0 bytes); copy or download it again")
-    suffix = path.suffix.lower()
+    suffix = re.sub(r"\.pth\.tar(-\d+)?$", ".pth", path.name.lower())  # as Dassl, CoOp's toolbox, names them
+    suffix = Path(suffix).suffix
     if suffix == ".safetensors":
         try:
             state: Any = safetensors.torch.load_file(path)
@@ -75,7 +91,7 @@ def _unpickle(path: Path) -> Any:
         if any(i.compress_type != zipfile.ZIP_STORED for i in z.infolist()):  # torch never packs; a bomb does
             raise UserError(f"{path} is a compressed archive, which torch does not write; save it with torch.save")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # PAR's released checkpoints hold their options
+        with torch.serialization.safe_globals(DROPPED):
             return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 the one load
     except Exception as e:  # a hostile or damaged file can raise anything
         told = str(e)

@@ -11,15 +11,38 @@ from clipvet.commands._shared import Pretrained, output, say
 def command(
     model: Annotated[str, typer.Argument(help="as --model: a directory, a file of OpenAI's layout, an open_clip name")],
     out: Annotated[Path, typer.Argument(help="output directory; must not hold another run")],
-    layout: Annotated[str, typer.Option(help="open_clip, transformers or openai")],
+    layout: Annotated[
+        str | None, typer.Option(help="open_clip, transformers or openai; coop, for learned context")
+    ] = None,
     pretrained: Pretrained = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="prompt_learner file of CoOp or CoCoOp, learned on this model", exists=True)
+    ] = None,
 ) -> None:
-    """Write a checkpoint in another layout, read it back and compare: features must agree to 1e-4."""
-    from clipvet import models, results
+    """Write a checkpoint in another layout, read it back and compare: features must agree to 1e-4.
 
-    with output(out, {"command": "convert", "model": model, "pretrained": pretrained, "layout": layout}) as work:
-        clip = models.load(model, pretrained)
-        card = {"role": "converted", "from": getattr(clip, "layout", ""), "to": layout}
-        card |= {"parent": results.weights_hash(clip), "versions": results.versions()}
-        done = models.convert(clip, layout, work, card)
-    say(f"wrote {out}: {layout}, features within {done.difference:.1e} of {model}'s")
+    --prompts makes a folder for every other command of a context that was learned elsewhere, and --layout coop writes
+    one for CoOp's code.
+    """
+    from clipvet import context, coop_files, io, models, results
+    from clipvet.errors import UserError
+
+    if (layout is None) == (prompts is None):
+        raise UserError("give either --layout, to write the model otherwise, or --prompts, to put them on it")
+    said = {"command": "convert", "model": model, "pretrained": pretrained, "layout": layout, "prompts": prompts}
+    with output(out, {k: v if k != "prompts" else v and str(v) for k, v in said.items()}) as work:
+        clip, card = models.load(model, pretrained), {"role": "converted", "versions": results.versions()}
+        if prompts:
+            tuned = coop_files.read(prompts, clip)
+            models.save(clip, work / "base", {"role": "base"})
+            context.save(tuned, work, {**card, "from": str(prompts), "file_sha256": io.sha256(prompts)})
+            told = (
+                f"context of {len(tuned.context)} tokens, for {len(tuned.classes) or 'unnamed'} classes, and its base"
+            )
+        elif layout == "coop":
+            told = str(coop_files.write(clip, work).relative_to(work))
+        else:
+            card |= {"from": getattr(clip, "layout", ""), "to": layout, "parent": results.weights_hash(clip)}
+            done = models.convert(clip, str(layout), work, card)
+            told = f"{layout}, features within {done.difference:.1e} of {model}'s"
+    say(f"wrote {out}: {told}")

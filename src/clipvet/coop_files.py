@@ -1,0 +1,79 @@
+"""Prompt files of the prompt-learning field: the `prompt_learner` state dicts that CoOp's and CoCoOp's code writes.
+
+    ctx (m, w);  token_prefix (c, 1, w), token_suffix (c, l, w): embeddings of what stands around it, class by class
+    CoCoOp also: meta_net.linear1.weight, .bias, meta_net.linear2.weight, .bias
+
+Their code makes prefix and suffix anew from the class names; here they tell which classes the prompts were learned for
+and whether the base model is theirs. Files do not say where the context stands: it is taken to stand before the class
+name, their default.
+
+paper: Zhou et al., IJCV 2022, arXiv:2109.01134; Zhou et al., CVPR 2022, arXiv:2203.05557
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from clipvet import io
+from clipvet.context import META, PromptTuned, meta_net, tokens_of, tower
+from clipvet.errors import UserError
+from clipvet.models import OpenClip
+from clipvet.types import Clip
+
+FILE = Path("prompt_learner") / "model-best.pth.tar"  # where their `load_model` looks
+AROUND = ("token_prefix", "token_suffix")
+NETS = dict(zip(META, (f"meta_net.linear{k}.{what}" for k in (1, 2) for what in ("weight", "bias"))))
+
+
+def read(path: Path, base: OpenClip) -> PromptTuned:
+    """The prompts on their base model. Raises UserError for other files, a context for each class, another base."""
+    state = {k: v.float() for k, v in io.load_weights(path).items()}
+    context, net = state.get("ctx"), tower(base)
+    if context is None or set(state) - {"ctx", *AROUND, *NETS.values()}:
+        raise UserError(f"{path} is no prompt_learner of CoOp or CoCoOp (it holds {', '.join(sorted(state))[:80]})")
+    if context.ndim != 2:
+        raise UserError(f"{path} holds a context for each class; only prompts with one context for all can be read")
+    classes = _classes(path, base, state) if all(k in state for k in AROUND) else []
+    meta = None
+    if any(k in state for k in NETS.values()):
+        own = {k: state.get(theirs, torch.empty(0)) for k, theirs in NETS.items()}
+        meta = meta_net(own, base.encode_text(["a"]).shape[1], net.token_embedding.weight.shape[1], str(path))
+    return PromptTuned(base, context, meta, classes).to(base.mean.device).eval()
+
+
+def _classes(path: Path, base: OpenClip, state: dict[str, Tensor]) -> list[str]:
+    """Class names, read from the embeddings of their tokens. UserError where these are not the base model's."""
+    prefix, suffix = (state[k] for k in AROUND)
+    known = tower(base).token_embedding.weight.detach().cpu().float()
+    start, end = tokens_of(base, [""])[0][0, :2].tolist()
+    fits = prefix.ndim == suffix.ndim == 3 and prefix.shape[2] == suffix.shape[2] == known.shape[1]
+    if not fits or not torch.allclose(prefix[0, 0], known[start], atol=1e-3):  # files often are in half precision
+        raise UserError(f"{path} was learned on another base model (other token embeddings); give its own")
+    names = []
+    for rows in suffix:
+        ids = torch.cdist(rows, known).argmin(1).tolist()
+        said = ids[: ids.index(end)] if end in ids else ids
+        names.append(str(base.tokenizer.decode(said)).strip().removesuffix(".").strip())  # pyright: ignore
+    return names
+
+
+def write(clip: Clip, folder: Path) -> Path:
+    """Learned context as their code reads it, in float32, under `folder`; returns the file. UserError for others."""
+    if not isinstance(clip, PromptTuned):
+        raise UserError("only learned context (clipvet tune) has CoOp's layout; choose another one for this model")
+    base, net = clip.base, tower(clip.base)
+    length = net.positional_embedding.shape[0] - len(clip.context)
+    tokens, _ = tokens_of(base, [f"{c}." for c in clip.classes or ("",)])
+    if tokens.shape[1] > length:
+        raise UserError(f"the class names need {tokens.shape[1]} tokens of {length}; this layout cannot hold them")
+    whole = torch.zeros(len(tokens), length, dtype=tokens.dtype)
+    whole[:, : tokens.shape[1]] = tokens.cpu()
+    around = net.token_embedding(whole.to(tokens.device)).detach()
+    state = {"ctx": clip.context.detach(), AROUND[0]: around[:, :1], AROUND[1]: around[:, 1:]}
+    held = dict(clip.named_parameters())
+    state |= {theirs: held[ours].detach() for ours, theirs in NETS.items() if ours in held}
+    (folder / FILE).parent.mkdir(parents=True, exist_ok=True)
+    with io.replacing(folder / FILE) as tmp:
+        torch.save({"state_dict": {k: v.cpu().contiguous() for k, v in state.items()}, "epoch": 0}, tmp)
+    return folder / FILE
