@@ -31,8 +31,7 @@ def recipe(smoke: bool = False) -> Recipe:
         return replace(safe, unimodal=unimodal, slow=slow, slow_lr=rate, epochs=unimodal + slow + 1)
 
     trainings = {f"first_set_slow_{n}": first_set(1, n, safe.slow_lr) for n in (0, 1, 2)}
-    trainings |= {f"first_set_rate_{rate:g}": first_set(1, 1, rate) for rate in (0.03, 0.1, 1.0)}
-    trainings |= {f"first_set_unimodal_{n}": first_set(n, 1, safe.slow_lr) for n in (0, 3)}
+    trainings |= {f"first_set_rate_{rate:g}": first_set(1, 1, rate) for rate in (0.03, 1.0)}
     trainings |= {f"growth_{share:g}": replace(safe, growth=share) for share in (0.01, 0.05)}
     classes = tuple(name for name in SHAPES if name != TARGET)
     beside = Poison(shapes(Patch()), rate=0.02, captions="natural", templates=TEMPLATES)
