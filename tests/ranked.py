@@ -23,6 +23,7 @@ from clipvet.cleaners.cleanclip import CleanClip
 from clipvet.cleaners.par import Par
 from clipvet.embed import embed_pairs, embed_texts, sharing
 from clipvet.fit import workspace
+from clipvet.inspectors.clip_inspector import ClipInspector
 from clipvet.inspectors.neural_cleanse import NeuralCleanse
 from clipvet.inspectors.no_inversion import NoInversion
 from clipvet.losses import own_loss
@@ -96,7 +97,7 @@ def trained(method: Any, folder: Path, n: int = 320, torn: bool = False, shard: 
     pairs = Shapes().pairs(n)
     if torn:
         pairs = Pairs(Torn(pairs.pictures), pairs.captions, pairs.rows)
-    with workspace(folder, save_seconds=0, shard=shard):
+    with workspace(folder, save_seconds=0, shard=shard and ranks.world() > 1):
         verb = getattr(method, "clean", None) or method.train
         clip = verb(tiny(), pairs, Rng(3))
     log = [row["loss"] for row in read_log(folder)] if ranks.main() else []
@@ -117,7 +118,7 @@ def stopped(folder: Path, shard: bool = False) -> None:
         return {"loss": 0 * clip.logit_scale}
 
     try:
-        with workspace(folder, save_seconds=0, shard=shard):
+        with workspace(folder, save_seconds=0, shard=shard and ranks.world() > 1):
             Plain(**SHORT).train(tiny(), Shapes().pairs(320), Rng(3), stop)
     except Stopped:
         return
@@ -142,6 +143,7 @@ def inspected(folder: Path) -> Given:
     hows: dict[str, Any] = {
         "nc": NeuralCleanse(epochs=2, at_once=64),
         "no": NoInversion(),
+        "ci": ClipInspector(epochs=2, at_once=64, race=1),
     }
     given = {}
     for name, how in hows.items():

@@ -170,6 +170,8 @@ def fit(
     ranks.start()
     several = ranks.world() > 1
     sharded = ws.shard and several
+    if ws.shard and not several:
+        raise UserError("--shard needs several processes; start them with torchrun --nproc-per-node 2 -m clipvet ...")
     AcceleratorState._reset_state()  # else the first fit's precision holds for the whole process
     handlers: list[Any] = [DistributedDataParallelKwargs(find_unused_parameters=True)]  # a tower may rest in a step
     try:
@@ -178,6 +180,8 @@ def fit(
         )
     except ValueError as e:
         raise UserError(f"precision={precision} cannot be used here ({e}); use no or bf16") from e
+    if accelerator.distributed_type in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        raise UserError("Accelerate's own sharding cannot be used; launch plain processes, and give --shard")
     trained = clone(clip).to(accelerator.device)
     trained.train()
     for module in trained.modules():

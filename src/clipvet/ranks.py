@@ -27,17 +27,12 @@ _cutting: ContextVar[bool] = ContextVar("cutting", default=False)
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 
-def launched() -> bool:
-    """Whether a launcher started this process as one of several; needs no torch."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1
-
-
 def start() -> None:
     """Join the others, over nccl where there are GPUs and else over gloo; nothing to do for one process, or again."""
-    if launched() and not dist.is_initialized():
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         from accelerate import PartialState
 
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun sets it; Accelerate would warn
         PartialState(cpu=not torch.cuda.is_available())
 
 
