@@ -49,7 +49,7 @@ def launch(*args: str, n: int = 2) -> list[str]:
         for r in range(n)
     ]
     try:
-        said = [p.communicate(timeout=300)[0] for p in processes]
+        said = [p.communicate(timeout=900)[0] for p in processes]
     finally:
         for p in processes:
             p.kill()
@@ -178,6 +178,19 @@ def test_commands_run_over_two_processes(tmp_path, monkeypatch):
     assert torch.allclose(z, w, atol=1e-4)
 
 
+def test_batchnorm_is_that_of_all_ranks_or_refused(resnet, clip):
+    trained = models.clone(resnet).train()
+    with pytest.raises(UserError, match="GPUs"):
+        ranks.synced(trained, torch.device("cpu"))
+    made = ranks.synced(trained, torch.device("cuda"))
+    kinds = {type(m) for m in made.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}
+    assert kinds == {torch.nn.SyncBatchNorm}
+    assert made.state_dict().keys() == resnet.state_dict().keys()
+    still = models.clone(resnet).eval()
+    assert ranks.synced(still, torch.device("cpu")) is still
+    assert ranks.synced(clip, torch.device("cpu")) is clip
+
+
 # trackers
 
 
@@ -238,6 +251,7 @@ def test_ray_is_asked_for(monkeypatch):
         pass
 
 
+@pytest.mark.filterwarnings("default")  # of Ray's own making
 def test_a_local_ray_cluster_gives_the_rows_of_a_sequential_run(tmp_path):
     pytest.importorskip("ray")
     recipe = load_recipes(ROOT / "recipes/par_structured.py", smoke=True)[0]
