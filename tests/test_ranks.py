@@ -162,6 +162,7 @@ def test_shard_needs_several_processes(tmp_path):
 def test_commands_run_over_two_processes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     common = ["--data", "shapes", "--n", "128", "--model", "shapes-vit", "--set", "epochs=1", "--set", "batch=32"]
+    common += ["--set", "optimizer=adamw"]
     one = CliRunner().invoke(app, ["train", *common, "--out", "one"])
     assert one.exit_code == 0, one.output
     said = launch("-m", "clipvet", "train", *common, "--out", "two", "--shard")
