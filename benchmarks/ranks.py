@@ -1,7 +1,7 @@
 """Strong scaling: the same global batch on 1, 2, 4 ... processes, as ratios to one process, within one run.
 
 command:  python benchmarks/ranks.py           (--model shapes-vit --batch 256 --steps 10 --rounds 3 --most 2)
-expected: on free cores, >= 0.7 x the processes for plain and PAR; CleanCLIP less, as every rank augments all pictures.
+expected: not measured yet. CleanCLIP must scale worst, as every rank augments all pictures of a batch.
           Each process has one thread, or a GPU of its own where there are as many.
 """
 
