@@ -117,7 +117,7 @@ def test_a_killed_run_leaves_no_worker(tmp_path: Path) -> None:
 import os, signal, sys, threading
 from concurrent.futures import ProcessPoolExecutor
 import multiprocessing, time
-from clipvet.run import _worker
+from clipvet.workers import _worker
 if __name__ == "__main__":
     pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _worker, (os.getpid(),))
     open({str(tmp_path / "pid")!r}, "w").write(str(pool.submit(os.getpid).result()))

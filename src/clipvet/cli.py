@@ -1,6 +1,7 @@
 """The command line: one file of commands/ for each. Torch is imported inside them, so that --help answers at once."""
 
 import importlib
+import os
 import sys
 import traceback
 
@@ -31,6 +32,8 @@ def main() -> None:
     """
     from clipvet.errors import Unsupported, UserError
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _join()
     try:
         app()
     except UserError as e:
@@ -43,3 +46,17 @@ def main() -> None:
     except Exception:
         traceback.print_exc()
         sys.exit(2)
+
+
+def _join() -> None:
+    """One of several processes that torchrun or `accelerate launch` has started: the first alone talks."""
+    import atexit
+
+    import torch.distributed as dist
+
+    from clipvet import ranks
+
+    ranks.start()
+    atexit.register(dist.destroy_process_group)
+    if not ranks.main():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 for the rest of the process

@@ -3,13 +3,15 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clipvet import ranks
 from clipvet.errors import UserError
 from clipvet.types import Backdoor, Clip, Geometry, Pairs
 
@@ -88,18 +90,28 @@ def see(clip: Clip, pairs: Pairs, backdoor: Backdoor | None = None, geometry: Ge
 def _see(clip: Clip, pairs: Pairs, backdoor: Backdoor | None, geometry: Geometry | None, batch: int = 256) -> Seen:
     pairs = pairs.at(geometry or clip.geometry)
     out, kept, captions, bad = [], [], [], []
-    for k in range(0, len(pairs), batch):
-        rows = pairs[k : k + batch]
-        if rows.captions:
-            images = backdoor.stamp(rows.images, rows.ids) if backdoor else rows.images
-            out.append(clip.encode_image(images.to(device_of(clip))).float())
+    for k in _own(len(pairs), batch):
+        with ranks.alone():
+            rows = pairs[k : k + batch]
+            if rows.captions:
+                images = backdoor.stamp(rows.images, rows.ids) if backdoor else rows.images
+                out.append(clip.encode_image(images.to(device_of(clip))).float())
         lost = {i for i, _ in rows.bad}
         kept += [k + j for j, i in enumerate(pairs.ids[k : k + batch]) if int(i) not in lost]
         captions += rows.captions
         bad += rows.bad
-    if not out:
+    z = ranks.rows(torch.cat(out) if out else None, device_of(clip))
+    if z is None:
         raise UserError(f"{pairs.name}: none of its {len(pairs)} pictures could be read; check the files")
-    return Seen(torch.cat(out), np.array(kept, dtype=np.int64), captions, bad)
+    told = ranks.objects((kept, captions, bad))
+    kept, captions, bad = (list(chain.from_iterable(parts)) for parts in zip(*told))
+    return Seen(z, np.array(kept, dtype=np.int64), captions, bad)
+
+
+def _own(n: int, batch: int) -> range:
+    """Where this rank's batches begin. They are dealt out whole, so that several ranks get one's result to the bit."""
+    starts = range(0, n, batch)
+    return starts[ranks.share(len(starts))]
 
 
 @torch.no_grad()
@@ -113,8 +125,11 @@ def embed_chosen(clip: Clip, pictures: Float[Tensor, "k 3 h h"]) -> Float[Tensor
 
 @torch.no_grad()
 def embed_texts(clip: Clip, captions: Sequence[str], batch: int = 1024) -> Float[Tensor, "n d"]:
-    parts = [clip.encode_text(list(captions[k : k + batch])).float() for k in range(0, len(captions), batch)]
-    return torch.cat(parts)
+    own = _own(len(captions), batch)
+    with ranks.alone():
+        parts = [clip.encode_text(list(captions[k : k + batch])).float() for k in own]
+    found: Any = ranks.rows(torch.cat(parts) if parts else None, device_of(clip))
+    return found
 
 
 def class_embeddings(clip: Clip, classes: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "c d"]:

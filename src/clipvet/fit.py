@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clipvet import io
+from clipvet import io, ranks, tracking
 from clipvet.errors import UserError
-from clipvet.optim import Schedule, moments, optimizers, pack, restore, unpack
+from clipvet.optim import Schedule, learnt, moments, optimizers, pack, restore, unpack
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
 
@@ -46,6 +46,9 @@ class Workspace:
     folder: Path | None = None
     progress: bool = False
     save_seconds: float = 5.0  # at least this long between two saves, and 50 x the time that a save takes
+    shard: bool = False  # deal the trained weights out over the ranks
+    track: tracking.Track = tracking.nowhere  # numbers of a step also go there
+    steps: int = field(default=0, init=False)  # of all fits so far
     fits: int = field(default=0, init=False)  # how many fits this stage has begun
     pairs_seen: int = field(default=0, init=False)  # by all of them, every pair as often as it is drawn
     parameters: int = field(default=0, init=False)  # that the largest of them trains
@@ -55,13 +58,20 @@ _workspace: ContextVar[Workspace | None] = ContextVar("workspace", default=None)
 
 
 @contextmanager
-def workspace(folder: Path | None, *, progress: bool = False, save_seconds: float = 5.0) -> Iterator[Workspace]:
-    """Fits inside this block keep their state under folder/state and log to folder/log.jsonl."""
-    token = _workspace.set(Workspace(folder, progress, save_seconds))
-    try:
-        yield _workspace.get()  # pyright: ignore[reportReturnType]
-    finally:
-        _workspace.reset(token)
+def workspace(
+    folder: Path | None, *, progress: bool = False, save_seconds: float = 5.0, shard: bool = False, track: str = ""
+) -> Iterator[Workspace]:
+    """Fits inside this block keep their state under folder/state and log to folder/log.jsonl.
+
+    shard: of several ranks each holds only its part of the trained weights and moments (FSDP2). track: also log to
+    tensorboard (under folder/tensorboard), trackio or wandb.
+    """
+    with tracking.tracker(track, folder) as log:
+        token = _workspace.set(Workspace(folder, progress and ranks.main(), save_seconds, shard, log))
+        try:
+            yield _workspace.get()  # pyright: ignore[reportReturnType]
+        finally:
+            _workspace.reset(token)
 
 
 class _Step(nn.Module):
@@ -74,7 +84,7 @@ class _Step(nn.Module):
     def forward(self, batch: Batch, rng: Rng) -> dict[str, Tensor]:
         # torch's fused attention for a CPU is many times slower backwards in bf16 than its plain one
         plain = batch.images.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+        with ranks.cutting(), sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
             return self.loss(self.clip, batch, rng)  # pyright: ignore[reportArgumentType]
 
 
@@ -88,6 +98,7 @@ class _Rows(torch.utils.data.Dataset):
         return len(self.pairs)
 
     def __getitem__(self, rows: np.ndarray) -> Batch:
+        """The rows, or this rank's share of them."""
         batch = self.pairs[rows]
         return batch._replace(tokens=self.tokenize(batch.captions))
 
@@ -141,10 +152,13 @@ def fit(
     peak of its whole schedule (default: of this one), which is where muon_lr is reached. fewest: pairs that the loss
     can do with: two for a contrast, one for a classification.
 
+    Several ranks share a step's pairs and end in the weights of one, but for rounding; a state of so many goes on with
+    any other number of them.
+
     Raises UserError on a loss that is not finite (the last good state stays on disk), on too few pairs, on too many
-    unreadable pictures and on a precision that this machine has not.
+    unreadable pictures, on a precision that this machine has not, and on what several ranks cannot do.
     """
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
     from clipvet.models import clone
@@ -153,51 +167,72 @@ def fit(
         raise UserError(f"{pairs.name} has {len(pairs)} pairs; contrastive training needs at least 2")
     ws = _workspace.get() or Workspace()
     ws.fits += 1
+    ranks.start()
+    several = ranks.world() > 1
+    sharded = ws.shard and several
+    if ws.shard and not several:
+        raise UserError("--shard needs several processes; start them with torchrun --nproc-per-node 2 -m clipvet ...")
     AcceleratorState._reset_state()  # else the first fit's precision holds for the whole process
+    handlers: list[Any] = [DistributedDataParallelKwargs(find_unused_parameters=True)]  # a tower may rest in a step
     try:
-        accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_steps=1)
+        accelerator = Accelerator(
+            cpu=several and not torch.cuda.is_available(), mixed_precision=precision, kwargs_handlers=handlers
+        )
     except ValueError as e:
         raise UserError(f"precision={precision} cannot be used here ({e}); use no or bf16") from e
+    if accelerator.distributed_type in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        raise UserError("Accelerate's own sharding cannot be used; launch plain processes, and give --shard")
     trained = clone(clip).to(accelerator.device)
     trained.train()
     for module in trained.modules():
         if batchnorm == "eval" and isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
     steps = order(len(pairs), batch, epochs, rng)
+    if sharded and optimizer == "muon":
+        raise UserError("optimizer=muon needs whole matrices; use adamw, or train without --shard")
+    if several and min(map(len, steps)) < ranks.world():
+        raise UserError(f"batches of {min(map(len, steps))} are too few for {ranks.world()} processes; start fewer")
+    if several:
+        trained = ranks.synced(trained, accelerator.device)
     ws.pairs_seen += sum(map(len, steps))
     ws.parameters = max(ws.parameters, sum(p.numel() for p in trained.parameters() if p.requires_grad))
     rates = schedule(len(steps))
+    memory = memory or Memory()
+    memory.own.to(accelerator.device)
+
+    state = ws.folder / "state" / f"{ws.fits}.safetensors" if ws.folder else None
+    log = ws.folder / "log.jsonl" if ws.folder else None
+    start, held = 0, memory.moments
+    saved = ranks.first(lambda: io.load_weights(state) if state and state.exists() else None)
+    if saved is not None:
+        start, total = saved.pop("at").tolist()
+        if total != len(steps):
+            held_by = state.parent if state else "the state"
+            raise UserError(f"{held_by} holds a run of {total} steps, not {len(steps)}; delete it or use another --out")
+        unpack(saved, trained, memory.own)
+        held = saved
+    _rewind(log, ws.fits, start)
+
+    step_of = _Step(trained, loss)
+    outside = ranks.shard(step_of, accelerator.device) if sharded else set()
     named = dict(trained.named_parameters())
     sigmoid = any(n.endswith("logit_bias") for n in named)  # SigLIP's temperature has no bound
     scales = [p for n, p in named.items() if n.endswith("logit_scale") and not sigmoid]
     made = optimizers(trained, optimizer, weight_decay, betas, eps, muon_lr)
     optims = [o for o, _ in made]
-    memory = memory or Memory()
-    memory.own.to(accelerator.device)
-    if memory.moments:
-        restore(memory.moments, optims)
+    if held:
+        restore(held, optims)
 
-    state = ws.folder / "state" / f"{ws.fits}.safetensors" if ws.folder else None
-    log = ws.folder / "log.jsonl" if ws.folder else None
-    start = 0
-    if state and state.exists():
-        saved = io.load_weights(state)
-        start, total = saved.pop("at").tolist()
-        if total != len(steps):
-            raise UserError(
-                f"{state.parent} holds a run of {total} steps, not {len(steps)}; delete it or use another --out"
-            )
-        unpack(saved, trained, optims, memory.own)
-    _rewind(log, ws.fits, start)
-
-    model: Any = accelerator.prepare(_Step(trained, loss))
+    model: Any = accelerator.prepare_model(step_of, evaluation_mode=sharded)  # that is: without DDP
     prepared: list[Any] = [accelerator.prepare(o) for o in optims]
-    loader = loading(_Rows(pairs, clip), steps[start:], pairs.workers, rng)
+    own = [rows[ranks.share(len(rows))] for rows in steps[start:]]
+    loader = loading(_Rows(pairs, clip), own, pairs.workers, rng)
     bad: dict[int, str] = {}
     began = saved_at = time.monotonic()
     save_cost, seen = 0.0, 0
     with _progress(ws.progress, start, len(steps)) as show:
         for step, rows in enumerate(loader, start):
+            rows = ranks.whole(rows, accelerator.device)
             bad |= dict(rows.bad)
             if len(bad) > max(max_bad * len(pairs), 0):
                 first, why = next(iter(bad.items()))
@@ -226,6 +261,7 @@ def fit(
             if not math.isfinite(parts.get("loss", 0.0)):
                 kept = f"; the last good state is kept in {state.parent}" if state and state.exists() else ""
                 raise UserError(f"the loss is {parts['loss']} at step {step} (lr {rates[step]:.2g}){kept}; lower lr")
+            ranks.average(outside)
             for o in prepared:
                 o.step()
                 o.zero_grad(set_to_none=True)
@@ -235,6 +271,7 @@ def fit(
             seen += len(rows.captions)
             speed = seen / (time.monotonic() - began)
             show(parts.get("loss", math.nan), speed)
+            ws.track(parts | {"lr": rates[step], "pairs_per_s": speed}, ws.steps + step)
             if log and accelerator.is_main_process:
                 row = {"fit": ws.fits, "step": step, "lr": rates[step], "pairs_per_s": round(speed, 1), **parts}
                 with log.open("a") as f:
@@ -242,11 +279,20 @@ def fit(
             now = time.monotonic()
             last = step + 1 == len(steps)
             due = last or now - saved_at > max(ws.save_seconds, 50 * save_cost)
-            if state and due and accelerator.is_main_process and _finite(trained):
-                io.save_weights(pack(step + 1, len(steps), trained, optims, memory.own), state)
-                _shrink(state.with_name(f"{ws.fits - 1}.safetensors"))
+            if sharded:  # all must take part in a save
+                due = ranks.first(lambda due=due: due)
+            if state and due and (sharded or accelerator.is_main_process):
+                packed = pack(step + 1, len(steps), trained, optims, memory.own)
+                if accelerator.is_main_process and _finite(packed):
+                    io.save_weights(packed, state)
+                    _shrink(state.with_name(f"{ws.fits - 1}.safetensors"))
                 saved_at, save_cost = time.monotonic(), time.monotonic() - now
+    ws.steps += len(steps)
     memory.moments = moments(optims)
+    if several:  # out of the wrappers' hands
+        found = learnt(trained)
+        trained = clone(clip)
+        trained.load_state_dict(found, strict=False)
     trained.eval()
     return trained.to(next(iter(clip.parameters())).device)  # pyright: ignore
 
@@ -274,8 +320,9 @@ def kept(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """What `make` gives, on the CPU, or what a killed run of this stage has saved under this name."""
     ws = _workspace.get() or Workspace()
     path = ws.folder / "state" / f"{name}.safetensors" if ws.folder else None
-    if path and path.exists():
-        return io.load_weights(path)
+    found = ranks.first(lambda: io.load_weights(path) if path and path.exists() else None)
+    if found is not None:
+        return found
     made = {k: v.detach().cpu() for k, v in make().items()}
     if path:
         io.save_weights(made, path)
@@ -306,9 +353,9 @@ def _shrink(state: Path) -> None:
         io.save_weights(kept, state)
 
 
-def _finite(model: nn.Module) -> bool:
-    """Whether the state is worth keeping: a step can break the weights before a loss shows it."""
-    return all(bool(torch.isfinite(p).all()) for p in model.parameters())
+def _finite(state: dict[str, Tensor]) -> bool:
+    """Whether it is worth keeping: a step can break the weights before a loss shows it."""
+    return all(bool(torch.isfinite(v).all()) for k, v in state.items() if k.startswith("clip."))
 
 
 def _rewind(log: Path | None, fit_number: int, start: int) -> None:

@@ -8,6 +8,7 @@ after the other.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from clipvet.errors import UserError
 from clipvet.fit import counting, kept
 from clipvet.forms import Form, Params, stamped, started
 from clipvet.heads import Head, Logits, Loss, check_slope, class_loss, groups, shares, untouched
+from clipvet.ranks import spread
 from clipvet.rng import Rng
 from clipvet.types import Clip
 
@@ -130,7 +132,8 @@ def scan(
     states: list[dict[int, dict[str, Tensor]]] = [{} for _ in heads]
 
     def advance(alive: list[int], part: str, steps: slice, h: int, count: Callable[[int], None]) -> None:
-        """Every living class of one head through some steps, lot by lot."""
+        """Every living class of one head through some steps, lot by lot; several ranks deal the lots out."""
+        lots: list[tuple[list[int], Callable[[], dict[str, Tensor]]]] = []
         for k, (targets, candidates) in enumerate(teams):
             own = [t for t in targets if t in alive]
             for j in range(0, len(own), lot):
@@ -150,9 +153,10 @@ def scan(
                         done = {x: v for x, v in done.items() if x[0] == "p"} | {"loss": loss, "asr": asr}
                     return done
 
-                found = kept(f"inversion-{h}-{part}-{k}-{j}", make)
-                states[h].update({t: {x: v[i] for x, v in found.items()} for i, t in enumerate(some)})
-                count(len(some))
+                lots.append((some, partial(kept, f"inversion-{h}-{part}-{k}-{j}", make)))
+        for (some, _), found in zip(lots, spread([make for _, make in lots])):
+            states[h].update({t: {x: v[i] for x, v in found.items()} for i, t in enumerate(some)})
+            count(len(some))
 
     def values(h: int, name: str, which: Sequence[int]) -> np.ndarray:
         return np.array([float(states[h][t][name]) for t in which])

@@ -11,9 +11,10 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from clipvet import ranks
 from clipvet.errors import UserError
 
 PICKLES = (".pt", ".pth", ".bin")
@@ -49,6 +51,9 @@ class AlreadyDone(Exception):
     def __init__(self, out: Path):
         super().__init__(f"{out} is already done")
         self.out = out
+
+    def __reduce__(self) -> tuple:  # ranks send it to each other
+        return AlreadyDone, (self.out,)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -186,8 +191,18 @@ def output(out: Path, config: dict[str, Any]) -> Iterator[Path]:
     `config` goes into its run.json and says which run this is: a killed run that is started again gets its partial
     folder back, and a finished one raises AlreadyDone. Raises UserError when either folder holds another run, when it
     cannot be written, and when the disk is full (what was saved is kept). A UserError from the block removes a partial
-    folder that this call made, unless it holds `state/`; success removes `state/`.
+    folder that this call made, unless it holds `state/`; success removes `state/`. Of several ranks the first works
+    there; each of the others gets a folder that is thrown away, and goes on when `out` stands.
     """
+    with ExitStack() as stack:
+        work = ranks.first(lambda: stack.enter_context(_output(out, config)))
+        yield work if ranks.main() else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        ranks.first(stack.close)
+        stack.close()
+
+
+@contextmanager
+def _output(out: Path, config: dict[str, Any]) -> Iterator[Path]:
     out = Path(os.path.abspath(out))
     partial = out.with_name(out.name + ".partial")
     config = json.loads(json.dumps(config, default=str))  # as it will be read back

@@ -1,7 +1,6 @@
-"""The contrastive losses, over the global batch when several processes train (open_clip's gather, with gradient)."""
+"""The contrastive losses. Where several processes train, the embeddings are those of the whole batch (ranks.py)."""
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -13,8 +12,7 @@ def clip_loss(i: Float[Tensor, "b d"], t: Float[Tensor, "b d"], s: Float[Tensor,
     """1/2 [CE(s I T', 1) + CE(s T I', 1)] for unit-length i, t and inverse temperature s (Radford et al. 2021, 2.3)."""
     from open_clip.loss import ClipLoss
 
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    return ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world)(i, t, s)
+    return ClipLoss()(i, t, s)
 
 
 def siglip_loss(
@@ -23,8 +21,7 @@ def siglip_loss(
     """-1/b sum_jk log sigmoid(y_jk (s i_j . t_k + bias)), y = 1 for pairs and -1 else (Zhai et al. 2023, 3.2)."""
     from open_clip.loss import SigLipLoss
 
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    return SigLipLoss(rank=rank, world_size=world)(i, t, s, bias)
+    return SigLipLoss()(i, t, s, bias)
 
 
 def own_loss(clip: Clip, z: Float[Tensor, "b d"], w: Float[Tensor, "b d"], frozen: bool = False) -> Float[Tensor, ""]:

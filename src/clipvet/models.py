@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from clipvet import io, layouts, siglip, tokenizers
+from clipvet import io, layouts, ranks, siglip, tokenizers
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.types import Clip, Geometry
@@ -113,11 +113,11 @@ class OpenClip(nn.Module):
         return self._tokens(captions)
 
     def encode_image(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        return self.model.encode_image((images - self.mean) / self.std, normalize=True)  # pyright: ignore
+        return ranks.cut(lambda x: self.model.encode_image((x - self.mean) / self.std, normalize=True), images)  # pyright: ignore
 
     def encode_text(self, captions: Sequence[str] | Int[Tensor, "b l"]) -> Float[Tensor, "b d"]:
         tokens = captions if isinstance(captions, Tensor) else self.tokenize(captions)
-        return self.model.encode_text(tokens.to(self.mean.device), normalize=True)  # pyright: ignore
+        return ranks.cut(lambda x: self.model.encode_text(x, normalize=True), tokens.to(self.mean.device))  # pyright: ignore
 
 
 def clone(clip: Clip) -> Any:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from clipvet.errors import UserError
+from clipvet.ranks import plain
 
 Schedule = Callable[[int], Sequence[float]]  # total steps -> the rate of every step
 
@@ -93,16 +94,22 @@ def optimizers(
 def pack(
     step: int, total: int, clip: nn.Module, optims: Sequence[torch.optim.Optimizer], own: nn.Module
 ) -> dict[str, Tensor]:
-    frozen = {k for k, p in clip.named_parameters() if not p.requires_grad}
-    state = {f"clip.{k}": v for k, v in clip.state_dict().items() if k not in frozen}
+    """All that a training goes on from; of weights that are dealt out over ranks the whole, for which all must ask."""
+    state = {f"clip.{k}": v for k, v in learnt(clip).items()}
     state |= {f"own.{k}": v for k, v in own.state_dict().items()}
     return state | moments(optims) | {"at": torch.tensor([step, total])}
 
 
-def unpack(state: dict[str, Tensor], clip: nn.Module, optims: Sequence[torch.optim.Optimizer], own: nn.Module) -> None:
+def learnt(clip: nn.Module) -> dict[str, Tensor]:
+    """Its state without the weights that need no gradient."""
+    frozen = {k for k, p in clip.named_parameters() if not p.requires_grad}
+    return {k: plain(v) for k, v in clip.state_dict().items() if k not in frozen}
+
+
+def unpack(state: dict[str, Tensor], clip: nn.Module, own: nn.Module) -> None:
+    """Weights and the method's own buffers; the optimisers' part is for `restore`."""
     clip.load_state_dict(clip.state_dict() | {k[5:]: v for k, v in state.items() if k.startswith("clip.")})
     own.load_state_dict({k[4:]: v for k, v in state.items() if k.startswith("own.")})
-    restore(state, optims)
 
 
 def moments(optims: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
@@ -110,15 +117,21 @@ def moments(optims: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
     state = {}
     for j, o in enumerate(optims):
         for i, s in o.state_dict()["state"].items():
-            state |= {f"optim.{j}.{i}.{k}": v for k, v in s.items() if isinstance(v, Tensor)}
+            state |= {f"optim.{j}.{i}.{k}": plain(v) for k, v in s.items() if isinstance(v, Tensor)}
     return state
 
 
 def restore(state: dict[str, Tensor], optims: Sequence[torch.optim.Optimizer]) -> None:
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
     for j, o in enumerate(optims):
+        params = [p for g in o.param_groups for p in g["params"]]
         found: dict[int, dict[str, Tensor]] = {}
         for name, v in state.items():
             if name.startswith(f"optim.{j}."):
                 _, _, i, k = name.split(".", 3)
+                p = params[int(i)]
+                if isinstance(p, DTensor) and v.shape == p.shape:
+                    v = distribute_tensor(v.to(p.device), p.device_mesh, p.placements)
                 found.setdefault(int(i), {})[k] = v
         o.load_state_dict({"state": found, "param_groups": o.state_dict()["param_groups"]})

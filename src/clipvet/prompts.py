@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from clipvet import io
+from clipvet import io, ranks
 from clipvet.errors import UserError
 from clipvet.models import OpenClip, frozen
 from clipvet.results import weights_hash
@@ -104,7 +104,7 @@ class Prompted(OnFrozen):
         self.depth = layers - len(prompts)
 
     def encode_image(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        return self.rest(self.beginning(images))[0]
+        return ranks.cut(lambda x: self.rest(self.beginning(x))[0], images)
 
     @torch.no_grad()
     def beginning(self, images: Float[Tensor, "b 3 h w"]) -> Tokens:

@@ -8,14 +8,11 @@ import dataclasses
 import hashlib
 import importlib.util
 import inspect
-import multiprocessing
-import os
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clipvet import __version__, find, io, models, results
+from clipvet import __version__, find, io, models, ranks, results
 from clipvet.answer_key import load_backdoor, save_backdoor
 from clipvet.attacks.none import NoAttack
 from clipvet.data import Data, Half, Shots, Test
@@ -36,6 +33,7 @@ from clipvet.fit import Workspace, workspace
 from clipvet.rng import Rng
 from clipvet.splits import measure_pool, measure_splits
 from clipvet.types import Attack, Backdoor, Cleaner, Clip, Filter, Inspector, Measured, Task, Training
+from clipvet.workers import result, workers
 from clipvet.worlds.pool import pool_pairs
 
 GROUND = ("clipvet.types", "clipvet.rng", "clipvet.errors")  # what these say changes no number
@@ -319,7 +317,7 @@ class Victim:
         except io.AlreadyDone:
             pass
         first = self.seed == self.recipe.seeds[0] and self.model == self.recipe.model_names[0]
-        if first and (folder / "log.jsonl").exists():
+        if first and ranks.main() and (folder / "log.jsonl").exists():
             shown = self.out / "logs" / self.attack / f"{label}.jsonl"
             shown.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / "log.jsonl", shown)
@@ -347,27 +345,43 @@ def _cost(ws: Workspace) -> dict[str, Measured]:
 def device() -> torch.device:
     from accelerate import Accelerator
 
+    ranks.start()
     return Accelerator().device
 
 
 def run(
-    recipes: tuple[Recipe, ...], out: Path, runs: Path, seeds: tuple[int, ...] | None = None, jobs: int = 1
+    recipes: tuple[Recipe, ...],
+    out: Path,
+    runs: Path,
+    seeds: tuple[int, ...] | None = None,
+    jobs: int = 1,
+    ray: str = "",
 ) -> list[results.Row]:
     """All rows of the recipes, written to out/results.jsonl as they come; rows of other seeds already there stay.
 
-    jobs: stages side by side, one thread each. Raises UserError if `out` holds another run.
+    jobs: stages side by side, one thread each. ray: address of the cluster that runs them instead, which sees the same
+    files; "local" starts one of so many jobs. Raises UserError if `out` holds another run.
     """
     began, wanted = time.monotonic(), {"recipes": [told(r) for r in recipes]}
-    if (out / "results.jsonl").exists() and io.read_json(out / "run.json") != wanted:
-        raise UserError(f"{out} already holds another run; choose another --out or delete it")
-    io.write_json(out / "run.json", wanted)
+    out, runs = Path(out).absolute(), Path(runs).absolute()
+    if ranks.world() > 1 and (jobs > 1 or ray):
+        raise UserError("stages run side by side, or each over several processes; leave out --jobs and --ray")
+
+    def begin() -> list[results.Row]:
+        if (out / "results.jsonl").exists() and io.read_json(out / "run.json") != wanted:
+            raise UserError(f"{out} already holds another run; choose another --out or delete it")
+        io.write_json(out / "run.json", wanted)
+        return results.read(out)
+
     rows: dict[tuple, list[results.Row]] = {}
-    for row in results.read(out):
+    for row in ranks.first(begin):
         if row.stage != "suite":
             rows.setdefault(_place(row), []).append(row)
 
     def keep(new: list[results.Row]) -> None:
         rows[_place(new[0])] = new
+        if not ranks.main():
+            return
         results.write(out, [row for place in sorted(rows) for row in rows[place]])
         m, values = new[0], {r.metric: r.value for r in new}
         what = f"{m.model} seed {m.seed}  {m.attack or 'no attack'}: {m.method}, pairs of {m.data}"
@@ -382,7 +396,7 @@ def run(
         for attack in recipe.attacks
     ]
     bases = {v.base_key: v for v in victims if v.recipe.base}.values()
-    if jobs == 1:
+    if jobs == 1 and not ray:
         for first in bases:
             keep(first.found(progress=True))
         for victim in victims:
@@ -390,18 +404,21 @@ def run(
             for work, *what in _next(victim, made):
                 keep(work(*what, progress=True))
     else:
-        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _worker, (os.getpid(),)) as pool:
-            for rows_of_base in pool.map(Victim.found, bases):
-                keep(rows_of_base)
-            waiting = {pool.submit(v.implant): v for v in victims}
+        with workers(jobs, ray) as submit:
+            for begun in [submit(v.found) for v in bases]:
+                keep(result(begun))
+            waiting = {submit(v.implant): v for v in victims}
             while waiting:
                 for finished in wait(waiting, return_when=FIRST_COMPLETED).done:
                     victim = waiting.pop(finished)
-                    keep(made := finished.result())
+                    keep(made := result(finished))
                     for work in _next(victim, made):
-                        waiting[pool.submit(*work)] = victim
+                        waiting[submit(*work)] = victim
     found = [row for place in sorted(rows) for row in rows[place]]
-    results.write(out, found := found + suite(found))
+    found += suite(found)
+    if not ranks.main():
+        return found
+    results.write(out, found)
     io.write_json(
         out / "commands.json",
         {
@@ -418,18 +435,6 @@ def run(
         },
     )
     return found
-
-
-def _worker(parent: int) -> None:
-    """One thread, and an end as soon as the parent is gone: a killed run must leave nobody who writes to its stages."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    torch.set_num_threads(1)
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _place(row: results.Row) -> tuple:

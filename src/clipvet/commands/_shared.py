@@ -1,5 +1,6 @@
 """What the commands share: options, and how their words become data, tasks, methods and folders."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,11 +36,14 @@ HalfOption = Annotated[
     str | None, typer.Option("--half", help="base or new: half of the sorted classes (default: all)")
 ]
 Bake = Annotated[bool, typer.Option("--bake-reference", help="where prompts come back: put the base model beside them")]
+Shard = Annotated[bool, typer.Option("--shard", help="of several processes each keeps a part of the weights (FSDP2)")]
+Track = Annotated[str, typer.Option("--track", help="also log to tensorboard, trackio or wandb")]
 Templates = Annotated[Path | None, typer.Option(help="text file, one template a line, with {} or {c}")]
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
 
 
 def open_data(spec: str, n: int | None, split: str, size: int, image_key: str = "filepath", caption_key: str = "title"):
@@ -164,8 +168,6 @@ def finish(work: Path, measured: "dict[str, Measured]", **common: Any) -> None:
 
 def check_new(path: Path, suffixes: tuple[str, ...], option: str) -> None:
     """UserError unless a file of this kind can be written there."""
-    import os
-
     from clipvet.errors import UserError
 
     if path.suffix.lower() not in suffixes:

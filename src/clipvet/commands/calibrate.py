@@ -24,7 +24,7 @@ def command(
     seed: Seed = 0,
 ) -> None:
     """What do clean models score? A p-value of `clipvet inspect` says how many of them look as suspicious."""
-    from clipvet import io, results
+    from clipvet import io, ranks, results
     from clipvet.errors import UserError
     from clipvet.verdicts import Null, read_null
 
@@ -54,7 +54,7 @@ def command(
             found = asked.inspect(seed)
             done.scores[name] = found.score
             done.missing = [m for m in names if m not in done.scores]
-            io.write_json(out, done.model_dump())
+            ranks.first(lambda done=done: io.write_json(out, done.model_dump()))
             say(f"{len(done.scores)} of {len(names)}  {name}: {found.score:.3f} ({found.target})")
     assert done is not None
     scores = sorted(done.scores.values())

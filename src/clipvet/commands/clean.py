@@ -17,9 +17,11 @@ from clipvet.commands._shared import (
     Pretrained,
     Seed,
     Set,
+    Shard,
     ShotsOption,
     TaskOption,
     Templates,
+    Track,
     bake,
     card_of,
     finish,
@@ -52,6 +54,8 @@ def command(
     caption_key: CaptionKey = "title",
     shots: ShotsOption = 16,
     bake_reference: Bake = False,
+    shard: Shard = False,
+    track: Track = "",
 ) -> None:
     """Remove a backdoor, known or not: the same checkpoint format comes back, or prompts on the untouched model.
 
@@ -60,7 +64,7 @@ def command(
     """
     import time
 
-    from clipvet import models, results, suspects
+    from clipvet import models, ranks, results, suspects
     from clipvet.answer_key import load_backdoor
     from clipvet.fit import workspace
     from clipvet.rng import Rng
@@ -84,7 +88,7 @@ def command(
             pairs = open_data(data, split_n, "validation", clip.geometry.size, image_key, caption_key).pairs(seed)
         say(f"cleaning {model} on {pairs.name} with {how!r}")
         began = time.monotonic()
-        with workspace(work, progress=True):
+        with workspace(work, progress=True, shard=shard, track=track):
             cleaned = how.clean(clip, pairs, rng.fork("clean"))
         seconds = time.monotonic() - began
         measured = measure_all(cleaned, test, key, rng.fork("measure")) if test else {}
@@ -97,9 +101,10 @@ def command(
             poisoned = key.poisoned if key else None
             suspects.write_page(work / "suspects.html", found, pairs, clip.geometry, facts, poisoned=poisoned)
         card = {"role": "cleaned", "method": repr(how), "data": pairs.name, "seed": seed}
-        models.save(cleaned, work, card_of(card, clip, measured, test, backdoor))
-        if bake_reference:
-            bake(cleaned, work)
+        if ranks.main():
+            models.save(cleaned, work, card_of(card, clip, measured, test, backdoor))
+            if bake_reference:
+                bake(cleaned, work)
         finish(
             work, measured, recipe="clean", stage="clean",
             attack=planted(key) if key else "unknown", method=method, config=repr(how),

@@ -46,7 +46,7 @@ def command(
 
     import numpy as np
 
-    from clipvet import models, results, suspects
+    from clipvet import models, ranks, results, suspects
     from clipvet.detection import detection
     from clipvet.embed import see, sharing
     from clipvet.errors import UserError
@@ -93,7 +93,8 @@ def command(
         "method": repr(how), "model": model, "data": pairs.name, "seed": seed, "command": results.command(),
         "versions": results.versions(), "seconds": seconds, "measured": {k: m._asdict() for k, m in measured.items()},
     }  # fmt: skip
-    try:
+
+    def write() -> None:
         suspects.write_page(
             page, found, pairs, clip.geometry, facts, top=top, poisoned=key.poisoned if key else None,
             measured=measured, cut=cut, removed=removed,
@@ -101,6 +102,9 @@ def command(
         if cleaned:
             _write_cleaned(cleaned, source, seed, pairs.ids, captions, np.sort(found.positions[removed:scored]))
         suspects.write_scores(out, found, facts)
+
+    try:
+        ranks.first(write)
     except OSError as e:
         why = "is full; make room" if e.errno == errno.ENOSPC else f"cannot be written ({e.strerror}); choose another"
         raise UserError(f"the place of {out} {why} and run the command again") from e

@@ -14,8 +14,10 @@ def command(
     smoke: Annotated[bool, typer.Option("--smoke", help="tiny sizes: does it run at all?")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="default: runs/NAME")] = None,
     jobs: Annotated[int, typer.Option(help="victims side by side")] = 1,
+    ray: Annotated[str, typer.Option("--ray", help="address of a Ray cluster, or local: stages run there")] = "",
 ) -> None:
     """Run an experiment: every attack, every cleaner, rows in OUT/results.jsonl. Finished stages are not run again."""
+    from clipvet import ranks
     from clipvet.report import build
     from clipvet.run import load_recipes
     from clipvet.run import run as execute
@@ -23,5 +25,5 @@ def command(
     made = load_recipes(recipe, smoke)
     folder = out or Path("runs") / (made[0].name + ("-smoke" if smoke else ""))
     seeds = (seed,) if seed is not None else None
-    execute(made, folder, Path("runs") / "stages", seeds, jobs)
-    say(f"wrote {folder / 'results.jsonl'} and {build(folder)}")
+    execute(made, folder, Path("runs") / "stages", seeds, jobs, ray)
+    say(f"wrote {folder / 'results.jsonl'} and {ranks.first(lambda: build(folder))}")

@@ -16,8 +16,10 @@ from clipvet.commands._shared import (
     Pretrained,
     Seed,
     Set,
+    Shard,
     TaskOption,
     Templates,
+    Track,
     card_of,
     finish,
     open_data,
@@ -45,11 +47,13 @@ def command(
     backdoor: AnswerKey = None,
     image_key: ImageKey = "filepath",
     caption_key: CaptionKey = "title",
+    shard: Shard = False,
+    track: Track = "",
 ) -> None:
     """Train a CLIP on captioned pictures, from scratch or from a checkpoint."""
     import time
 
-    from clipvet import models
+    from clipvet import models, ranks
     from clipvet.fit import workspace
     from clipvet.rng import Rng
     from clipvet.run import device, measure_all
@@ -64,13 +68,14 @@ def command(
         test = open_task(task, data, clip.geometry.size, classes, templates, seed)
         say(f"training {model} on {pairs.name} with {how!r}")
         began = time.monotonic()
-        with workspace(work, progress=True):
+        with workspace(work, progress=True, shard=shard, track=track):
             trained = how.train(clip, pairs, rng.fork("train"))
         seconds = time.monotonic() - began
         measured = measure_all(trained, test, key, rng.fork("measure")) if test else {}
         measured |= measure_splits(work, key)
         card = {"role": "trained", "method": repr(how), "data": pairs.name, "seed": seed}
-        models.save(trained, work, card_of(card, clip, measured, test, backdoor))
+        if ranks.main():
+            models.save(trained, work, card_of(card, clip, measured, test, backdoor))
         finish(
             work, measured, recipe="train", stage="train", attack="none", method=method, config=repr(how),
             seconds=seconds, seed=seed, model=model, data=pairs.name,

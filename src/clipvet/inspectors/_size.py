@@ -1,6 +1,7 @@
 """What inspectors that look for the smallest trigger of every class share: the search in lots, and the rows."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from clipvet.fit import counting, kept
 from clipvet.forms import Form, Params, started, trigger
 from clipvet.heads import check_classes, check_slope, groups, head_of, pixels, shares, steps_of, untouched
 from clipvet.inversion import Weight, judge, shrink
+from clipvet.ranks import spread
 from clipvet.rng import Rng
 from clipvet.types import Clip, Finding, Pairs
 from clipvet.verdicts import finding
@@ -44,7 +46,7 @@ def smallest(
         for k, (targets, candidates) in enumerate(groups(classes, how.limit, rng)):
             logits = head([classes[c] for c in candidates])
             check_slope(logits, pool, device)
-            found = shares(untouched(logits, pool, device, how.at_once))
+            found, lots = shares(untouched(logits, pool, device, how.at_once)), []
             for j in range(0, len(targets), lot):
                 some = targets[j : j + lot]
                 at = torch.tensor([candidates.index(t) for t in some], device=device)
@@ -62,7 +64,8 @@ def smallest(
                     hits = judge(logits, (s.mask, s.pattern), pool, at, "cross_entropy", how.at_once)[1]
                     return {**s._asdict(), "asr": hits}
 
-                made = kept(f"smallest-{k}-{j}", make)
+                lots.append((some, partial(kept, f"smallest-{k}-{j}", make)))
+            for (some, _), made in zip(lots, spread([make for _, make in lots])):
                 size[some], asr[some], valid[some] = made["size"], made["asr"], made["success"]
                 mask[some], pattern[some] = made["mask"], made["pattern"]
                 base[some] = [found[candidates.index(t)] for t in some]

@@ -1,0 +1,73 @@
+"""Strong scaling: the same global batch on 1, 2, 4 ... processes, as ratios to one process, within one run.
+
+command:  python benchmarks/ranks.py           (--model shapes-vit --batch 256 --steps 10 --rounds 3 --most 2)
+expected: not measured yet. CleanCLIP must scale worst, as every rank augments all pictures of a batch.
+          Each process has one thread, or a GPU of its own where there are as many.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from _ratios import Times, arguments, tell
+
+from clipvet import models, ranks
+from clipvet.cleaners.cleanclip import CleanClip
+from clipvet.cleaners.par import Par
+from clipvet.fit import workspace
+from clipvet.rng import Rng
+from clipvet.run import device
+from clipvet.training.plain import Plain
+from clipvet.worlds.shapes import Shapes
+
+METHODS: dict[str, Any] = {"plain": Plain, "par": Par, "cleanclip": CleanClip}
+
+
+def step(name: str, a: Any) -> float:
+    """Seconds of the steps after the first, in which wrappers are made and processes wait for each other."""
+    clip, ends = models.load(a.model, device=device(), rng=Rng(0)), []
+    pairs = Shapes(size=clip.geometry.size).pairs(a.batch * (a.steps + 1))
+    how = METHODS[name](epochs=1.0, batch=a.batch)
+    with workspace(None) as ws:
+        ws.track = lambda values, step: ends.append(time.perf_counter())
+        (getattr(how, "clean", None) or how.train)(clip, pairs, Rng(0))
+    return ends[-1] - ends[0]
+
+
+def launched(name: str, n: int, a: Any) -> float:
+    with TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}", __file__]
+        command += [f"--{k}={v}" for k, v in vars(a).items() if k not in ("out", "worker")]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run([*command, f"--worker={name}", f"--out={folder}/seconds"], env=env, check=True)
+        return float((Path(folder) / "seconds").read_text())
+
+
+def main() -> None:
+    most = torch.cuda.device_count() or os.cpu_count() or 1
+    a = arguments(__doc__ or "", model="shapes-vit", batch=256, steps=10, rounds=3, most=most, worker="")
+    if a.worker:
+        ranks.start()
+        seconds = step(a.worker, a)
+        if ranks.main():
+            a.out.write_text(str(seconds))
+        return
+    counts = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= a.most]
+    cases = {f"{name} on {n}": partial(launched, name, n, a) for name in METHODS for n in counts}
+    times = Times(cases, a.rounds)
+    told: dict[str, Any] = {
+        f"{name}: speed of {n} / speed of 1": times.ratio(f"{name} on 1", f"{name} on {n}")
+        for name in METHODS
+        for n in counts[1:]
+    }
+    tell(told | {"load of the machine before and after": os.getloadavg()}, a)
+
+
+if __name__ == "__main__":
+    main()

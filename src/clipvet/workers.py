@@ -1,0 +1,71 @@
+"""Where stages run side by side: in processes of this machine, or on a Ray cluster that sees the same files."""
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from clipvet.errors import UserError
+
+Submit = Callable[..., Future]
+
+
+@contextmanager
+def workers(jobs: int, ray: str = "") -> Iterator[Submit]:
+    """A way to hand out calls, of which `result` gives what they returned.
+
+    ray: a cluster's address, or "local" for one that is started here, with so many jobs at a time. UserError where it
+    cannot be reached, or Ray is not installed.
+    """
+    if not ray:
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _worker, (os.getpid(),)) as pool:
+            yield pool.submit
+        return
+    try:
+        import ray as cluster  # pyright: ignore[reportMissingImports]
+    except ImportError as e:
+        raise UserError("--ray needs Ray; pip install 'clipvet[ray]', or use --jobs") from e
+    own = {"num_cpus": jobs, "include_dashboard": False} if ray == "local" else {}
+    try:
+        cluster.init(address=ray, log_to_driver=False, **own)
+    except (ConnectionError, RuntimeError, ValueError) as e:
+        raise UserError(f"--ray {ray} cannot be reached ({str(e)[:120]}); use local, or the head node's address") from e
+    try:
+        gpus = 1 if cluster.cluster_resources().get("GPU") else 0
+        remote = cluster.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_there)
+        yield lambda call, *args: remote.remote(os.getcwd(), call, *args).future()
+    finally:
+        cluster.shutdown()
+
+
+def result(future: Future) -> Any:
+    """What the call returned, or its own error, whoever brought it here."""
+    try:
+        return future.result()
+    except Exception as e:
+        raise getattr(e, "cause", None) or e from None
+
+
+def _there(folder: str, call: Callable, *args: Any) -> Any:
+    """On a node of the cluster: recipes may name files by relative paths."""
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    return call(*args)
+
+
+def _worker(parent: int) -> None:
+    """One thread, and an end as soon as the parent is gone: a killed run must leave nobody who writes to its stages."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    torch.set_num_threads(1)
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,241 @@
+"""What tests/test_ranks.py runs in one process and in two: each part gives numbers and tensors to be compared.
+
+`python tests/ranked.py FOLDER`, started as each of several ranks, runs all parts; the first rank writes what they gave.
+"""
+
+import json
+import os
+import sys
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from torch import Tensor
+
+from clipvet import io, models, ranks
+from clipvet.cleaners.cleanclip import CleanClip
+from clipvet.cleaners.par import Par
+from clipvet.embed import embed_pairs, embed_texts, sharing
+from clipvet.fit import workspace
+from clipvet.inspectors.clip_inspector import ClipInspector
+from clipvet.inspectors.neural_cleanse import NeuralCleanse
+from clipvet.inspectors.no_inversion import NoInversion
+from clipvet.losses import own_loss
+from clipvet.measures.attack_success import AttackSuccess
+from clipvet.measures.zeroshot import ZeroShot
+from clipvet.optim import warmup_cosine
+from clipvet.rng import Rng
+from clipvet.training.plain import Plain
+from clipvet.training.roclip import RoClip
+from clipvet.training.safeclip import SafeClip
+from clipvet.triggers.patch import Patch
+from clipvet.types import Backdoor, Pairs
+from clipvet.worlds.shapes import Shapes
+
+Given = dict[str, Any]  # numbers, lists and tensors
+
+
+def words(captions):
+    """Tokens out of 64, the last of a row being the largest: open_clip reads the text there."""
+    rows = torch.zeros(len(captions), 8, dtype=torch.int64)
+    for row, caption in zip(rows, captions):
+        ids = [1 + zlib.crc32(w.encode()) % 62 for w in caption.split()][:7]
+        row[: len(ids) + 1] = torch.tensor([*ids, 63])
+    return rows
+
+
+def tiny() -> Any:
+    """A CLIP of 50,000 weights."""
+    text = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}
+    vision = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16}
+    half = (0.5, 0.5, 0.5)
+    pre = {"size": 32, "resize_mode": "shortest", "interpolation": "bicubic", "mean": half, "std": half}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        net = open_clip.CLIP(16, vision, text)  # pyright: ignore[reportArgumentType]
+    return models.OpenClip(net, words, {"preprocess_cfg": pre}).eval()
+
+
+@dataclass
+class Torn:
+    """Shapes of which every 29th cannot be read."""
+
+    whole: Any
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def fetch(self, rows, geometry):
+        good = [r for r in rows if r % 29]
+        images, _ = self.whole.fetch(good or [1], geometry)
+        return images[: len(good)], [(p, "torn") for p, r in enumerate(rows) if not r % 29]
+
+
+def read_log(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def judged(clip: Any) -> dict[str, float]:
+    """Accuracy, and ASR for every class as the target."""
+    task = Shapes().task(96)
+    with sharing():
+        found = {"clean_accuracy": ZeroShot().measure(clip, task, None, Rng(0))["clean_accuracy"].value}
+        for name in task.classes:
+            key = Backdoor(Patch(size=0.25), name)
+            found[f"asr_{name}"] = AttackSuccess().measure(clip, task, key, Rng(0))["asr"].value
+    return found
+
+
+def trained(method: Any, folder: Path, n: int = 320, torn: bool = False, shard: bool = False) -> Given:
+    """Losses of all steps, final weights and figures. The folder is the first rank's alone."""
+    pairs = Shapes().pairs(n)
+    if torn:
+        pairs = Pairs(Torn(pairs.pictures), pairs.captions, pairs.rows)
+    with workspace(folder, save_seconds=0, shard=shard and ranks.world() > 1):
+        verb = getattr(method, "clean", None) or method.train
+        clip = verb(tiny(), pairs, Rng(3))
+    log = [row["loss"] for row in read_log(folder)] if ranks.main() else []
+    return {"losses": log, "weights": {k: v.clone() for k, v in clip.state_dict().items()}, "judged": judged(clip)}
+
+
+class Stopped(Exception):
+    pass
+
+
+def stopped(folder: Path, shard: bool = False) -> None:
+    """A training of 20 steps that ends after 10, and leaves its state in the folder."""
+    steps = iter(range(10))
+
+    def stop(clip, batch, rng):
+        if next(steps, None) is None:
+            raise Stopped
+        return {"loss": 0 * clip.logit_scale}
+
+    try:
+        with workspace(folder, save_seconds=0, shard=shard and ranks.world() > 1):
+            Plain(**SHORT).train(tiny(), Shapes().pairs(320), Rng(3), stop)
+    except Stopped:
+        return
+
+
+def resumed(folder: Path) -> Given:
+    """The same training to its end. Whether the loss has a term of nothing beside it changes no weight."""
+    return trained(Plain(**SHORT), folder)
+
+
+def embedded(folder: Path) -> Given:
+    pairs = Shapes().pairs(600)
+    torn = Pairs(Torn(pairs.pictures), pairs.captions, pairs.rows)
+    z, w, kept, captions = embed_pairs(tiny(), torn)
+    texts = embed_texts(tiny(), [f"a {k}" for k in range(100)], batch=16)
+    few = embed_texts(tiny(), ["one"])
+    return {"z": z, "w": w, "texts": texts, "few": few, "kept": kept.tolist(), "captions": captions}
+
+
+def inspected(folder: Path) -> Given:
+    pictures, classes = Shapes().pairs(64), [f"{c} {s}" for c in ("red", "blue") for s in ("star", "ring", "disc")]
+    hows: dict[str, Any] = {
+        "nc": NeuralCleanse(epochs=2, at_once=64),
+        "no": NoInversion(),
+        "ci": ClipInspector(epochs=2, at_once=64, race=1),
+    }
+    given = {}
+    for name, how in hows.items():
+        found = how.inspect(tiny(), pictures, classes, ("a {}",), Rng(1))
+        given |= {f"{name}_score": found.score, f"{name}_target": found.target}
+        given |= {f"{name}_{c.name}": [c.loss, c.asr, c.base] for c in found.classes}
+    return given
+
+
+def unused(folder: Path) -> Given:
+    """A step in which the text tower rests, and weight decay must let it rest too."""
+    from clipvet.fit import fit
+
+    def loss(clip, batch, rng):
+        z = clip.encode_image(batch.images)
+        return {"loss": own_loss(clip, z, torch.roll(z.detach(), 1, 0))}
+
+    how: dict[str, Any] = {"epochs": 1, "batch": 16, "schedule": warmup_cosine(1e-3), "weight_decay": 0.5}
+    clip: Any = fit(tiny(), Shapes().pairs(64), loss, Rng(3), **how)
+    return {"weights": {k: v.clone() for k, v in clip.state_dict().items()}}
+
+
+def written(folder: Path) -> Given:
+    """The output protocol: files of the first rank alone, errors and the end of a finished run on all."""
+    with io.output(folder / "out", {"a": 1}) as work:
+        (work / "who").write_text(str(ranks.rank()))
+    seen = (folder / "out" / "who").read_text()
+    try:
+        with io.output(folder / "out", {"a": 1}):
+            again = "ran again"
+    except io.AlreadyDone as e:
+        again = str(e).rsplit("/", 1)[-1]
+    try:
+        with io.output(folder / "out", {"a": 2}):
+            other = "mixed"
+    except models.UserError as e:
+        other = str(e).rsplit("/", 1)[-1]
+    told = ranks.objects([seen, again, other])
+    return {"told": told[0], "alike": all(t == told[0] for t in told)}
+
+
+SHORT: dict[str, Any] = {"epochs": 1, "batch": 16, "lr": 5e-4}  # 20 steps of 320 pairs
+PARTS: dict[str, Callable[[Path], Given]] = {
+    "plain": lambda f: trained(Plain(**SHORT), f),
+    "par": lambda f: trained(Par(epochs=1, batch=16, lr_start=5e-4, lr=2e-4), f),
+    "cleanclip": lambda f: trained(CleanClip(**SHORT), f),
+    "safeclip": lambda f: trained(SafeClip(epochs=5, unimodal=1, slow=1, batch=16, lr=5e-4), f, n=64),
+    "roclip": lambda f: trained(RoClip(epochs=4, batch=16, lr=5e-4, pool=0.2), f, n=80),
+    "muon": lambda f: trained(Plain(**SHORT, optimizer="muon"), f, n=64),
+    "torn": lambda f: trained(Plain(epochs=1, batch=15, accumulate=2, max_bad=0.2), f, n=150, torn=True),
+    "sharded": lambda f: trained(Plain(**SHORT), f, shard=True),
+    "sharded_par": lambda f: trained(Par(epochs=1, batch=16, lr_start=5e-4, lr=2e-4), f, n=80, shard=True),
+    "resumed": resumed,
+    "unused": unused,
+    "embedded": embedded,
+    "inspected": inspected,
+    "written": written,
+}
+
+
+def run(folder: Path) -> dict[str, Given]:
+    given = {}
+    for name, part in PARTS.items():
+        own = folder / name if ranks.main() else folder / f"rank{ranks.rank()}" / name
+        own.mkdir(parents=True, exist_ok=True)
+        given[name] = part(own if name != "written" else folder)
+    for name, shard in (("left", False), ("left_sharded", True)):
+        own = folder / name if ranks.main() else folder / f"rank{ranks.rank()}" / name
+        own.mkdir(parents=True, exist_ok=True)
+        stopped(own, shard)
+    return given
+
+
+def flat(given: Any, at: str = "") -> dict[str, Tensor]:
+    """Every number and tensor under its name."""
+    if isinstance(given, dict):
+        return {k: v for name, part in given.items() for k, v in flat(part, f"{at}.{name}").items()}
+    if isinstance(given, Tensor):
+        return {at[1:]: given.detach()}
+    try:
+        return {at[1:]: torch.tensor(np.asarray(given, dtype=np.float64))}
+    except ValueError:
+        return {at[1:]: torch.tensor(list(json.dumps(given).encode()))}
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    ranks.start()
+    out = Path(sys.argv[1])
+    done = flat(run(out))
+    if ranks.main():
+        io.save_weights(done, out / "given.safetensors")
+    assert os.environ["WORLD_SIZE"] == str(ranks.world())
+    torch.distributed.destroy_process_group()
