@@ -247,7 +247,7 @@ def test_tables_that_cannot_be_used(tmp_path, name, content, words):
 
 def test_parquet_tables_that_cannot_be_used(tmp_path):
     path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"filepath": [{"bytes": b"x"}], "title": ["a"]}), path)
+    pq.write_table(pa.table({"filepath": [[1.0]], "title": ["a"]}), path)
     refused(lambda: files.open_pairs(str(path)), "column filepath", "not text")
     pq.write_table(pa.table({"filepath": pa.array([], pa.string()), "title": pa.array([], pa.string())}), path)
     refused(lambda: files.open_pairs(str(path)), "no rows")
