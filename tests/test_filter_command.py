@@ -161,8 +161,8 @@ def test_ranks_ties_and_missing_scores() -> None:
     found = suspects.ranked(Cosine(), scores, np.array([7, 8, 9, 10]), list("abcd"), {8: "torn"})
     assert found.ids.tolist() == [9, 7, 10, 8]
     assert found.ranks.tolist() == [1, 2, 3, 0]
-    assert found.captions == ["c", "a", "d", "b"]
-    assert found.reasons == ["cosine 0.05", "cosine 0.50", "cosine 0.50", "unreadable: torn"]
+    assert found.captions[:] == ["c", "a", "d", "b"]
+    assert found.reasons[:] == ["cosine 0.05", "cosine 0.50", "cosine 0.50", "unreadable: torn"]
     many = suspects.ranked(Cosine(), np.linspace(0, 1, 200) - 1, np.arange(200), [""] * 200, {})
     assert many.reasons[0] == "cosine 0.00, lowest 0.5 %"
 
