@@ -220,7 +220,9 @@ def _made(pairs: Pairs, f: Callable[[Batch], Tensor], path: Path | None, batch: 
         with torch.no_grad():
             values = f(rows) if rows.captions else torch.zeros(0, 1)
         lost = {i for i, _ in rows.bad}
-        part = Part(values, at[[int(i) not in lost for i in pairs.ids[at]]], rows.captions, [(i, why) for i, why in rows.bad])
+        part = Part(
+            values, at[[int(i) not in lost for i in pairs.ids[at]]], rows.captions, [(i, why) for i, why in rows.bad]
+        )
         if path:
             _write(path, part, pairs)
         yield part
