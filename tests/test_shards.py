@@ -96,6 +96,9 @@ def test_shards_give_the_pairs_of_their_world(tmp_path: Path, how: int) -> None:
     assert files.open_pairs(str(tmp_path / "s")).fingerprint == pairs.fingerprint  # the folder of them
     assert files.open_pairs(spec, caption_key="own").caption(4) == "own 4"
     assert pairs.pictures.key(19) == "002.tar/000019"  # pyright: ignore[reportAttributeAccessIssue]
+    twice = files.open_pairs(f"{tmp_path}/s/000.tar::{tmp_path}/s/000.tar")
+    assert twice.pictures.key(9) == f"{tmp_path}/s/000.tar/000001"  # pyright: ignore[reportAttributeAccessIssue]
+    assert len(twice) == 16
     there = copy.deepcopy(pairs.at(G))  # as to a loader process
     assert there[[3, 9]].captions == [captions[3], captions[9]]
 

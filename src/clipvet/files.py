@@ -164,8 +164,10 @@ class _Column(Sequence[str]):
 
 
 def workers_for(n: int) -> int:
-    """Loader processes worth having for n pictures on the disk."""
-    return min(8, os.cpu_count() or 1) if n >= 1000 else 0  # processes cost more than they bring to a small set
+    """Loader processes worth having for n pictures on the disk: at most this rank's share of the cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun and accelerate
+    return min(32, n // 500, max(1, cores)) if n >= 1000 else 0  # they cost more than they bring to a small set
 
 
 def open_pairs(

@@ -139,6 +139,8 @@ class Index:
 
         self.paths = [os.path.abspath(p) for p in paths]
         self.stats = [_stat(p) for p in self.paths]
+        short = [os.path.basename(p) for p in self.paths]
+        self.names = short if len(set(short)) == len(short) else self.paths
         name = hashlib.sha256("\0".join(self.paths).encode(errors="surrogateescape")).hexdigest()[:16]
         self.file = Path(config.HF_DATASETS_CACHE) / "clipvet" / "shards" / f"{name}.arrow"
         held = self._held()
@@ -243,8 +245,8 @@ class ShardPictures:
         return len(self.index)
 
     def key(self, row: int) -> str:
-        """The pair's name: its shard's file name and its key in there."""
-        return f"{os.path.basename(self.index.paths[self.index.shard(row)])}/{self.index.table['key'][row].as_py()}"
+        """The pair's name: its shard's, which is a path where file names are not unique, and its key in there."""
+        return f"{self.index.names[self.index.shard(row)]}/{self.index.table['key'][row].as_py()}"
 
     def fetch(self, rows: Sequence[int], geometry: Geometry | None) -> tuple[Tensor, list[tuple[int, str]]]:
         """As `FilePictures.fetch`."""
