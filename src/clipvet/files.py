@@ -255,7 +255,8 @@ def open_pairs(
 def _is_text(kind: Any) -> bool:
     import pyarrow.types as t
 
-    return t.is_string(kind) or t.is_large_string(kind)
+    inner = kind.value_type if t.is_dictionary(kind) else kind
+    return t.is_string(inner) or t.is_large_string(inner)
 
 
 def _is_encoded(kind: Any) -> bool:

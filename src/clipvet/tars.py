@@ -25,7 +25,7 @@ class Member(NamedTuple):
 def members(f: BufferedIOBase, length: int) -> Iterator[Member]:
     """What a tar of this length holds, one header at a time (ustar, GNU, pax). Raises NoTar and Damaged.
 
-    The standard library's reader takes many times as long, and reads headers of any size into memory.
+    The standard library's reader takes three times as long, and reads headers of any size into memory.
     """
     at, pax = 0, {}
     while at + 512 <= length:
