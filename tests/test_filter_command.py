@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -112,6 +113,30 @@ def test_the_answer_key_poisons_the_world_and_is_measured(clipvet, tmp_path: Pat
     assert page.count("<img ") == 5
     assert "the answer key names 6 of these pairs" in page
     assert b'"auroc"' in pq.read_schema(out).metadata[b"clipvet"]
+
+
+def test_shards_are_scored_and_what_is_kept_is_named(clipvet, tmp_path: Path) -> None:
+    from test_shards import write_shards
+
+    data, captions = write_shards(tmp_path / "in", 24, 10)
+    out, cleaned = tmp_path / "scores.parquet", tmp_path / "kept.csv"
+    call = ["filter", "--data", data, *QUICK, "--out", out, "--keep", 0.5, "--cleaned", cleaned]
+    partial = tmp_path / "scores.parquet.partial"
+    partial.mkdir()
+    (partial / "run.json").write_text('{"command": "filter", "seed": 7}')
+    code, _, err = clipvet(*call)
+    assert (code, "already holds another run" in err) == (2, True)
+    shutil.rmtree(partial)
+    code, _, err = clipvet(*call)
+    assert code == 0, err
+    rows = pq.read_table(out).to_pylist()
+    assert {r["key"]: r["caption"] for r in rows} == {f"{k // 10:03}.tar/{k:06}": captions[k] for k in range(24)}
+    with cleaned.open() as f:
+        kept = list(csv.DictReader(f))
+    assert [int(r["id"]) for r in kept] == sorted(r["id"] for r in rows[12:])
+    assert all(r["key"] == f"{int(r['id']) // 10:03}.tar/{int(r['id']):06}" for r in kept)
+    assert [r["caption"] for r in kept] == [captions[int(r["id"])] for r in kept]
+    assert not partial.exists()
 
 
 def bad(kind: str, folder: Path) -> list[object]:
