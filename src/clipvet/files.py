@@ -202,7 +202,7 @@ def open_pairs(
     keys = list(dict.fromkeys([image_key, caption_key]))
     saved = path.is_dir() and (path / "state.json").is_file()
     parts = _parquets(path) if path.is_dir() and not saved else [path]
-    parquet = parts[0].suffix.lower() == ".parquet"
+    parquet, columns = parts[0].suffix.lower() == ".parquet", None
     if not saved:
         columns = _parquet_columns(parts[0]) if parquet else None
         if columns is None:
@@ -223,7 +223,7 @@ def open_pairs(
         elif parquet:
             table = datasets.Dataset.from_parquet([str(p) for p in parts], cache_dir=cache, columns=keys)
         else:
-            text = datasets.Features({c: datasets.Value("string") for c in columns})  # a caption 007 stays 007
+            text = datasets.Features({c: datasets.Value("string") for c in columns or ()})  # a caption 007 stays 007
             table = datasets.Dataset.from_csv(
                 str(path), features=text, cache_dir=cache, sep=separator, keep_default_na=False
             )
