@@ -223,3 +223,75 @@ JSONS: dict[str, bytes] = {
     "wrong": b'{"target": 3, "trigger": ["patch"], "fields": 7, "seed": "x"}',
     "types": b'{"weights_sha256": 5, "measured": {"asr": "high"}, "model_type": {"a": 1}, "model_cfg": []}',
 }  # fmt: skip
+
+
+def member(name: str, held: bytes = b"", kind: bytes = tarfile.REGTYPE, **fields: Any) -> tuple[tarfile.TarInfo, bytes]:
+    told = tarfile.TarInfo(name)
+    told.size, told.type = len(held), kind
+    for key, value in fields.items():
+        setattr(told, key, value)
+    return told, held
+
+
+def members(picture: bytes) -> dict[str, list[tuple[tarfile.TarInfo, bytes]]]:
+    """What somebody put between two sound pairs of a shard."""
+    pair = [member("../../escaped.png", picture), member("../../escaped.txt", b"out of here")]
+    return {
+        "traversal": pair,
+        "absolute": [member("/etc/escaped.png", picture), member("/etc/escaped.txt", b"x")],
+        "pickles": [member("p.pyd", pickle.dumps(Evil(Path("it-ran")))), member("p.pkl", b"x")],
+        "links": [
+            member("l.png", kind=tarfile.SYMTYPE, linkname="/etc/passwd"),
+            member("l.txt", kind=tarfile.LNKTYPE, linkname="../../../etc/passwd"),
+            member("m.png", kind=tarfile.SYMTYPE, linkname="m.png"),
+            member("m.json", kind=tarfile.SYMTYPE, linkname="/dev/zero"),
+        ],
+        "devices": [
+            member("d.png", kind=tarfile.CHRTYPE, devmajor=1, devminor=5),
+            member("d.txt", kind=tarfile.FIFOTYPE),
+            member("e.png", kind=tarfile.BLKTYPE),
+        ],
+        "sparse": [member("s.png", picture, pax_headers={"GNU.sparse.major": "1", "GNU.sparse.realsize": str(2**50)})],
+        "halves": [member("h.png", picture), member("i.txt", b"alone")],
+        "large caption": [member("c.png", picture), member("c.txt", bytes(2**21))],
+        "not text": [member("t.png", picture), member("t.txt", bytes(range(256)))],
+        "torn picture": [member("t.png", picture[:40]), member("t.txt", b"torn")],
+        "page": [member("t.jpg", b"<html><script>alert(1)</script>"), member("t.txt", b"<script>alert(1)</script>")],
+        "names": [member("\x1b[31mred\n.png", picture), member("\x1b[31mred\n.txt", b"x"), member(".png", picture)],
+        "long names": [member("n" * 5000 + ".png", picture), member("n" * 5000 + ".txt", b"x")],
+        "folders": [member("f", kind=tarfile.DIRTYPE), member("f/a.b.png", picture), member("f/a.txt", b"x")],
+        "same key": [member("k.png", picture), member("k.txt", b"1"), member("k.png", b"x"), member("k.txt", b"2")],
+        "unknown kind": [member("u.png", picture, kind=b"Z"), member("u.txt", b"x")],
+    }
+
+
+def tars(whole: bytes) -> dict[str, bytes]:
+    """Damaged archives; whole: one that begins with a sound pair of two members."""
+    second = 512 + -(-int(whole[124:135], 8) // 512) * 512  # where the sound pair's caption begins
+    third = second + 1024
+
+    def header(kind: bytes, size: int, name: bytes = b"bomb") -> bytes:
+        told = f"{size:011o}\0".encode() if 0 <= size < 8**11 else b"\x80" + size.to_bytes(11, "big", signed=True)
+        h = name.ljust(100, b"\0") + bytes(24) + told + bytes(12) + b" " * 8 + kind
+        h = h.ljust(257, b"\0") + b"ustar\x0000" + bytes(247)
+        return h[:148] + f"{sum(h):06o}\0 ".encode() + h[156:]
+
+    return {
+        "empty": b"",
+        "text": b"<!DOCTYPE html><title>404</title>" * 100,
+        "gzip": zlib.compress(whole),
+        "zip": zipped({"a.png": b"x" * 2000}),
+        "noise": Rng(7).numpy().bytes(5000),
+        "first header": b"\xff" * 512 + whole[512:],
+        "no sound pair": tarred({"a.png": b"x"}),
+        "cut": whole[: third + 700],
+        "cut header": whole[: third + 100],
+        "torn header": whole[:third] + b"\xff" * 512 + whole[third + 512 :],
+        "pax bomb": whole[:third] + header(b"x", 2**40) + bytes(4096),
+        "name bomb": whole[:third] + header(b"L", 2**33) + bytes(4096),
+        "pax nonsense": whole[:third] + header(b"x", 30) + b"0 a=b\n9999999 path=c\n".ljust(512, b"\0") + whole[third:],
+        "pax size": whole[:third] + header(b"x", 18) + b"18 size=999999999\n".ljust(512, b"\0") + whole[third:],
+        "far": whole[:third] + header(b"0", 2**62, b"a.png") + bytes(2048),
+        "negative": whole[:third] + header(b"0", -5, b"a.png").replace(b"\x80\xff", b"\xff\xff", 1) + bytes(2048),
+        "sparse map": whole[:third] + header(b"S", 600, b"a.png")[:482] + b"\1" * 30 + bytes(2048),
+    }

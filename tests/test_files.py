@@ -201,6 +201,15 @@ def test_keys_root_and_absolute_paths(pictures):
     assert files.open_pairs(str(pictures / "abs.csv"), separator=";").at(Geometry(8))[:].captions == ["a, b"]
 
 
+def test_loader_processes_are_shared_among_ranks(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    assert [files.workers_for(n) for n in (999, 1000, 10**6)] == [0, 2, 32]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert files.workers_for(10**6) == 8
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    assert files.workers_for(10**6) == 1
+
+
 def test_fingerprint_follows_the_content(pictures):
     a, b = files.open_pairs(table(pictures, "a.csv")), files.open_pairs(table(pictures, "b.csv"))
     assert a.fingerprint == b.fingerprint
@@ -247,7 +256,7 @@ def test_tables_that_cannot_be_used(tmp_path, name, content, words):
 
 def test_parquet_tables_that_cannot_be_used(tmp_path):
     path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"filepath": [{"bytes": b"x"}], "title": ["a"]}), path)
+    pq.write_table(pa.table({"filepath": [[1.0]], "title": ["a"]}), path)
     refused(lambda: files.open_pairs(str(path)), "column filepath", "not text")
     pq.write_table(pa.table({"filepath": pa.array([], pa.string()), "title": pa.array([], pa.string())}), path)
     refused(lambda: files.open_pairs(str(path)), "no rows")

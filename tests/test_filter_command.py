@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,30 @@ def test_the_answer_key_poisons_the_world_and_is_measured(clipvet, tmp_path: Pat
     assert b'"auroc"' in pq.read_schema(out).metadata[b"clipvet"]
 
 
+def test_shards_are_scored_and_what_is_kept_is_named(clipvet, tmp_path: Path) -> None:
+    from test_shards import write_shards
+
+    data, captions = write_shards(tmp_path / "in", 24, 10)
+    out, cleaned = tmp_path / "scores.parquet", tmp_path / "kept.csv"
+    call = ["filter", "--data", data, *QUICK, "--out", out, "--keep", 0.5, "--cleaned", cleaned]
+    partial = tmp_path / "scores.parquet.partial"
+    partial.mkdir()
+    (partial / "run.json").write_text('{"command": "filter", "seed": 7}')
+    code, _, err = clipvet(*call)
+    assert (code, "already holds another run" in err) == (2, True)
+    shutil.rmtree(partial)
+    code, _, err = clipvet(*call)
+    assert code == 0, err
+    rows = pq.read_table(out).to_pylist()
+    assert {r["key"]: r["caption"] for r in rows} == {f"{k // 10:03}.tar/{k:06}": captions[k] for k in range(24)}
+    with cleaned.open() as f:
+        kept = list(csv.DictReader(f))
+    assert [int(r["id"]) for r in kept] == sorted(r["id"] for r in rows[12:])
+    assert all(r["key"] == f"{int(r['id']) // 10:03}.tar/{int(r['id']):06}" for r in kept)
+    assert [r["caption"] for r in kept] == [captions[int(r["id"])] for r in kept]
+    assert not partial.exists()
+
+
 def bad(kind: str, folder: Path) -> list[object]:
     out = ["--out", folder / "scores.parquet"]
     world = ["filter", "--data", "shapes", "--n", 40, *QUICK]
@@ -141,8 +166,8 @@ def test_ranks_ties_and_missing_scores() -> None:
     found = suspects.ranked(Cosine(), scores, np.array([7, 8, 9, 10]), list("abcd"), {8: "torn"})
     assert found.ids.tolist() == [9, 7, 10, 8]
     assert found.ranks.tolist() == [1, 2, 3, 0]
-    assert found.captions == ["c", "a", "d", "b"]
-    assert found.reasons == ["cosine 0.05", "cosine 0.50", "cosine 0.50", "unreadable: torn"]
+    assert found.captions[:] == ["c", "a", "d", "b"]
+    assert found.reasons[:] == ["cosine 0.05", "cosine 0.50", "cosine 0.50", "unreadable: torn"]
     many = suspects.ranked(Cosine(), np.linspace(0, 1, 200) - 1, np.arange(200), [""] * 200, {})
     assert many.reasons[0] == "cosine 0.00, lowest 0.5 %"
 

@@ -16,9 +16,10 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Vet CLIP models and the web data behind them: inspect, attack, filter, clean, evaluate.\n\n"
-    "DATA: shapes (embedded), shapes-shifted, foreign, a CSV/TSV/parquet of pictures and captions. TASK: shapes, or a "
-    "folder with one folder per class. MODEL: an open_clip name (ViT-B-32, shapes-vit), a directory of open_clip's or "
-    "transformers' layout, a state dict of OpenAI's, local-dir:PATH, hf-hub:REPO.",
+    "DATA: shapes (embedded), shapes-shifted, foreign, a CSV/TSV/parquet of pictures and captions, tar shards "
+    "('a/{000..999}.tar'), a folder of HF datasets. TASK: shapes, or a folder with one folder per class. MODEL: an "
+    "open_clip name (ViT-B-32, shapes-vit), a directory of open_clip's or transformers' layout, a state dict of "
+    "OpenAI's, local-dir:PATH, hf-hub:REPO.",
 )
 
 for _name in COMMANDS:

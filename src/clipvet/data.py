@@ -1,4 +1,4 @@
-"""DATA and TASK as users name them: an embedded world, a CSV/TSV/parquet, a folder with one folder per class.
+"""DATA and TASK as users name them: an embedded world, a table, shards, a folder with one folder per class.
 
 Embedded: `shapes`; `shapes-shifted`, its classes in another domain; `foreign`, another generator (no task).
 
@@ -23,9 +23,9 @@ WORLDS = {"shapes": Shapes, "shapes-shifted": partial(Shapes, **SHIFTED), "forei
 
 @dataclass(frozen=True)
 class Data:
-    """Captioned pictures by name. `spec`: one of WORLDS or a table's path.
+    """Captioned pictures by name. `spec`: one of WORLDS, or what `files.open_pairs` opens: a table, shards, a folder.
 
-    n and split belong to the embedded worlds (default 10,000 pairs); a table is taken whole unless n is given.
+    n and split belong to the embedded worlds (default 10,000 pairs); other data are taken whole unless n is given.
     """
 
     spec: str

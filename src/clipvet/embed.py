@@ -1,34 +1,56 @@
 """Embeddings in batches, without gradient, on the model's own device, and the nearest neighbours among them."""
 
+import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from itertools import chain
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from clipvet import ranks
 from clipvet.errors import UserError
-from clipvet.types import Backdoor, Clip, Geometry, Pairs
+from clipvet.fit import loading
+from clipvet.rng import Rng
+from clipvet.text import refuse_captions
+from clipvet.types import Backdoor, Batch, Clip, Geometry, Pairs
 
 
 def device_of(clip: Clip) -> torch.device:
     return clip.mean.device
 
 
-_shared: ContextVar[dict | None] = ContextVar("shared", default=None)
+@dataclass(eq=False)
+class Shared:
+    """What a block of work has embedded so far."""
+
+    folder: Path | None = None
+    cache: dict[Any, Any] = field(default_factory=dict)
+    passes: int = 0  # over pictures, begun
+    bad: dict[int, str] = field(default_factory=dict)  # id -> why its picture could not be read, in any pass
+
+
+_shared: ContextVar[Shared | None] = ContextVar("shared", default=None)
 
 
 @contextmanager
-def sharing() -> Iterator[None]:
-    """Inside this block equal picture passes are embedded once: several measures of one model cost one pass each."""
-    token = _shared.set({})
+def sharing(folder: Path | None = None) -> Iterator[Shared]:
+    """Inside this block equal picture passes are embedded once: several measures of one model cost one pass each.
+
+    folder: what a pass gives is kept there batch by batch (pass-1.arrows ...), and a killed block that is run again
+    with the same model and pairs takes it from there.
+    """
+    shared = Shared(folder)
+    token = _shared.set(shared)
     try:
-        yield
+        yield shared
     finally:
         _shared.reset(token)
 
@@ -55,14 +77,14 @@ class Embedded(NamedTuple):
 
 def embed_pairs(clip: Clip, pairs: Pairs) -> Embedded:
     """Pictures and captions as the pairs deliver them, in one pass. Equal captions are encoded once."""
-    seen, cache = see(clip, pairs), _shared.get()
-    if cache is not None and (clip, pairs) in cache:
-        return cache[clip, pairs]
+    seen, shared = see(clip, pairs), _shared.get()
+    if shared is not None and (clip, pairs) in shared.cache:
+        return shared.cache[clip, pairs]
     texts = {c: k for k, c in enumerate(dict.fromkeys(seen.captions))}
     w = embed_texts(clip, list(texts))[[texts[c] for c in seen.captions]]
     found = Embedded(seen.z, w, seen.kept, seen.captions)
-    if cache is not None:
-        cache[clip, pairs] = found
+    if shared is not None:
+        shared.cache[clip, pairs] = found
     return found
 
 
@@ -77,35 +99,181 @@ class Seen(NamedTuple):
 
 def see(clip: Clip, pairs: Pairs, backdoor: Backdoor | None = None, geometry: Geometry | None = None) -> Seen:
     """One pass over the pictures."""
-    cache = _shared.get()
+    shared = _shared.get()
     key = (clip, pairs, backdoor, geometry)  # by identity: all but the geometry have no value equality
-    if cache is None:
+    if shared is None:
         return _see(*key)
-    if key not in cache:
-        cache[key] = _see(*key)
-    return cache[key]
+    if key not in shared.cache:
+        shared.cache[key] = _see(*key)
+    return shared.cache[key]
 
 
-@torch.no_grad()
-def _see(clip: Clip, pairs: Pairs, backdoor: Backdoor | None, geometry: Geometry | None, batch: int = 256) -> Seen:
-    pairs = pairs.at(geometry or clip.geometry)
-    out, kept, captions, bad = [], [], [], []
-    for k in _own(len(pairs), batch):
-        with ranks.alone():
-            rows = pairs[k : k + batch]
-            if rows.captions:
-                images = backdoor.stamp(rows.images, rows.ids) if backdoor else rows.images
-                out.append(clip.encode_image(images.to(device_of(clip))).float())
-        lost = {i for i, _ in rows.bad}
-        kept += [k + j for j, i in enumerate(pairs.ids[k : k + batch]) if int(i) not in lost]
-        captions += rows.captions
-        bad += rows.bad
-    z = ranks.rows(torch.cat(out) if out else None, device_of(clip))
-    if z is None:
+def _see(clip: Clip, pairs: Pairs, backdoor: Backdoor | None, geometry: Geometry | None) -> Seen:
+    def pictures(rows: Batch) -> Tensor:
+        images = backdoor.stamp(rows.images, rows.ids) if backdoor else rows.images
+        return clip.encode_image(images.to(device_of(clip))).float()
+
+    parts = list(_parts(pairs.at(geometry or clip.geometry), pictures))
+    z = torch.cat([p.values.to(device_of(clip)) for p in parts if len(p.kept)])
+    captions, bad = [c for p in parts for c in p.captions], [b for p in parts for b in p.bad]
+    return Seen(z, np.concatenate([p.kept for p in parts]), captions, bad)
+
+
+class Cosines(NamedTuple):
+    """Readable pairs: how well picture and caption agree, positions in `pairs`; captions where they were asked for."""
+
+    s: Float[Tensor, " n"]
+    kept: np.ndarray
+    captions: list[str]
+
+
+def pair_cosines(clip: Clip, pairs: Pairs, *, check: bool = True, captions: bool = False) -> Cosines:
+    """Each pair's own cosine, in one pass that keeps nothing else, for sets whose embeddings exceed the memory.
+
+    check: raise UserError for captions that say nothing and for cosines that are not finite.
+    """
+    shared, device, key = _shared.get(), device_of(clip), ("cosines", clip, pairs)
+    found = shared.cache.get(key) if shared else None
+    if found is not None and (found.captions or not captions):
+        return found
+    said, blank, different = [], [], set()
+
+    def agree(rows: Batch) -> Tensor:
+        texts = {c: k for k, c in enumerate(dict.fromkeys(rows.captions))}
+        w = embed_texts(clip, list(texts))[[texts[c] for c in rows.captions]]
+        return (clip.encode_image(rows.images.to(device)).float() * w).sum(1)
+
+    known = shared.cache.get((clip, pairs)) if shared else None
+    if known is not None:  # embedded already
+        every = [Part((known.z * known.w).sum(1), known.kept, known.captions, [])]
+    else:
+        every = _parts(pairs.at(clip.geometry), agree)
+    values, kept = [], []
+    for part in every:
+        values.append(part.values.reshape(-1).cpu())
+        kept.append(part.kept)
+        said += part.captions if captions else []
+        blank += [int(pairs.ids[k]) for k, c in zip(part.kept, part.captions) if not c.strip()]
+        if len(different) < 2:
+            different.update(part.captions)
+    found = Cosines(torch.cat(values), np.concatenate(kept), said)
+    if check:
+        refuse_captions(different, blank, len(found.s), pairs.name)
+        check_finite(found.s, found.kept, pairs)
+        if shared:
+            shared.cache[key] = found
+    return found
+
+
+def check_finite(x: Tensor, kept: np.ndarray, pairs: Pairs) -> None:
+    """UserError unless the embeddings or cosines of these readable pairs, shape (n, ...), are finite."""
+    broken = (~torch.isfinite(x).reshape(len(x), -1).all(1)).nonzero()[:, 0]
+    if len(broken):
+        row = pairs.ids[kept[int(broken[0])]]
+        raise UserError(
+            f"{len(broken)} of {len(x)} embeddings of {pairs.name} are not finite (first: row {row}), so similarities "
+            "are NaN; give a model whose weights are whole"
+        )
+
+
+class Part(NamedTuple):
+    """Of one batch, its readable pairs: values (n, ...), positions in `pairs`, captions; (id, reason) of the rest."""
+
+    values: Tensor
+    kept: np.ndarray
+    captions: list[str]
+    bad: list[tuple[int, str]]
+
+
+class _Batches(torch.utils.data.Dataset):
+    """Batches by rows, decoded in the loader's processes if there are any."""
+
+    def __init__(self, pairs: Pairs):
+        self.pairs = pairs
+
+    def __getitem__(self, rows: np.ndarray) -> Batch:
+        return self.pairs[rows]
+
+
+def _parts(pairs: Pairs, f: Callable[[Batch], Tensor]) -> Iterator[Part]:
+    """What f gives of every batch, in order. UserError where no picture can be read."""
+    shared, path, readable = _shared.get(), None, 0
+    if shared:
+        shared.passes += 1
+        path = shared.folder / f"pass-{shared.passes}.arrows" if shared.folder else None
+    for part in _of_all_ranks(pairs, f, path):
+        readable += len(part.kept)
+        if shared:
+            shared.bad |= dict(part.bad)
+        yield part
+    if not readable:
         raise UserError(f"{pairs.name}: none of its {len(pairs)} pictures could be read; check the files")
-    told = ranks.objects((kept, captions, bad))
-    kept, captions, bad = (list(chain.from_iterable(parts)) for parts in zip(*told))
-    return Seen(z, np.array(kept, dtype=np.int64), captions, bad)
+
+
+def _of_all_ranks(pairs: Pairs, f: Callable[[Batch], Tensor], path: Path | None, batch: int = 256) -> Iterator[Part]:
+    own = _own(len(pairs), batch)
+    if ranks.world() == 1:
+        yield from _made(pairs, f, path, own)
+        return
+    with ranks.alone():
+        made = [part._replace(values=part.values.cpu()) for part in _made(pairs, f, None, own)]
+    for parts in ranks.objects(made):
+        yield from parts
+
+
+def _made(pairs: Pairs, f: Callable[[Batch], Tensor], path: Path | None, starts: range) -> Iterator[Part]:
+    """The batches that begin there; those that a killed run has kept in this file are not read again."""
+    done = 0
+    for part in _read(path, pairs) if path and path.exists() else ():
+        done += len(part.kept) + len(part.bad)
+        yield part
+    steps = [np.arange(max(k, done), min(k + starts.step, len(pairs))) for k in starts if k + starts.step > done]
+    steps = [at for at in steps if len(at)]
+    for at, rows in zip(steps, loading(_Batches(pairs), steps, pairs.workers, Rng(0))):
+        with torch.no_grad():
+            values = f(rows) if rows.captions else torch.zeros(0, 1)
+        lost = {i for i, _ in rows.bad}
+        part = Part(
+            values, at[[int(i) not in lost for i in pairs.ids[at]]], rows.captions, [(i, why) for i, why in rows.bad]
+        )
+        if path:
+            _write(path, part, pairs)
+        yield part
+
+
+def _write(path: Path, part: Part, pairs: Pairs) -> None:
+    """Appends it: the length of an Arrow stream, then the stream."""
+    values = part.values.cpu().reshape(len(part.kept), -1)
+    flat = pa.array(values.reshape(-1).numpy())
+    table = pa.table({
+        "at": part.kept, "id": pairs.ids[part.kept], "caption": pa.array(part.captions, pa.string()),
+        "value": pa.FixedSizeListArray.from_arrays(flat, max(1, values.shape[1])),
+    })  # fmt: skip
+    table = table.replace_schema_metadata({"bad": json.dumps(part.bad)})
+    with pa.BufferOutputStream() as sink:
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        held = sink.getvalue()
+    with path.open("ab") as f:
+        f.write(len(held).to_bytes(8, "little") + held)
+
+
+def _read(path: Path, pairs: Pairs) -> Iterator[Part]:
+    """The whole batches of a file; what a kill left after them is cut off. UserError where they are other pairs'."""
+    whole, size = 0, path.stat().st_size
+    with path.open("rb") as f:
+        while whole + 8 <= size:
+            length = int.from_bytes(f.read(8), "little")
+            if whole + 8 + length > size:
+                break
+            table, whole = pa.ipc.open_stream(f.read(length)).read_all(), whole + 8 + length
+            kept = table["at"].to_numpy()
+            if len(kept) and (kept[-1] >= len(pairs) or (table["id"].to_numpy() != pairs.ids[kept]).any()):
+                raise UserError(f"{path} was made from other pairs; delete {path.parent}")
+            values = torch.tensor(table["value"].combine_chunks().flatten().to_numpy()).reshape(len(kept), -1)
+            bad = [(int(i), str(why)) for i, why in json.loads((table.schema.metadata or {})[b"bad"])]
+            yield Part(values, kept, table["caption"].to_pylist(), bad)
+    os.truncate(path, whole)
 
 
 def _own(n: int, batch: int) -> range:

@@ -8,9 +8,11 @@ import csv
 import errno
 import functools
 import hashlib
+import io as memory
+import itertools
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, overload
@@ -59,34 +61,74 @@ class FilePictures:
     def fetch(self, rows: Sequence[int], geometry: Geometry | None) -> tuple[Tensor, list[tuple[int, str]]]:
         """Readable pictures, in order, as float (n, 3, size, size) in [0, 1], and (position in `rows`, reason) of the
         others. Without a geometry: at their own size, which must then be one."""
-        images, bad = [], []
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL warns of what is reported, or harmless
-            for position, row in enumerate(rows):
-                try:
-                    images.append(self._read(self.paths[row], geometry))
-                except Exception as e:  # decoders raise anything on hostile bytes
-                    why = "not a picture" if isinstance(e, UnidentifiedImageError) else str(e) or type(e).__name__
-                    bad.append((position, f"{self.paths[row]!r}: {why.splitlines()[0]}"[:200]))
-        size = geometry.size if geometry else 0
-        return torch.stack(images) if images else torch.zeros(0, 3, size, size), bad
 
-    def _read(self, name: str, geometry: Geometry | None) -> Tensor:
-        path = os.path.join(self.root, name)
-        if not os.path.isfile(path):  # a pipe or device would never end
-            raise ValueError("no such file")
-        if os.path.getsize(path) == 0:
-            raise ValueError("empty (0 bytes)")
-        with Image.open(path, formats=FORMATS) as picture:
-            w, h = picture.size
-            if w * h > self.max_pixels:
-                raise ValueError(f"{w} x {h} pixels are more than max_pixels={self.max_pixels}")
-            if geometry and geometry.mode != "squash" and geometry.size**2 * max(w, h) / min(w, h) > self.max_pixels:
-                raise ValueError(f"{w} x {h} pixels are too long and thin to resize")
-            picture.load()
-            with suppress(Exception):  # a damaged EXIF block does not spoil the pixels
-                ImageOps.exif_transpose(picture, in_place=True)
-            return _resized(geometry)(_eight_bit(picture))
+        return decoded(
+            rows, lambda r: _plain(self.root, self.paths[r]), lambda r: self.paths[r], geometry, self.max_pixels
+        )
+
+
+def _plain(root: Path, name: str) -> str:
+    path = os.path.join(root, name)
+    if not os.path.isfile(path):  # a pipe or device would never end
+        raise ValueError("no such file")
+    if os.path.getsize(path) == 0:
+        raise ValueError("empty (0 bytes)")
+    return path
+
+
+class CellPictures:
+    """Pictures in the cells of a table, for `Pairs`: bytes, or what HF datasets makes of them, {bytes, path}."""
+
+    def __init__(self, cells: "_Column", root: Path, max_pixels: int = MAX_PIXELS):
+        """root: what paths of cells without bytes are relative to."""
+        self.cells, self.root, self.max_pixels = cells, root, max_pixels
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def fetch(self, rows: Sequence[int], geometry: Geometry | None) -> tuple[Tensor, list[tuple[int, str]]]:
+        """As `FilePictures.fetch`."""
+
+        def source(row: int) -> str | memory.BytesIO:
+            cell: Any = self.cells.cell(row)
+            held, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+            return memory.BytesIO(held) if held is not None or not path else _plain(self.root, path)
+
+        return decoded(rows, source, lambda row: f"row {row}", geometry, self.max_pixels)
+
+
+def decoded(
+    rows: Sequence[int],
+    source: Callable[[int], str | memory.BytesIO],
+    name: Callable[[int], str],
+    geometry: Geometry | None,
+    max_pixels: int,
+) -> tuple[Tensor, list[tuple[int, str]]]:
+    """What `FilePictures.fetch` gives, of pictures from any source, which may raise; name: what to call a bad one."""
+    images, bad = [], []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PIL warns of what is reported, or harmless
+        for position, row in enumerate(rows):
+            try:
+                images.append(_picture(source(row), geometry, max_pixels))
+            except Exception as e:  # decoders raise anything on hostile bytes
+                why = "not a picture" if isinstance(e, UnidentifiedImageError) else str(e) or type(e).__name__
+                bad.append((position, f"{name(row)!r}: {why.splitlines()[0]}"[:200]))
+    size = geometry.size if geometry else 0
+    return torch.stack(images) if images else torch.zeros(0, 3, size, size), bad
+
+
+def _picture(source: str | memory.BytesIO, geometry: Geometry | None, max_pixels: int) -> Tensor:
+    with Image.open(source, formats=FORMATS) as picture:
+        w, h = picture.size
+        if w * h > max_pixels:
+            raise ValueError(f"{w} x {h} pixels are more than max_pixels={max_pixels}")
+        if geometry and geometry.mode != "squash" and geometry.size**2 * max(w, h) / min(w, h) > max_pixels:
+            raise ValueError(f"{w} x {h} pixels are too long and thin to resize")
+        picture.load()
+        with suppress(Exception):  # a damaged EXIF block does not spoil the pixels
+            ImageOps.exif_transpose(picture, in_place=True)
+        return _resized(geometry)(_eight_bit(picture))
 
 
 def _eight_bit(picture: Image.Image) -> Image.Image:
@@ -109,6 +151,9 @@ class _Column(Sequence[str]):
     def __len__(self) -> int:
         return len(self.table)
 
+    def cell(self, index: int) -> Any:
+        return self.table.data.column(self.name)[index].as_py()
+
     @overload
     def __getitem__(self, index: int) -> str: ...
     @overload
@@ -118,8 +163,11 @@ class _Column(Sequence[str]):
         return [c or "" for c in cells.to_pylist()] if isinstance(index, slice) else cells.as_py() or ""
 
 
-def _workers(n: int) -> int:
-    return min(8, os.cpu_count() or 1) if n >= 1000 else 0  # processes cost more than they bring to a small set
+def workers_for(n: int) -> int:
+    """Loader processes worth having for n pictures on the disk: at most this rank's share of the cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun and accelerate
+    return min(32, n // 500, max(1, cores)) if n >= 1000 else 0  # they cost more than they bring to a small set
 
 
 def open_pairs(
@@ -131,24 +179,114 @@ def open_pairs(
     root: Path | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> Pairs:
-    """Pairs listed in a .csv, .tsv or .parquet table: one column of picture paths, one of captions (open_clip's keys).
+    """Pairs of a table, of a folder that HF datasets wrote, or of tar shards (`shards.open_shards`).
+
+    A table is .csv, .tsv or .parquet, with a column of captions and one of picture paths (open_clip's keys); a folder
+    holds what `save_to_disk` left, or .parquet files. Where they lie in a folder or in parquet, pictures may be in the
+    table itself, as bytes or as HF's {bytes, path}.
 
     separator: of a text table; guessed from its suffix and header if None. root: what relative paths are relative to;
-    the table's folder if None. Ids are row numbers. The table is copied once into the cache of HF datasets, by
-    content, and mapped into memory; the pictures stay where they are. Raises UserError for a table that cannot be
-    used.
+    the table's folder if None. Ids are row numbers. CSV and parquet are copied once into the cache of HF datasets, and
+    mapped into memory; picture files stay where they are. Raises UserError for data that cannot be used.
     """
+    from clipvet import shards
+
+    if shards.named(spec):
+        own = None if caption_key == "title" else caption_key
+        return shards.open_shards(spec, caption_key=own, max_pixels=max_pixels)
     path = Path(spec)
-    if not path.is_file():
-        raise UserError(f"{path} is not a file; give a .csv, .tsv or .parquet table of pairs")
+    if not path.is_file() and not path.is_dir():
+        raise UserError(f"{path} is not a file; give a .csv, .tsv or .parquet table of pairs, a folder or tar shards")
     if root is not None and not root.is_dir():
         raise UserError(f"root {root} is not a folder; give the one that the paths in {path} are relative to")
     keys = list(dict.fromkeys([image_key, caption_key]))
-    parquet = path.suffix.lower() == ".parquet"
-    columns = _parquet_columns(path) if parquet else None
-    if columns is None:
-        separator = separator or _separator(path)
-        columns = _text_columns(path, separator)
+    saved = path.is_dir() and (path / "state.json").is_file()
+    parts = _parquets(path) if path.is_dir() and not saved else [path]
+    parquet, columns = parts[0].suffix.lower() == ".parquet", None
+    if not saved:
+        columns = _parquet_columns(parts[0]) if parquet else None
+        if columns is None:
+            separator = separator or _separator(path)
+            columns = _text_columns(path, separator)
+        _check_columns(columns, keys, path)
+
+    import datasets
+    from datasets import config
+
+    digest = _names(path, "*") if path.is_dir() else io.sha256(path)
+    cache = str(Path(config.HF_DATASETS_CACHE) / "clipvet" / digest[:16])
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what goes wrong is told below
+    try:
+        if saved:
+            table: Any = datasets.load_from_disk(str(path))
+        elif parquet:
+            table = datasets.Dataset.from_parquet([str(p) for p in parts], cache_dir=cache, columns=keys)
+        else:
+            text = datasets.Features({c: datasets.Value("string") for c in columns or ()})  # a caption 007 stays 007
+            table = datasets.Dataset.from_csv(
+                str(path), features=text, cache_dir=cache, sep=separator, keep_default_na=False
+            )
+        types = {field.name: field.type for field in table.data.schema}
+    except Exception as e:  # the library wraps what pandas, pyarrow and the disk raise
+        cause = e.__cause__ or e
+        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+            raise cause from e
+        raise UserError(f"{path} cannot be read ({io.line(cause)}); mend the data") from e
+    if saved:
+        _check_columns(list(types), keys, path)
+    for key in keys:
+        if not _is_text(types[key]) and not (key == image_key and _is_encoded(types[key])):
+            raise UserError(f"{path}: column {key} is {types[key]}, not text; name another column")
+    if not len(table):
+        raise UserError(f"{path} has no rows; give data with pairs")
+    cells, root = _Column(table, image_key), root or (path if path.is_dir() else path.parent)
+    kind: Any = FilePictures if _is_text(types[image_key]) else CellPictures
+    return Pairs(
+        kind(cells, root, max_pixels),
+        _Column(table, caption_key),
+        np.arange(len(table)),
+        name=path.name or path.resolve().name,
+        workers=workers_for(len(table)),
+        fingerprint=digest[:16],
+    )
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow.types as t
+
+    inner = kind.value_type if t.is_dictionary(kind) else kind
+    return t.is_string(inner) or t.is_large_string(inner)
+
+
+def _is_encoded(kind: Any) -> bool:
+    import pyarrow.types as t
+
+    if t.is_struct(kind):
+        return any(f.name == "bytes" and _is_encoded(f.type) for f in kind)
+    return t.is_binary(kind) or t.is_large_binary(kind)
+
+
+def _names(folder: Path, pattern: str) -> str:
+    """Hash of the names and sizes of the files below."""
+    digest = hashlib.sha256()
+    for p in sorted(q for q in folder.rglob(pattern) if q.is_file()):
+        digest.update(f"{p.relative_to(folder)}\0{p.stat().st_size}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _parquets(folder: Path) -> list[Path]:
+    """A folder's parquet files, by name. UserError where there are none, or a folder of splits."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = ", ".join(sorted(p.parent.name for p in folder.glob("*/state.json")))[:200]
+        raise UserError(f"{folder} holds several data sets ({splits}); give the folder of one")
+    found = sorted(p for p in folder.rglob("*.parquet") if p.is_file())
+    if not found:
+        raise UserError(f"{folder} holds neither .tar nor .parquet files nor a saved data set; give the table of pairs")
+    return found
+
+
+def _check_columns(columns: Sequence[str], keys: list[str], path: Path) -> None:
     absent = [k for k in keys if k not in columns]
     if absent:
         has = ", ".join(columns)
@@ -159,38 +297,6 @@ def open_pairs(
         raise UserError(
             f"{path} has {len(columns)} columns, more than {MAX_COLUMNS}; keep those of pictures and captions"
         )
-
-    import datasets
-    from datasets import config
-
-    digest = io.sha256(path)
-    cache = str(Path(config.HF_DATASETS_CACHE) / "clipvet" / digest[:16])
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what goes wrong is told below
-    try:
-        if parquet:
-            table: Any = datasets.Dataset.from_parquet(str(path), cache_dir=cache, columns=keys)
-        else:
-            text = datasets.Features({c: datasets.Value("string") for c in columns})  # a caption 007 stays 007
-            table = datasets.Dataset.from_csv(
-                str(path), features=text, cache_dir=cache, sep=separator, keep_default_na=False
-            )
-    except Exception as e:  # the library wraps what pandas, pyarrow and the disk raise
-        cause = e.__cause__ or e
-        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
-            raise cause from e
-        raise UserError(f"{path} cannot be read ({str(cause).strip().splitlines()[0]}); mend the table") from e
-    for key in keys:
-        if getattr(table.features[key], "dtype", "") not in ("string", "large_string"):
-            raise UserError(f"{path}: column {key} is {table.features[key]}, not text; name another column")
-    return Pairs(
-        FilePictures(_Column(table, image_key), root or path.parent, max_pixels),
-        _Column(table, caption_key),
-        np.arange(len(table)),
-        name=path.name,
-        workers=_workers(len(table)),
-        fingerprint=digest[:16],
-    )
 
 
 def _parquet_columns(path: Path) -> list[str]:
@@ -233,47 +339,69 @@ def _text_columns(path: Path, separator: str) -> list[str]:
 def write_rows(
     spec: str, rows: np.ndarray, out: Path, *, image_key: str = "filepath", separator: str | None = None
 ) -> None:
-    """Some rows of a table of pairs, by row number, with every column as it was; the format is that of `out`'s suffix.
+    """Some rows of a table of pairs, by row number, ascending, with every column as it was, in the format of `out`.
 
     Relative picture paths are rewritten where `out` lies in another folder, so that they still lead to the pictures.
     """
+    import pyarrow as pa
+
+    path = Path(spec)
+    here, there = path.parent.resolve(), out.parent.resolve()
+
+    def chosen() -> Iterator[Any]:
+        first = 0
+        for piece in _pieces(path, separator):
+            a, b = np.searchsorted(rows, (first, first + len(piece)))
+            table, first = piece.take(rows[a:b] - first), first + len(piece)
+            kind = table.schema.field(image_key).type
+            if here != there and _is_text(kind):
+                moved = [_relative(here, there, p) for p in table[image_key].to_pylist()]
+                table = table.set_column(table.column_names.index(image_key), image_key, pa.array(moved, kind))
+            yield table
+
+    with io.replacing(out) as tmp:
+        write_table(chosen(), tmp, out.suffix.lower())
+
+
+def _pieces(path: Path, separator: str | None, rows: int = 65_536) -> Iterator[Any]:
+    """A table in pieces, for one that is larger than memory."""
     import pandas as pd
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = Path(spec)
     if path.suffix.lower() == ".parquet":
-        table = pq.read_table(path).take(rows)
-    else:
-        separator = separator or _separator(path)
-        text = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
-        table = pa.table({c: text[c].to_numpy(dtype=object)[rows] for c in text.columns})
-    here, there = path.parent.resolve(), out.parent.resolve()
-    if here != there:
-        moved = [_relative(here, there, p) for p in table[image_key].to_pylist()]
-        at = table.column_names.index(image_key)
-        table = table.set_column(at, image_key, pa.array(moved, table.schema.field(image_key).type))
-    with io.replacing(out) as tmp:
-        write_table(table, tmp, out.suffix.lower())
+        for batch in pq.ParquetFile(path).iter_batches(rows):
+            yield pa.Table.from_batches([batch])
+        return
+    sep = separator or _separator(path)
+    with pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, chunksize=rows) as reader:
+        for text in reader:
+            yield pa.table({c: pa.array(text[c].to_numpy(dtype=object), pa.string()) for c in text.columns})
 
 
 def _relative(here: Path, there: Path, name: str | None) -> str | None:
     return os.path.relpath(here / name, there) if name and not os.path.isabs(name) else name
 
 
-def write_table(table: Any, path: Path, suffix: str) -> None:
-    """A pyarrow table as .csv, .tsv or .parquet. Raises UserError for another suffix."""
+def write_table(pieces: Any, path: Path, suffix: str) -> None:
+    """A pyarrow table, or an iterator over its pieces, as .csv, .tsv or .parquet. UserError for another suffix."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    pieces = iter([pieces] if isinstance(pieces, pa.Table) else pieces)
+    first = next(pieces)
     if suffix == ".parquet":
-        pq.write_table(table, path)
+        with pq.ParquetWriter(path, first.schema) as writer:
+            for piece in itertools.chain([first], pieces):
+                writer.write_table(piece)
         return
     if suffix not in (".csv", ".tsv"):
         raise UserError(f"tables are written as .csv, .tsv or .parquet, not as '{suffix}'; choose one of these")
     with path.open("w", encoding="utf-8", newline="") as f:
         writer = csv.writer(f, delimiter="\t" if suffix == ".tsv" else ",", lineterminator="\n")
-        writer.writerow(table.column_names)
-        writer.writerows(zip(*(column.to_pylist() for column in table.columns)))
+        writer.writerow(first.column_names)
+        for piece in itertools.chain([first], pieces):
+            writer.writerows(zip(*(column.to_pylist() for column in piece.columns)))
 
 
 def open_task(
@@ -307,7 +435,7 @@ def open_task(
         [""] * len(paths),
         np.arange(len(paths)),
         name=root.resolve().name,
-        workers=_workers(len(paths)),
+        workers=workers_for(len(paths)),
         fingerprint=digest.hexdigest()[:16],
     )
     return Task(
@@ -330,7 +458,7 @@ def open_folder(folder: Path, max_pixels: int = MAX_PIXELS) -> Pairs:
         [""] * len(paths),
         np.arange(len(paths)),
         name=folder.resolve().name,
-        workers=_workers(len(paths)),
+        workers=workers_for(len(paths)),
         fingerprint=digest.hexdigest()[:16],
     )
 

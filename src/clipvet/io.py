@@ -13,8 +13,8 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +184,59 @@ def _check_same(folder: Path, config: Any) -> None:
         raise UserError(f"{folder} already holds another run{differs}; choose another --out or delete it")
 
 
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """As it will be read back from JSON."""
+    return json.loads(json.dumps(config, default=str))
+
+
+def _begin(partial: Path, config: dict[str, Any]) -> bool:
+    """Whether the working folder is new. UserError where it holds another run, or cannot be made."""
+    try:
+        fresh = not partial.exists() or set(os.listdir(partial)) <= {"run.json.tmp"}
+        if fresh:
+            write_json(partial / "run.json", _plain(config))
+        else:
+            _check_same(partial, _plain(config))
+    except OSError as e:
+        raise UserError(f"{partial} cannot be made ({e.strerror}); choose another --out") from e
+    return fresh
+
+
+@contextmanager
+def _by_the_first(folder: Callable[[], AbstractContextManager[Path]]) -> Iterator[Path]:
+    """Of several ranks the first has this folder; each of the others one that is thrown away."""
+    with ExitStack() as stack:
+        work = ranks.first(lambda: stack.enter_context(folder()))
+        yield work if ranks.main() else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        ranks.first(stack.close)
+        stack.close()
+
+
+@contextmanager
+def scratch(out: Path, config: dict[str, Any]) -> Iterator[Path]:
+    """The working folder of a command that writes files beside `out`, `<out>.partial`; gone when the block ends well.
+
+    A killed command that is started again with the same `config` gets it back. A UserError from the block removes it
+    if this call made it. Raises UserError where it holds another run, and where it cannot be made. Of several ranks the
+    first works there; each of the others gets a folder that is thrown away.
+    """
+    with _by_the_first(lambda: _scratch(out, config)) as work:
+        yield work
+
+
+@contextmanager
+def _scratch(out: Path, config: dict[str, Any]) -> Iterator[Path]:
+    partial = Path(os.path.abspath(out)).with_name(out.name + ".partial")
+    fresh = _begin(partial, config)
+    try:
+        yield partial
+        shutil.rmtree(partial, ignore_errors=True)
+    except UserError:
+        if fresh:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
 @contextmanager
 def output(out: Path, config: dict[str, Any]) -> Iterator[Path]:
     """The working folder of a command, `<out>.partial`; it becomes `out` when the block ends well.
@@ -194,29 +247,21 @@ def output(out: Path, config: dict[str, Any]) -> Iterator[Path]:
     folder that this call made, unless it holds `state/`; success removes `state/`. Of several ranks the first works
     there; each of the others gets a folder that is thrown away, and goes on when `out` stands.
     """
-    with ExitStack() as stack:
-        work = ranks.first(lambda: stack.enter_context(_output(out, config)))
-        yield work if ranks.main() else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        ranks.first(stack.close)
-        stack.close()
+    with _by_the_first(lambda: _output(out, config)) as work:
+        yield work
 
 
 @contextmanager
 def _output(out: Path, config: dict[str, Any]) -> Iterator[Path]:
     out = Path(os.path.abspath(out))
     partial = out.with_name(out.name + ".partial")
-    config = json.loads(json.dumps(config, default=str))  # as it will be read back
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            _check_same(out, config)
+            _check_same(out, _plain(config))
             raise AlreadyDone(out)
-        fresh = not partial.exists() or set(os.listdir(partial)) <= {"run.json.tmp"}
-        if fresh:
-            write_json(partial / "run.json", config)
-        else:
-            _check_same(partial, config)
     except OSError as e:
         raise UserError(f"{partial} cannot be made ({e.strerror}); choose another --out") from e
+    fresh = _begin(partial, config)
     try:
         yield partial
         os.replace(partial, out)

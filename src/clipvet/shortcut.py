@@ -17,13 +17,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clipvet import models
-from clipvet.embed import device_of, embed_pairs
+from clipvet.embed import device_of, pair_cosines
 from clipvet.errors import UserError
 from clipvet.fit import fit_by
 from clipvet.losses import clip_loss
 from clipvet.optim import constant
 from clipvet.rng import Rng
-from clipvet.text import check_captions
 from clipvet.types import Batch, Clip, Pairs
 
 EDGE = 0.13  # of a side, what a crop leaves out on either hand
@@ -40,21 +39,6 @@ class Weak(NamedTuple):
     q: Float[np.ndarray, " m"]
     susp: Int[np.ndarray, " p"]  # rows of the above, weakest first
     normal: Int[np.ndarray, " r"]  # rows taken for clean, in order
-
-
-def cosines(clip: Clip, pairs: Pairs) -> tuple[Float[np.ndarray, " m"], np.ndarray, list[str]]:
-    """Each readable pair's own cosine, its position and its caption. UserError where they are not finite."""
-    found = embed_pairs(clip, pairs)
-    check_captions(found.captions, pairs.ids[found.kept], pairs.name)
-    s = (found.z * found.w).sum(1).cpu().numpy()
-    broken = np.flatnonzero(~np.isfinite(s))
-    if len(broken):
-        row = pairs.ids[found.kept[broken[0]]]
-        raise UserError(
-            f"{len(broken)} of {len(s)} embeddings of {pairs.name} are not finite (first: row {row}), so similarities "
-            "are NaN; give a model whose weights are whole"
-        )
-    return s, found.kept, found.captions
 
 
 def _blurred(x: Tensor) -> Tensor:
@@ -77,14 +61,14 @@ def reference_cosines(clip: Clip, pairs: Pairs, reference: str, views: bool = Tr
     views: the mean over blurred, cropped and mirrored pictures; False: the pictures as they are.
     """
     if reference:
-        return cosines(models.load(reference, device=device_of(clip)), pairs)[0]
+        return pair_cosines(models.load(reference, device=device_of(clip)), pairs).s.numpy()
     if not views:
-        return cosines(clip, pairs)[0]
+        return pair_cosines(clip, pairs).s.numpy()
 
     def seen(change: Callable[[Tensor], Tensor]) -> Pairs:
         return pairs.at(clip.geometry).map(lambda b: b._replace(images=change(b.images)) if b.captions else b)
 
-    return np.mean([cosines(clip, seen(change))[0] for change in (_blurred, _cropped, _mirrored)], axis=0)
+    return np.mean([pair_cosines(clip, seen(f)).s.numpy() for f in (_blurred, _cropped, _mirrored)], axis=0)
 
 
 def weak_pairs(
@@ -94,7 +78,8 @@ def weak_pairs(
 
     Raises UserError where that leaves too few of either.
     """
-    s, kept, captions = cosines(clip, pairs)
+    found = pair_cosines(clip, pairs, captions=True)
+    s, kept, captions = found.s.numpy(), found.kept, found.captions
     q = reference_cosines(clip, pairs, reference, views)
     order, n = np.argsort(q, kind="stable"), round(share * len(q))
     if n < 2:
@@ -143,5 +128,5 @@ def overfit(
 
 def risen(over: Clip, pairs: Pairs, weak: Weak, score: Score = "similarity") -> Float[np.ndarray, " p"]:
     """Stage 2: r of the suspicious pairs, in their order."""
-    r = cosines(over, pairs.take(weak.kept[weak.susp]))[0]
+    r = pair_cosines(over, pairs.take(weak.kept[weak.susp])).s.numpy()
     return r - weak.q[weak.susp] if score == "gain" else r

@@ -7,9 +7,9 @@ import base64
 import dataclasses
 import io as memory
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
@@ -32,27 +32,52 @@ class Suspects(NamedTuple):
     ids: Int[np.ndarray, " n"]
     scores: Float[np.ndarray, " n"]
     ranks: Int[np.ndarray, " n"]  # 1: the most suspect
-    captions: list[str]
-    reasons: list[str]
+    captions: Sequence[str]
+    reasons: Sequence[str]
+
+
+class Made(Sequence[str]):
+    """Words that are made when they are asked for: of millions of pairs they would not fit in memory."""
+
+    def __init__(self, n: int, f: Callable[[int], str]):
+        self.n, self.f = n, f
+
+    def __len__(self) -> int:
+        return self.n
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        rows = range(self.n)[index]
+        return self.f(rows) if isinstance(rows, int) else [self.f(k) for k in rows]
 
 
 def ranked(
-    method: Any, scores: Float[np.ndarray, " n"], ids: Int[np.ndarray, " n"], captions: list[str], bad: dict[int, str]
+    method: Any,
+    scores: Float[np.ndarray, " n"],
+    ids: Int[np.ndarray, " n"],
+    captions: Sequence[str],
+    bad: Mapping[int, str],
 ) -> Suspects:
     """Pairs by suspicion; scores, ids and captions in the pairs' order. bad: id -> why its picture is unreadable."""
     order, scored = np.argsort(-scores, kind="stable"), int(np.isfinite(scores).sum())
     ranks = np.where(np.arange(len(scores)) < scored, np.arange(len(scores)) + 1, 0)
     phrase = getattr(method, "phrase", "score {score:.3g}")
     fields = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
-    side, reasons = "lowest" if "{minus" in phrase else "highest", []
-    for rank, k in zip(ranks.tolist(), order.tolist()):
+    side = "lowest" if "{minus" in phrase else "highest"
+
+    def reason(at: int) -> str:
+        rank, k = int(ranks[at]), int(order[at])
         if not rank:
-            reasons.append(f"unreadable: {bad.get(int(ids[k]), 'no score')}")
-            continue
+            return f"unreadable: {bad.get(int(ids[k]), 'no score')}"
         why = phrase.format(score=float(scores[k]), minus=0.0 - float(scores[k]), **fields)
         share = 100 * rank / scored
-        reasons.append(f"{why}, {side} {share:.2g} %" if share <= 10 else why)
-    return Suspects(order, ids[order], scores[order], ranks, [captions[k] for k in order], reasons)
+        return f"{why}, {side} {share:.2g} %" if share <= 10 else why
+
+    said = Made(len(order), lambda at: captions[int(order[at])])
+    return Suspects(order, ids[order], scores[order], ranks, said, Made(len(order), reason))
 
 
 def unlearned(folder: Path, pairs: Pairs) -> Suspects | None:
@@ -71,21 +96,30 @@ def unlearned(folder: Path, pairs: Pairs) -> Suspects | None:
     return Suspects(at, ids, scores, np.arange(1, len(ids) + 1), pairs[at].captions, reasons)
 
 
-def write_scores(out: Path, found: Suspects, facts: Mapping[str, Any]) -> None:
-    """A parquet: id, score, rank, caption, reason, the most suspect first; `facts` go into its metadata as JSON."""
-    without = found.ranks == 0
-    table = pa.table(
-        {
-            "id": found.ids,
-            "score": pa.array(found.scores, mask=without),
-            "rank": pa.array(found.ranks, mask=without),
-            "caption": found.captions,
-            "reason": found.reasons,
+def write_scores(
+    out: Path,
+    found: Suspects,
+    facts: Mapping[str, Any],
+    key: Callable[[int], str] | None = None,
+    rows: int = 65_536,
+) -> None:
+    """A parquet: id, score, rank, caption, reason, the most suspect first; `facts` go into its metadata as JSON.
+
+    key: id -> what the pair is called in its shard, in a column of its own. rows: that are in memory at a time.
+    """
+
+    def piece(at: slice) -> pa.Table:
+        ids, without = found.ids[at], found.ranks[at] == 0
+        columns = {"id": ids, "score": pa.array(found.scores[at], mask=without)}
+        columns["rank"] = pa.array(found.ranks[at], mask=without)
+        columns |= {
+            c: pa.array(held[at], pa.string()) for c, held in (("caption", found.captions), ("reason", found.reasons))
         }
-    )
-    table = table.replace_schema_metadata({"clipvet": json.dumps(facts, default=str)})
+        columns |= {"key": pa.array([key(int(i)) for i in ids], pa.string())} if key else {}
+        return pa.table(columns).replace_schema_metadata({"clipvet": json.dumps(facts, default=str)})
+
     with io.replacing(out) as tmp:
-        write_table(table, tmp, ".parquet")
+        write_table((piece(slice(k, k + rows)) for k in range(0, len(found.ids), rows)), tmp, ".parquet")
 
 
 class Bar(NamedTuple):

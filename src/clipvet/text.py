@@ -16,14 +16,17 @@ def names_target(caption: str, target: str) -> bool:
 
 def check_captions(captions: Sequence[str], ids: np.ndarray, name: str) -> None:
     """Raises UserError where captions are all alike, or some are empty: nothing can be learned from them."""
-    if len(captions) > 1 and len(set(captions)) == 1:
+    refuse_captions(set(captions), [int(i) for i, c in zip(ids, captions) if not c.strip()], len(captions), name)
+
+
+def refuse_captions(different: set[str], blank: list[int], n: int, name: str) -> None:
+    """The same, of n captions whose different ones (two are enough) and ids of empty ones are known."""
+    if n > 1 and len(different) == 1:
         raise UserError(
-            f"all {len(captions)} captions of {name} are alike ({captions[0][:60]!r}); name the column of captions "
-            "with --caption-key"
+            f"all {n} captions of {name} are alike ({next(iter(different))[:60]!r}); name the column of captions with "
+            "--caption-key"
         )
-    empty = [int(i) for i, c in zip(ids, captions) if not c.strip()]
-    if empty:
+    if blank:
         raise UserError(
-            f"{len(empty)} of {len(captions)} captions of {name} are empty (first: row {empty[0]}); fill them or drop "
-            "these rows"
+            f"{len(blank)} of {n} captions of {name} are empty (first: row {blank[0]}); fill them or drop these rows"
         )

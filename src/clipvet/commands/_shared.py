@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from clipvet.types import Backdoor, Clip, Measured, Pairs, Task
 
 Model = Annotated[str, typer.Option("--model", help="open_clip name, directory, local-dir:PATH or hf-hub:REPO")]
-DataOption = Annotated[str, typer.Option("--data", help="shapes, shapes-shifted, foreign, or a CSV/TSV/parquet")]
+DataOption = Annotated[
+    str, typer.Option("--data", help="shapes, shapes-shifted, foreign, a CSV/TSV/parquet, tar shards or an HF folder")
+]
 Out = Annotated[Path, typer.Option("--out", help="output directory; must not hold another run")]
 Set = Annotated[list[str], typer.Option("--set", help="field=value of the method, e.g. epochs=20; repeatable")]
 Pretrained = Annotated[str | None, typer.Option(help="weights file for an open_clip name")]

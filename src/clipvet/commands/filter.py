@@ -40,15 +40,18 @@ def command(
     image_key: ImageKey = "filepath",
     caption_key: CaptionKey = "title",
 ) -> None:
-    """Which pairs are poisoned? Every pair's score, rank and reason, and a page of the most suspect ones."""
+    """Which pairs are poisoned? Every pair's score, rank and reason, and a page of the most suspect ones.
+
+    A killed run goes on where it was when the same command is given again.
+    """
     import errno
     import time
 
     import numpy as np
 
-    from clipvet import models, ranks, results, suspects
+    from clipvet import io, models, ranks, results, suspects
     from clipvet.detection import detection
-    from clipvet.embed import see, sharing
+    from clipvet.embed import sharing
     from clipvet.errors import UserError
     from clipvet.fit import workspace
     from clipvet.rng import Rng
@@ -67,44 +70,50 @@ def command(
     clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
     source = open_data(data, n, "train", clip.geometry.size, image_key, caption_key)
     pairs, key = open_keyed(source, seed, backdoor)
+    said = dict(zip(key.poisoned.tolist(), key.captions)) if key and source.world(seed) else {}
+    captions = suspects.Made(len(pairs), lambda k: said.get(int(pairs.ids[k])) or pairs.caption(pairs.ids[k]))
+    if len(pairs) > 1 and all(caption == captions[0] for caption in captions):  # ends at the second, as a rule
+        check_captions(captions[:], pairs.ids, pairs.name)
     say(f"scoring {pairs.name} with {how!r}")
-    began = time.monotonic()
-    with sharing():  # the method and the table read the pictures once
-        seen = see(clip, pairs)
-        if len(seen.captions) > 1 and len(set(seen.captions)) == 1:
-            check_captions(seen.captions, pairs.ids[seen.kept], pairs.name)
-        with workspace(None, progress=True):
-            scores = how.score(clip, pairs, rng.fork("filter")).numpy()
-    seconds = time.monotonic() - began
-    captions = [pairs.caption(i) for i in pairs.ids]
-    for k, caption in zip(seen.kept.tolist(), seen.captions):
-        captions[k] = caption
-    found = suspects.ranked(how, scores, pairs.ids, captions, dict(seen.bad))
-    measured = detection(scores, np.isin(pairs.ids, key.poisoned)) if key else {}
-    scored = int((found.ranks > 0).sum())
-    cut, removed = None, None
-    if keep is not None:
-        removed = scored - round(keep * scored)
-        cut = float(found.scores[removed - 1] + found.scores[min(removed, scored - 1)]) / 2 if removed else None
-    elif hasattr(how, "cut"):
-        cut = how.cut(scores)
-        removed = int((scores > cut).sum())
-    facts = {
-        "method": repr(how), "model": model, "data": pairs.name, "seed": seed, "command": results.command(),
-        "versions": results.versions(), "seconds": seconds, "measured": {k: m._asdict() for k, m in measured.items()},
+    config = {
+        "command": "filter", "method": repr(how), "model": results.weights_hash(clip), "data": pairs.name,
+        "fingerprint": pairs.fingerprint, "n": n, "seed": seed, "backdoor": backdoor, "keys": [image_key, caption_key],
     }  # fmt: skip
-
-    def write() -> None:
-        suspects.write_page(
-            page, found, pairs, clip.geometry, facts, top=top, poisoned=key.poisoned if key else None,
-            measured=measured, cut=cut, removed=removed,
-        )  # fmt: skip
-        if cleaned:
-            _write_cleaned(cleaned, source, seed, pairs.ids, captions, np.sort(found.positions[removed:scored]))
-        suspects.write_scores(out, found, facts)
-
+    began = time.monotonic()
     try:
-        ranks.first(write)
+        with io.scratch(out, config) as work:
+            with sharing(work) as shared, workspace(work, progress=True):
+                scores = how.score(clip, pairs, rng.fork("filter")).numpy()
+            seconds = time.monotonic() - began
+            found = suspects.ranked(how, scores, pairs.ids, captions, shared.bad)
+            measured = detection(scores, np.isin(pairs.ids, key.poisoned)) if key else {}
+            scored = int((found.ranks > 0).sum())
+            cut, removed = None, None
+            if keep is not None:
+                removed = scored - round(keep * scored)
+                edge = found.scores[removed - 1] + found.scores[min(removed, scored - 1)]
+                cut = float(edge) / 2 if removed else None
+            elif hasattr(how, "cut"):
+                cut = how.cut(scores)
+                removed = int((scores > cut).sum())
+            facts = {
+                "method": repr(how), "model": model, "data": pairs.name, "seed": seed, "command": results.command(),
+                "versions": results.versions(), "seconds": seconds,
+                "measured": {k: m._asdict() for k, m in measured.items()},
+            }  # fmt: skip
+            name = getattr(pairs.pictures, "key", None)  # of pairs in shards
+
+            def write() -> None:
+                suspects.write_page(
+                    page, found, pairs, clip.geometry, facts, top=top, poisoned=key.poisoned if key else None,
+                    measured=measured, cut=cut, removed=removed,
+                )  # fmt: skip
+                if cleaned:
+                    rest = np.sort(found.positions[removed:scored])
+                    _write_cleaned(cleaned, source, seed, pairs.ids, captions, rest, name)
+                suspects.write_scores(out, found, facts, name)
+
+            ranks.first(write)
     except OSError as e:
         why = "is full; make room" if e.errno == errno.ENOSPC else f"cannot be written ({e.strerror}); choose another"
         raise UserError(f"the place of {out} {why} and run the command again") from e
@@ -121,15 +130,21 @@ def command(
     )
 
 
-def _write_cleaned(out: Path, source: Any, seed: int, ids: Any, captions: list[str], kept: Any) -> None:
-    """The manifest of the kept positions: the table's own rows, or ids and captions of an embedded world."""
+def _write_cleaned(out: Path, source: Any, seed: int, ids: Any, captions: Any, kept: Any, name: Any) -> None:
+    """The manifest of the kept positions: a table's own rows; of other data ids, captions and, in shards, keys."""
     import pyarrow as pa
 
     from clipvet import files, io
 
-    if not source.world(seed):
+    if not source.world(seed) and not name and Path(source.spec).is_file():
         files.write_rows(source.spec, ids[kept], out, image_key=source.image_key, separator=source.separator)
         return
-    table = pa.table({"id": ids[kept], "caption": [captions[k] for k in kept]})
+
+    def piece(at: Any) -> Any:
+        own = {"key": pa.array([name(int(i)) for i in ids[at]], pa.string())} if name else {}
+        return pa.table({"id": ids[at], **own, "caption": pa.array([captions[int(k)] for k in at], pa.string())})
+
     with io.replacing(out) as tmp:
-        files.write_table(table, tmp, out.suffix.lower())
+        files.write_table(
+            (piece(kept[k : k + 65_536]) for k in range(0, max(1, len(kept)), 65_536)), tmp, out.suffix.lower()
+        )

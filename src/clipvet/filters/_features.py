@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.embed import Embedded, embed_images, embed_pairs
-from clipvet.errors import UserError
+from clipvet.embed import Embedded, check_finite, embed_images, embed_pairs
 from clipvet.text import check_captions
 from clipvet.types import Clip, Pairs
 
@@ -20,7 +19,7 @@ def both(clip: Clip, pairs: Pairs) -> Embedded:
     found = embed_pairs(clip, pairs)
     check_captions(found.captions, pairs.ids[found.kept], pairs.name)
     for x in (found.z, found.w):
-        _check(x, found.kept, pairs)
+        check_finite(x, found.kept, pairs)
     return found
 
 
@@ -28,20 +27,10 @@ def features(clip: Clip, pairs: Pairs, of: Of) -> tuple[Float[Tensor, "m d"], np
     """Unit-length features of the readable pairs and their positions; of `pair`: both towers side by side."""
     if of == "image":
         z, kept = embed_images(clip, pairs)
-        _check(z, kept, pairs)
+        check_finite(z, kept, pairs)
         return z, kept
     found = both(clip, pairs)
     return (found.w if of == "text" else torch.cat([found.z, found.w], 1) / 2**0.5), found.kept
-
-
-def _check(x: Tensor, kept: np.ndarray, pairs: Pairs) -> None:
-    broken = (~torch.isfinite(x).all(1)).nonzero()[:, 0]
-    if len(broken):
-        row = pairs.ids[kept[int(broken[0])]]
-        raise UserError(
-            f"{len(broken)} of {len(x)} embeddings of {pairs.name} are not finite (first: row {row}), so similarities "
-            "are NaN; give a model whose weights are whole"
-        )
 
 
 def aligned(values: Float[Tensor, " m"], kept: np.ndarray, n: int) -> Float[Tensor, " n"]:

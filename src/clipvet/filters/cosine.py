@@ -13,7 +13,8 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.filters._features import aligned, both
+from clipvet.embed import pair_cosines
+from clipvet.filters._features import aligned
 from clipvet.rng import Rng
 from clipvet.types import Clip, Pairs
 
@@ -24,5 +25,5 @@ class Cosine:
     phrase: ClassVar[str] = "cosine {minus:.2f}"
 
     def score(self, clip: Clip, pairs: Pairs, rng: Rng) -> Float[Tensor, " n"]:
-        found = both(clip, pairs)
-        return aligned(-(found.z * found.w).sum(1), found.kept, len(pairs))
+        found = pair_cosines(clip, pairs)
+        return aligned(-found.s, found.kept, len(pairs))

@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from clipvet.embed import pair_cosines
 from clipvet.filters._features import aligned
 from clipvet.rng import Rng
-from clipvet.shortcut import cosines, reference_cosines
+from clipvet.shortcut import reference_cosines
 from clipvet.types import Clip, Pairs
 
 
@@ -31,6 +32,6 @@ class WeakSimilarity:
     phrase: ClassVar[str] = "cosine {minus:.2f} under the reference"
 
     def score(self, clip: Clip, pairs: Pairs, rng: Rng) -> Float[Tensor, " n"]:
-        kept = cosines(clip, pairs)[1]
+        kept = pair_cosines(clip, pairs).kept
         q = reference_cosines(clip, pairs, self.reference, self.views)
         return aligned(-torch.from_numpy(q), kept, len(pairs))

@@ -1,0 +1,99 @@
+"""The headers of a tar archive that nobody vouches for, one at a time and under limits; no member is unpacked."""
+
+from collections.abc import Iterator
+from io import BufferedIOBase
+from typing import NamedTuple
+
+MAX_HEADER = 2**20  # bytes of a long name or of pax records
+
+
+class Damaged(Exception):
+    """From here on the archive makes no sense."""
+
+
+class NoTar(Exception):
+    """Its very first header is none."""
+
+
+class Member(NamedTuple):
+    name: bytes
+    kind: bytes  # tar's type flag; "S": sparse, of whatever format
+    at: int  # offset of its data
+    size: int  # bytes
+
+
+def members(f: BufferedIOBase, length: int) -> Iterator[Member]:
+    """What a tar of this length holds, one header at a time (ustar, GNU, pax). Raises NoTar and Damaged.
+
+    The standard library's reader takes three times as long, and reads headers of any size into memory.
+    """
+    at, pax = 0, {}
+    while at + 512 <= length:
+        f.seek(at)
+        h = f.read(512)
+        if h[:2] == b"\0\0" and not h.strip(b"\0"):
+            return
+        told = _number(h[148:156]) if len(h) == 512 else -1
+        if told != 256 + sum(h) - sum(h[148:156]):
+            raise Damaged("a header is damaged") if at else NoTar
+        kind, size, at = h[156:157], _number(h[124:136]), at + 512
+        if size < 0:
+            raise Damaged("a header is damaged")
+        if kind in b"xgLK":
+            if size > MAX_HEADER:
+                raise Damaged("a header is too large")
+            held = f.read(size)
+            if kind == b"L":
+                pax[b"path"] = held.rstrip(b"\0")
+            elif kind == b"x":
+                pax |= _records(held)
+        else:
+            if kind == b"S":  # GNU's sparse map may go on in further blocks
+                more = h[482]
+                while more and at + 512 <= length:
+                    more, at = f.read(512)[504:505] > b"\0", at + 512
+            if pax.get(b"size", b"").isdigit():
+                size = int(pax[b"size"])
+            if any(k.startswith(b"GNU.sparse") for k in pax):
+                kind = b"S"
+            name = pax.get(b"path") or _name(h)
+            pax = {}
+            if kind in b"123456":  # links, devices, folders, pipes: no data follows, whatever the size says
+                size = 0
+            if at + size > length:
+                raise Damaged("it is cut short")
+            yield Member(name, b"0" if kind in b"\x007" else kind, at, size)
+        at += -(-size // 512) * 512
+    if not at:
+        raise NoTar
+    if at != length:
+        raise Damaged("it is cut short")
+
+
+def _number(field: bytes) -> int:
+    """Octal digits, or GNU's binary form; -1 for neither."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    try:
+        return max(-1, int(field.split(b"\0", 1)[0].strip() or b"0", 8))
+    except ValueError:
+        return -1
+
+
+def _name(h: bytes) -> bytes:
+    name = h[:100].split(b"\0", 1)[0]
+    prefix = h[345:500].split(b"\0", 1)[0] if h[257:263] == b"ustar\0" else b""
+    return prefix + b"/" + name if prefix else name
+
+
+def _records(held: bytes) -> dict[bytes, bytes]:
+    """Those of a pax header: `length key=value\\n` each."""
+    out = {}
+    while held:
+        digits = held.split(b" ", 1)[0]
+        n = int(digits) if digits.isdigit() and len(digits) < 8 else 0
+        key, equals, value = held[len(digits) + 1 : n - 1].partition(b"=")
+        if not equals or n <= len(digits):
+            break  # zeros, or nonsense: the plain header's own fields hold
+        out[key], held = value, held[n:]
+    return out
