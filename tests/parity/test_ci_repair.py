@@ -21,12 +21,13 @@ from clipvet.embed import classifier
 from clipvet.errors import UserError
 from clipvet.fewshot import names
 from clipvet.fit import workspace
+from clipvet.forms import scattered
 from clipvet.inspectors.clip_inspector import ClipInspector
 from clipvet.inspectors.no_inversion import NoInversion
 from clipvet.results import weights_hash
 from clipvet.rng import Rng
 from clipvet.training.cocoop import CoCoOp
-from clipvet.triggers.recovered import Recovered, scattered
+from clipvet.triggers.recovered import Recovered
 from clipvet.types import Backdoor, Pairs
 from clipvet.worlds.pool import pool_pairs
 from clipvet.worlds.shapes import Shapes

@@ -22,9 +22,9 @@ from clipvet.dirty import beside
 from clipvet.errors import UserError
 from clipvet.fewshot import names
 from clipvet.fit import note
+from clipvet.forms import scattered
 from clipvet.prompts import OnFrozen
 from clipvet.rng import Rng
-from clipvet.triggers.recovered import Recovered, scattered
 from clipvet.types import Cleaner, Clip, Inspector, Pairs, Training, Trigger
 from clipvet.verdicts import folder_of
 from clipvet.worlds.pool import pool_pairs
@@ -75,8 +75,6 @@ class CiRepair:
         if found is None:
             raise UserError("no trigger was recovered, so there is nothing to repair with; use another inspector")
         if self.stamp == "noise":
-            if not isinstance(found, Recovered):
-                raise UserError(f"a {type(found).__name__} cannot be scattered; give the folder of `clipvet inspect`")
             found = scattered(found, rng.fork("noise"))
         note("ci_repair", f"stamping the trigger of '{target}' ({self.stamp})", target=np.array(str(target)))
         return found

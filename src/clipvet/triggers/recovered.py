@@ -51,10 +51,3 @@ class Recovered:
             both = torch.cat([m, p])[None]
             m, p = torch.nn.functional.interpolate(both, images.shape[2:], mode="bilinear")[0].split([1, 3])
         return ((1 - m) * images + p).clamp(0, 1)
-
-
-def scattered(trigger: Recovered, rng: Rng) -> Recovered:
-    """The same changes at random places: as strong a trigger that means nothing."""
-    order = torch.from_numpy(rng.numpy().permutation(trigger.mask.numel()))
-    mask, pattern = (t.flatten(1)[:, order].view_as(t) for t in (trigger.mask, trigger.pattern))
-    return Recovered(mask, pattern)
