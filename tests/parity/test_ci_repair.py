@@ -95,10 +95,10 @@ def test_the_four_stamps(tuned: Any, few: Pairs) -> None:
         s: replace(REPAIR, stamp=s).recover(tuned, few, Rng(3)) for s in ("target", "wrong", "noise")
     }
     classes = names(few, REPAIR.template).classes
-    told = LOOK.inspect(tuned, pool_pairs(16), classes, ("a photo of a {}.",), Rng(3).fork("inspect"))
-    assert torch.equal(found["target"].pattern, told.trigger.pattern)  # pyright: ignore[reportOptionalMemberAccess]
+    told: Any = LOOK.inspect(tuned, pool_pairs(16), classes, ("a photo of a {}.",), Rng(3).fork("inspect"))
+    assert torch.equal(found["target"].pattern, told.trigger.pattern)
     scores = [c.score for c in told.classes]
-    k = [torch.equal(found["wrong"].pattern, t.pattern) for t in told.triggers].index(True)  # pyright: ignore
+    k = [torch.equal(found["wrong"].pattern, t.pattern) for t in told.triggers].index(True)
     assert sum(s < scores[k] for s in scores) == len(scores) // 2
     noise, target = found["noise"].pattern.flatten(1), found["target"].pattern.flatten(1)
     assert not torch.equal(noise, target)

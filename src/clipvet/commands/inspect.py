@@ -82,10 +82,14 @@ def _scanned(model: str, pretrained: str | None) -> "list[FileFinding] | None":
     """What the gate finds in the model's files; None where the model is no file of ours, or the scanner is missing."""
     from importlib.util import find_spec
 
-    from clipvet import gate
+    from clipvet import gate, io
     from clipvet.verdicts import FileFinding
 
     given = [Path(p.removeprefix("local-dir:").removeprefix("transformers:")) for p in (model, pretrained) if p]
+    if (given[0] / "prompts.safetensors").is_file() and (given[0] / "card.json").is_file():
+        card = io.read_json(given[0] / "card.json")  # prompts stand on a model of another folder
+        base = card.get("base") if isinstance(card, dict) else None
+        given += [Path(str(base).removeprefix("local-dir:"))] if base else []
     there = [p for p in given if p.exists()]
     if not there:
         return None
