@@ -123,8 +123,8 @@ def test_prompts_go_on_and_towers_stay(clip: Any, tuned: Any, few: Pairs, trigge
 def test_scattered_keeps_a_mask_and_its_pattern_together(trigger: Recovered) -> None:
     out = scattered(trigger, Rng(0))
     both = [torch.cat([t.mask, t.pattern]).flatten(1).T.numpy() for t in (trigger, out)]
-    assert not np.array_equal(*both)
-    assert np.array_equal(*(b[np.lexsort(b.T)] for b in both))
+    assert not np.array_equal(both[0], both[1])
+    assert np.array_equal(both[0][np.lexsort(both[0].T)], both[1][np.lexsort(both[1].T)])
 
 
 def test_what_cannot_be_repaired(clip: Any, tuned: Any, few: Pairs, trigger: Recovered, tmp_path: Path) -> None:

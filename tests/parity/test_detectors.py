@@ -40,10 +40,8 @@ def logits(clip: Any, x: Tensor) -> Tensor:
 
 
 def test_strip_is_the_entropy_under_other_pictures(clip: Any, few: Pairs) -> None:
-    found, over = (
-        Strip(overlays=3, weight=0.5).detect(clip, few, CLASSES, TEMPLATES, Rng(5)),
-        pool(3, 32, Rng(5).fork("overlays").key),
-    )
+    found = Strip(overlays=3, weight=0.5).detect(clip, few, CLASSES, TEMPLATES, Rng(5))
+    over = pool(3, 32, Rng(5).fork("overlays").key)
     for k, x in enumerate(few[:].images):
         bits = 0.0
         for o in over:
