@@ -1,8 +1,8 @@
 """Does this picture carry a trigger? Detectors at test time, on backdoors in prompts and in encoders.
 
 command:  clipvet run recipes/detector_shapes.py --jobs 2 --out results/detector_shapes
-expected: no figures are known for these worlds; random: AUROC 0.5. STRIP and SCALE-UP expect triggers that outlast
-          other pictures laid over them, or brighter pixels, which faint perturbations of the whole picture may not
+expected: AUROC, on one development victim of badclip_prompt (docs/decisions/0014): strip and scale_up 0.99, bdetclip
+          0.39, as frozen encoders are not what it is made for; random 0.5. Nothing is known of the other attacks
 hardware: 2 CPU cores; a minute a victim, which come from the suites' caches where they have run
 """
 

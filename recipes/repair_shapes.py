@@ -3,7 +3,8 @@
 command:  clipvet run recipes/repair_shapes.py --jobs 2 --out results/repair_shapes
 expected: what is left of ASR: clean only > noise > a wrong class's trigger > the target's (repair), which leaves
           clearly less than the other three at no more than 3 points of accuracy below the victim; and the score of the
-          repaired model, clip_inspector_reference_score, falls to that of clean models
+          repaired model, clip_inspector_reference_score, falls to that of clean models. One development victim: 97.5
+          -> 15.3, 14.9, 14.4, 4.8; the trigger's ASR on a clean model was 14.2 (docs/decisions/0014)
 hardware: 2 CPU cores; two minutes a victim, which come from the suite's cache where that has run
 """
 
