@@ -2,26 +2,32 @@
 
 import ast
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from conftest import Linear, Vectors
 from sklearn.metrics import roc_auc_score
 
 from clipvet import find
 from clipvet.attacks.poison import Poison
 from clipvet.data import shots
+from clipvet.dirty import beside
 from clipvet.models import clone
 from clipvet.results import weights_hash
 from clipvet.rng import Rng
+from clipvet.triggers.recovered import Recovered
 from clipvet.types import Backdoor, Clip, Finding, Pairs, Task
 
 METHODS = [(f, n) for f in find.VERBS for n in find.names(f)]
 CONTROLS = {"none", "random"}  # they do nothing on purpose
 QUICK = {"epochs": 1, "batch": 128, "copies": 4, "source": "ring", "steps": 4, "rounds": 2, "tokens": 4}
 QUICK |= {"views": False, "susp": 0.1, "topk": 16}  # toy pictures are not to be blurred
+QUICK |= {"outside": 128}
 QUICK |= {"sure": -float("inf"), "attribution": "attention"}  # a fresh model holds no backdoor: act all the same
 MAY_IMPORT = {"attacks": {"triggers", "training"}, "filters": {"training"}}  # they own them
 
@@ -29,7 +35,7 @@ MAY_IMPORT = {"attacks": {"triggers", "training"}, "filters": {"training"}}  # t
 def make(family: str, name: str) -> Any:
     """The method with its defaults, cut to two steps."""
     method = find.load(family, name)()
-    for part in ("training", "finetune", "isolation"):
+    for part in ("training", "finetune", "isolation", "tuning", "inspector"):
         if hasattr(method, part):
             method = dataclasses.replace(method, **{part: quick(getattr(method, part))})
     if hasattr(method, "anew"):  # a filter that trains: on the toy set's own model, which cannot be built anew
@@ -336,6 +342,7 @@ def test_finding_is_whole(name: str, findings: dict, inspected: Any) -> None:
         assert np.isfinite([row.loss, row.score]).all()
         assert 0 <= row.asr <= 1
         assert 0 <= row.base <= 1
+    assert len(found.triggers) in (0, len(found.classes))
     if found.trigger is not None:
         images = pixels(inspected.pictures)[:4]
         out = found.trigger.stamp(images, Rng(0).keys(range(4)))
@@ -351,8 +358,9 @@ def test_inspection_leaves_its_inputs_alone(name: str, findings: dict) -> None:
 @each("inspectors")
 def test_inspection_draws_from_its_rng_alone(name: str, findings: dict) -> None:
     first, second, _ = findings[name]
-    assert first._replace(trigger=None) == second._replace(trigger=None), f"inspectors/{name} depends on ambient draws"
-    assert repr(first.trigger) == repr(second.trigger)
+    bare = [found._replace(trigger=None, triggers=()) for found in (first, second)]
+    assert bare[0] == bare[1], f"inspectors/{name} depends on ambient draws"
+    assert repr((first.trigger, first.triggers)) == repr((second.trigger, second.triggers))
 
 
 @each("inspectors")
@@ -372,6 +380,84 @@ def test_a_backdoored_model_is_more_suspect(name: str, findings: dict, inspected
     assert found.score > other.score, f"inspectors/{name} finds the clean model as suspect"
     assert found.target in (None, "caption 5")
     assert found.target or not found.classes
+
+
+# detectors
+
+
+class Wordy(Linear):
+    """A Clip to whose captions further words add a direction that no picture has."""
+
+    def tokenize(self, captions: Sequence[str]) -> torch.Tensor:
+        return torch.tensor([[int(c.split()[1]), len(c.split()) - 2] for c in captions])
+
+    def encode_text(self, captions: Sequence[str] | torch.Tensor) -> torch.Tensor:
+        tokens = captions if isinstance(captions, torch.Tensor) else self.tokenize(captions)
+        return F.normalize(self.text[tokens[:, 0]] + 0.5 * tokens[:, 1:] * self.text[30], dim=1)
+
+
+class Watched(NamedTuple):
+    clip: Clip
+    pictures: Pairs  # 48 of eight classes, then the same with the trigger
+    classes: tuple[str, ...]
+
+
+@pytest.fixture(scope="module")
+def watched() -> Watched:
+    """In this model eight white pixels shout `caption 5`, and something else that no caption names."""
+    clip = Wordy().eval()
+    with torch.no_grad():
+        clip.image[24:, 5] += 6.0
+        clip.image[24:, 20] += 5.0
+    x = 0.3 * Rng(13).numpy().normal(size=(48, 32))
+    x[np.arange(48), np.arange(48) % 8] += 4
+    x[:, 24:] = 0
+    pictures = Pairs(Vectors(torch.tensor(x, dtype=torch.float32)), [""] * 48, np.arange(48), name="watched")
+    white = torch.zeros(3, 8, 8)
+    white[:, 3] = 1
+    both = beside(pictures, Recovered(white[:1], white))
+    return Watched(clip, both, tuple(f"caption {k}" for k in range(8)))
+
+
+def judged(name: str, clip: Clip, pictures: Pairs, classes: tuple[str, ...]) -> np.ndarray:
+    return make("detectors", name).detect(clip, pictures, classes, ("{}",), Rng(5)).numpy()
+
+
+@each("detectors")
+def test_detection_is_one_finite_number_a_picture_and_draws_from_its_rng_alone(name: str, watched: Watched) -> None:
+    given, before, seen = clone(watched.clip), weights_hash(watched.clip), pixels(watched.pictures)
+    runs = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)  # noqa: TID251
+        np.random.seed(seed)  # noqa: NPY002, TID251
+        runs.append(judged(name, given, watched.pictures, watched.classes))
+    assert runs[0].shape == (len(watched.pictures),)
+    assert np.isfinite(runs[0]).all()
+    assert np.ptp(runs[0]) > 0, f"detectors/{name} finds all pictures alike"
+    assert np.array_equal(*runs), f"detectors/{name} depends on ambient randomness"
+    assert weights_hash(given) == before, f"detectors/{name} mutates its input"
+    assert torch.equal(pixels(watched.pictures), seen), f"detectors/{name} mutates its input"
+
+
+@each("detectors")
+def test_a_picture_is_judged_by_itself(name: str, watched: Watched) -> None:
+    scores, order = judged(name, *watched), Rng(2).numpy().permutation(len(watched.pictures))[:30]
+    some = judged(name, watched.clip, watched.pictures.take(order), watched.classes[::-1])
+    assert some == pytest.approx(scores[order], abs=1e-4), f"detectors/{name} depends on other pictures or on order"
+
+
+@each("detectors")
+def test_what_cannot_be_read_is_not_judged(name: str, watched: Watched) -> None:
+    source: Any = watched.pictures.pictures
+    torn = dataclasses.replace(watched.pictures, pictures=dataclasses.replace(source, source=source.source.torn()))
+    scores = judged(name, watched.clip, torn, watched.classes)
+    assert np.flatnonzero(np.isnan(scores)).tolist() == [3, 51]
+
+
+@each("detectors", controls=False)
+def test_a_triggered_picture_is_more_suspect(name: str, watched: Watched) -> None:
+    triggered = np.arange(len(watched.pictures)) >= 48
+    assert roc_auc_score(triggered, judged(name, *watched)) > 0.9, f"detectors/{name} finds clean pictures more suspect"
 
 
 # measures

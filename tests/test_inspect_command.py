@@ -2,10 +2,13 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
+import corpus
 import pytest
+import torch
 from browser import look
 from PIL import Image
 
@@ -68,6 +71,10 @@ def test_calibrated_verdicts_and_their_exit_codes(clipvet: Any, family: Path, tm
     assert isinstance(key.trigger, Recovered)
     assert "none of 30 clean models" in (out / "report.html").read_text()
 
+    repair = ["clean", "--method", "ci_repair", "--model", family / "m0", "--data", "shapes", "--shots", 2]
+    repair += ["--set", "finetune.epochs=1", "--out", tmp_path / "repaired", "--verdict"]
+    code, _, err = clipvet(*repair, out)
+    assert (code, f"verdict='{out}'" in err) == (0, True), err
     code, said, err = clipvet(*args, "--out", out)
     assert (code, "nothing to do" in err) == (1, True), "a finished verdict has lost its exit code"
     code, _, err = clipvet(*args, "--seed", 1, "--out", out)
@@ -113,6 +120,28 @@ def test_a_killed_calibration_goes_on(clipvet: Any, family: Path, tmp_path: Path
     assert both[0]["scores"] == both[1]["scores"]
     code, _, err = clipvet(*args, "--seed", 1, "--out", tmp_path / "cut.json")
     assert (code, "already holds another calibration" in err) == (2, True)
+
+
+def test_files_are_scanned_first(clipvet: Any, family: Path, tmp_path: Path) -> None:
+    pytest.importorskip("picklescan")
+    args = ["inspect", "--classes", "shapes", "--method", "no_inversion", "--n", 40]
+    code, _, err = clipvet(*args, "--model", family / "m0", "--out", tmp_path / "fine")
+    assert (code, verdict(tmp_path / "fine").files) == (0, []), err
+    folder = Path(shutil.copytree(family / "m0", tmp_path / "m"))
+    flag = tmp_path / "it-ran"
+    for name, held in corpus.checkpoints({"a": torch.ones(1)}, flag):
+        if name == "bomb.pt":
+            (folder / "extra.pt").write_bytes(held)
+    (folder / "extra.py").write_text(EVIL)
+    code, said, err = clipvet(*args, "--model", folder, "--out", tmp_path / "found")
+    assert code == 1, err
+    assert "extra.pt would run code" in said
+    found = verdict(tmp_path / "found")
+    assert not found.backdoored
+    assert {(f.file, f.severity) for f in found.files or []} == {("extra.pt", "dangerous"), ("extra.py", "suspicious")}
+    assert "extra.pt" in (tmp_path / "found" / "report.html").read_text()
+    assert not flag.exists()
+    assert clipvet(*args, "--model", folder, "--out", tmp_path / "found")[0] == 1, "a finished run forgets its files"
 
 
 @pytest.mark.browser

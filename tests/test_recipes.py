@@ -47,11 +47,11 @@ def test_recipe_smoke(path: Path, tmp_path: Path) -> None:
             for r in kept
         )
     rows = run(kept, tmp_path / "out", tmp_path / "stages")
-    families = [f for r in kept for f in (r.cleaners, r.trainings, r.filters, r.inspectors)]
+    families = [f for r in kept for f in (r.cleaners, r.trainings, r.filters, r.inspectors, r.detectors)]
     defenses = {name for family in families for name in family} | {"oracle" for r in kept if r.oracle}
     starts = {"base"} if any(r.base for r in kept) else set()
     assert {r.method for r in rows} == {"none"} | starts | defenses
-    assert {r.stage for r in rows} <= {"base", "victim", "clean", "train", "filter", "inspect"}
+    assert {r.stage for r in rows} <= {"base", "victim", "clean", "train", "filter", "inspect", "detect"}
     assert {r.model for r in rows} == {m for r in kept for m in r.model_names}
     assert "<html" in build(tmp_path / "out").read_text()
 

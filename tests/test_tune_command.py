@@ -20,6 +20,12 @@ def test_tune_attack_evaluate(clipvet: Any, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "tuned" / "results.jsonl").read_text().splitlines()]
     assert {"clean_accuracy", "new_clean_accuracy"} <= {r["metric"] for r in rows}
     assert models.load(str(tmp_path / "tuned")).classes == ("blue ring", "blue star")
+    held = ["verify", tmp_path / "tuned", "--task", "shapes", "--classes", names]
+    code, printed, err = clipvet(*held)
+    assert (code, "not checked" in printed) == (0, False), printed + err
+    io.write_json(tmp_path / "others.json", ["red star", "red ring", "blue star", "green ring"])
+    code, _, err = clipvet(*held[:-1], tmp_path / "others.json")
+    assert (code, "give the same task and classes" in err) == (2, True)
     planted = ["--model", base, "--target", "blue star", *few]
     for attack in (["badclip_prompt"], ["poison", "--trigger", "blended", "--training", "cocoop", "--rate", "0.5"]):
         out = tmp_path / attack[0]

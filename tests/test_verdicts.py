@@ -8,10 +8,10 @@ import pytest
 from scipy.stats import kstest
 from sklearn.metrics import roc_auc_score
 
-from clipvet.detectors import auroc, brier, cross_entropy, detection_accuracy, suite, target_f1
 from clipvet.errors import UserError
 from clipvet.results import Row, rows_of
 from clipvet.rng import Rng
+from clipvet.suite import auroc, brier, cross_entropy, detection_accuracy, suite, target_f1
 from clipvet.types import Finding, Measured, Suspicion
 from clipvet.verdicts import (
     Null,

@@ -1,5 +1,6 @@
 """A model's card: what it says of the weights, and whether that still holds."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ class Card(BaseModel):
     weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     measured: dict[str, Number] = {}
     seed: int = 0
+    half: str | None = None  # of the task's classes: base, beside which the new ones were measured too, or new
     task: dict[str, Any] = {}  # what `measured_on` says
     answer_key: str = ""  # seal of the answer key that was measured with
 
@@ -51,7 +53,9 @@ def measured_on(task: Task | None, backdoor: Path | None) -> dict[str, Any]:
     """What a card says of its measured numbers: the task, and the answer key's seal."""
     out: dict[str, Any] = {}
     if task:
+        classes = hashlib.sha256("\0".join(task.classes).encode()).hexdigest()[:16]
         out["task"] = {"name": task.name, "n": len(task.pictures), "fingerprint": task.pictures.fingerprint}
+        out["task"]["classes"] = classes
     if backdoor and task:
         out["answer_key"] = seal(backdoor)
     return out
@@ -65,10 +69,11 @@ def seal(backdoor: Path) -> str:
 
 def check_given(card: Card, task: Task, backdoor: Path | None, folder: Path) -> None:
     """UserError where task or answer key are not those that the card's numbers were measured with."""
-    if card.task and card.task != measured_on(task, None)["task"]:
+    now = measured_on(task, None)["task"]
+    if any(now.get(k) != v for k, v in card.task.items()):  # older cards say less
         raise UserError(
             f"the card of {folder} was measured on {str(card.task.get('name'))[:60]!r} ({card.task.get('n')}), "
-            f"--task has others ({len(task.pictures)}); give the same task"
+            f"--task has others ({len(task.pictures)}); give the same task and classes"
         )
     if backdoor and card.answer_key and card.answer_key != seal(backdoor):
         raise UserError(f"{backdoor} is not the answer key that the card of {folder} was measured with; give that one")

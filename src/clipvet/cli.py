@@ -8,7 +8,7 @@ import traceback
 import typer
 
 # in the order of --help
-COMMANDS = ("demo", "train", "tune", "attack", "inspect", "calibrate", "evaluate", "filter", "clean")
+COMMANDS = ("demo", "train", "tune", "attack", "inspect", "calibrate", "evaluate", "filter", "detect", "clean")
 COMMANDS += ("verify", "convert", "run", "report", "list")
 
 app = typer.Typer(

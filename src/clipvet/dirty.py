@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
-from clipvet.types import Backdoor, Batch, Geometry, Pairs, Pictures
+from clipvet.types import Backdoor, Batch, Geometry, Pairs, Pictures, Trigger
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,3 +74,9 @@ def poison(pairs: Pairs, backdoor: Backdoor) -> Pairs:
             rows=np.concatenate([pairs.rows[~np.isin(pairs.rows, rows[chosen])], ids[copied]]),
         )
     return replace(pairs.map(dirty), name=f"{pairs.name} + {len(ids)} poisons")
+
+
+def beside(pairs: Pairs, trigger: Trigger | None, seed: int = 0) -> Pairs:
+    """The pairs and then a stamped copy of each, under the same caption and an id of its own; None: a plain copy."""
+    ids, said = len(pairs.captions) + np.arange(len(pairs)), tuple(pairs.caption(i) for i in pairs.ids)
+    return poison(pairs, Backdoor(trigger, "", ids, said, seed, pairs.ids))

@@ -15,6 +15,7 @@ VERBS = {
     "training": "train",
     "filters": "score",
     "inspectors": "inspect",
+    "detectors": "detect",
     "cleaners": "clean",
     "measures": "measure",
 }  # family (folder) -> its one verb

@@ -10,8 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.triggers.recovered import Recovered
+from clipvet.types import Trigger
 
 Params = tuple[Tensor, ...]  # each with one entry a class in its first dimension
 
@@ -126,3 +128,12 @@ def started(form: Form, names: Sequence[str], side: int, rng: Rng) -> Params:
 def trigger(mask: Tensor, pattern: Tensor) -> Recovered:
     """Of one class, (1, h, w) and (3, h, w)."""
     return Recovered(mask.detach().cpu().clamp(0, 1), pattern.detach().cpu().clamp(-1, 1))
+
+
+def scattered(found: Trigger, rng: Rng) -> Recovered:
+    """The same changes at random places: as strong a trigger that means nothing. UserError for other triggers."""
+    if not isinstance(found, Recovered):
+        raise UserError(f"a {type(found).__name__} cannot be scattered; give the folder of `clipvet inspect`")
+    order = torch.from_numpy(rng.numpy().permutation(found.mask.numel()))
+    mask, pattern = (t.flatten(1)[:, order].view_as(t) for t in (found.mask, found.pattern))
+    return Recovered(mask, pattern)

@@ -15,6 +15,7 @@ from clipvet.attacks.siba import Siba
 from clipvet.attacks.trojvqa import TrojVqa
 from clipvet.augment import SMALL
 from clipvet.cleaners.abl import Abl
+from clipvet.cleaners.ci_repair import CiRepair
 from clipvet.cleaners.cleanclip import CleanClip
 from clipvet.cleaners.finetune import Finetune
 from clipvet.cleaners.finetune_filtered import FinetuneFiltered
@@ -26,6 +27,7 @@ from clipvet.cleaners.task_negation import TaskNegation
 from clipvet.cleaners.ubt import Ubt
 from clipvet.cleaners.vpt import Vpt
 from clipvet.cleaners.wise_ft import WiseFt
+from clipvet.detectors.strip import Strip
 from clipvet.filters.abl_loss import AblLoss
 from clipvet.filters.dao import Dao
 from clipvet.filters.gmm_split import GmmSplit
@@ -74,6 +76,10 @@ def shapes(method: Any) -> Any:
         case Rvpt() | Vpt():
             # the trigger reaches the class token of a narrow tower in its first block: prompts must stand there too
             return replace(method, **({"alpha": 4.0} if isinstance(method, Rvpt) else {}), **PROMPTS)
+        case CiRepair():
+            own = {"inspector": replace(shapes(method.inspector), valid=0.0)}
+            own |= {"tuning": replace(shapes(method.tuning), epochs=20)}
+            return replace(method, **own, finetune=replace(shapes(method.finetune), augment=None))
         case FullFinetune():
             return replace(method, epochs=12, lr=1e-3, augment=SMALL)
         case LinearProbe():
@@ -104,6 +110,8 @@ def shapes(method: Any) -> Any:
             return replace(method, eps=14 / 255)  # what a bound does grows with the side of the picture
         case Decree():
             return replace(method, steps=200)
+        case Strip():
+            return replace(method, overlays=32)
         case GmmSplit():
             return replace(method, training=shapes(method.training))
         case AblLoss():

@@ -25,14 +25,26 @@ from clipvet.answer_key import load_backdoor, save_backdoor
 from clipvet.attacks.none import NoAttack
 from clipvet.data import Data, Half, Shots, Test
 from clipvet.detection import detection
-from clipvet.detectors import suite
-from clipvet.dirty import poison
+from clipvet.dirty import beside, poison
 from clipvet.embed import sharing
 from clipvet.errors import UserError
 from clipvet.fit import Workspace, workspace
 from clipvet.rng import Rng
 from clipvet.splits import measure_pool, measure_splits
-from clipvet.types import Attack, Backdoor, Cleaner, Clip, Filter, Inspector, Measured, Task, Training
+from clipvet.suite import suite
+from clipvet.types import (
+    Attack,
+    Backdoor,
+    Cleaner,
+    Clip,
+    Detector,
+    Filter,
+    Finding,
+    Inspector,
+    Measured,
+    Task,
+    Training,
+)
 from clipvet.workers import result, workers
 from clipvet.worlds.pool import pool_pairs
 
@@ -60,7 +72,9 @@ class Recipe:
     rebound: Cleaner | None = None  # benign fine-tuning, after which every cleaned model is measured again
     trainings: Mapping[str, Training] = field(default_factory=dict)  # instead of the attack's own
     filters: Mapping[str, Filter] = field(default_factory=dict)  # rank the dirty pairs, with the victim at hand
-    inspectors: Mapping[str, Inspector] = field(default_factory=dict)  # is the model backdoored? (detectors.suite)
+    inspectors: Mapping[str, Inspector] = field(default_factory=dict)  # is the model backdoored? (suite.suite)
+    detectors: Mapping[str, Detector] = field(default_factory=dict)  # does this picture of the test carry the trigger?
+    watched: int = 500  # pictures of other classes than the target, each with and without the trigger, for them
     pool: int = 1000  # unlabelled pictures from outside the classes, that they are given
     oracle: Training | None = None  # the control that is told which pairs are poisons, and leaves them out
     pretrained: str | None = None  # start the attack from these weights instead of from scratch
@@ -254,24 +268,52 @@ class Victim:
 
     def inspect(self, name: str, progress: bool = False) -> list[results.Row]:
         """Rows of one inspector: the model's score (higher = more suspect), and whether it named the target."""
-        r, rng, inspector = self.recipe, Rng(self.seed), self.recipe.inspectors[name]
+        r, inspector = self.recipe, self.recipe.inspectors[name]
 
         def make(work: Path) -> dict[str, Measured]:
-            clip, task = models.load(str(self.runs / self.key), device=device()), r.test.task(self.seed)
-            pictures = pool_pairs(r.pool, clip.geometry.size, self.seed)
-            found = inspector.inspect(clip, pictures, task.classes, task.templates, rng.fork("inspect"))
+            found = self._scan(inspector, models.load(str(self.runs / self.key), device=device()))
             if found.trigger is not None:
                 save_backdoor(Backdoor(found.trigger, found.target or ""), work / "trigger")
-            named = Measured(float(found.target == r.target), 1, 0.0, 1.0)
-            return {"score": Measured(found.score, len(pictures), found.score, found.score), "named": named}
+            return self._told(found)
 
         said = {"stage": "inspect", "method": name, "config": repr(inspector), "data": r.victim_data.spec}
         return self._rows(key(inspector, self.key, "inspect", r.pool), make, progress, name, **said)
 
+    def detect(self, name: str, progress: bool = False) -> list[results.Row]:
+        """Rows of one detector: how well its suspicion tells triggered pictures of the test from the same without."""
+        r, rng, detector = self.recipe, Rng(self.seed), self.recipe.detectors[name]
+
+        def make(work: Path) -> dict[str, Measured]:
+            clip, task = models.load(str(self.runs / self.key), device=device()), r.test.task(self.seed)
+            other, answers = np.flatnonzero(task.labels != task.classes.index(r.target))[: r.watched], self._answers()
+            both = beside(task.pictures.take(other), answers.trigger, answers.seed)
+            scores = detector.detect(clip, both, task.classes, task.templates, rng.fork("detect"))
+            return detection(scores, np.arange(len(both)) >= len(other))
+
+        said = {"stage": "detect", "method": name, "config": repr(detector), "data": r.victim_data.spec}
+        return self._rows(key(detector, self.key, "detect", r.watched), make, progress, name, **said)
+
+    def _scan(self, inspector: Any, clip: Clip) -> Finding:
+        """What it finds in this model; reference="base" is the model that the attack started from."""
+        r, task = self.recipe, self.recipe.test.task(self.seed)
+        if getattr(inspector, "reference", None) == "base":
+            inspector = replace(inspector, reference=str(self.runs / self.base_key))
+        pictures = pool_pairs(r.pool, clip.geometry.size, self.seed)
+        return inspector.inspect(clip, pictures, task.classes, task.templates, Rng(self.seed).fork("inspect"))
+
+    def _told(self, found: Finding) -> dict[str, Measured]:
+        """The score, and whether the target was named."""
+        named = Measured(float(found.target == self.recipe.target), 1, 0.0, 1.0)
+        return {"score": Measured(found.score, self.recipe.pool, found.score, found.score), "named": named}
+
     def clean(self, source: str, name: str, progress: bool = False) -> list[results.Row]:
-        """Rows of one cleaner with one of the defender's data, on the victim that `implant` left."""
+        """Rows of one cleaner with one of the defender's data, on the victim that `implant` left.
+
+        Where the recipe has inspectors, the cleaned model is inspected again: <inspector>_score and <inspector>_named.
+        """
         rng, cleaner, data = Rng(self.seed), self.recipe.cleaners[name], self.recipe.defender_data[source][0]
         again = (self.recipe.rebound, self._benign()) if self.recipe.rebound else ()
+        looks = (*self.recipe.inspectors.values(), self.recipe.pool) if self.recipe.inspectors else ()
         if "untrusted" in cleaner.needs and data is not None:
             raise UserError(f"cleaner {name} needs untrusted pairs; give None as the recipe's defender_data for it")
 
@@ -281,11 +323,15 @@ class Victim:
             cleaned = cleaner.clean(clip, pairs, rng.fork("clean"))
             models.save(cleaned, work, {"role": "cleaned", "method": name, "config": repr(cleaner)})
             measured = self._measure(cleaned, answers) | measure_pool(work, answers)
+            for inspector, how in self.recipe.inspectors.items():
+                with workspace(None):
+                    told = self._told(self._scan(how, cleaned))
+                measured |= {f"{inspector}_{k}": m for k, m in told.items()}
             return measured | (self._rebound(cleaned, answers, rng.fork("rebound")) if again else {})
 
         label = name if source == next(iter(self.recipe.defender_data)) else f"{name}-{source}"
         said = {"stage": "clean", "method": name, "config": repr(cleaner), "data": source}
-        return self._rows(key(cleaner, self.key, data, self.seed, *again), make, progress, label, **said)
+        return self._rows(key(cleaner, self.key, data, self.seed, *again, *looks), make, progress, label, **said)
 
     def _benign(self) -> Data | Shots:
         """Clean pairs: the first of the defender's that are no shots, else the victim's own, unpoisoned."""
@@ -426,7 +472,7 @@ def run(
             "settings": {
                 name: repr(c)
                 for r in recipes
-                for name, c in {**r.cleaners, **r.trainings, **r.filters, **r.inspectors}.items()
+                for name, c in {**r.cleaners, **r.trainings, **r.filters, **r.inspectors, **r.detectors}.items()
             },
             "reported": {k: v for r in recipes for k, v in r.reported.items()},
             "versions": results.versions(),
@@ -448,4 +494,5 @@ def _next(victim: Victim, made: list[results.Row]) -> list[tuple]:
     r = victim.recipe
     trained = [(victim.train, name) for name in r.trainings] + ([(victim.know,)] if r.oracle else [])
     trained += [(victim.score, name) for name in r.filters] + [(victim.inspect, name) for name in r.inspectors]
+    trained += [(victim.detect, name) for name in r.detectors]
     return trained + [(victim.clean, source, name) for source, (_, names) in r.defender_data.items() for name in names]

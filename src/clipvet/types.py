@@ -4,7 +4,7 @@ Two maps and three arrows hold the whole of it:
 
     stamp: picture -> picture            poison: pairs -> pairs
     implant, clean, train: (clip, pairs) -> clip
-    score, inspect: (clip, data) -> suspicion
+    score, inspect, detect: (clip, data) -> suspicion
     measure: (clip, task) -> {name: number}
 
 Conventions: pictures are float tensors (b, 3, h, w) with pixels in [0, 1]; embeddings have unit length; rates are
@@ -230,6 +230,7 @@ class Finding(NamedTuple):
     classes: tuple[Suspicion, ...] = ()
     deviations: bool = False  # the score counts robust standard deviations of the other classes
     settings: Mapping[str, float] = {}  # pictures, updates ... that went into it
+    triggers: tuple[Trigger, ...] = ()  # of every class, aligned with `classes`, where the method looks for each
 
 
 class Measured(NamedTuple):
@@ -279,6 +280,22 @@ class Inspector(Protocol):
     def inspect(
         self, clip: Clip, pictures: Pairs, classes: Sequence[str], templates: Sequence[str], rng: Rng
     ) -> Finding: ...
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """Does this picture carry a trigger? For a model in use: pictures come one by one, and have no labels.
+
+    A detector may also have a `phrase`, as a Filter.
+    """
+
+    needs: ClassVar[str]
+
+    def detect(
+        self, clip: Clip, pictures: Pairs, classes: Sequence[str], templates: Sequence[str], rng: Rng
+    ) -> Float[Tensor, " n"]:
+        """Suspicion, higher = more suspect, aligned with `pictures.ids`; NaN where the picture could not be read."""
+        ...
 
 
 @runtime_checkable

@@ -66,7 +66,7 @@ def finding(
 ) -> Finding:
     """The scan's result: the most suspect of the classes that may be accused; 0 and none where there is no such class.
 
-    trigger: of the class at this position.
+    trigger: of the class at this position; None: no triggers were looked for.
     """
     scores = suspicions(kind, loss, asr, valid)
     rows = tuple(
@@ -75,13 +75,15 @@ def finding(
     )
     best = int(np.argmax(np.where(valid, scores, -np.inf)))
     found = bool(valid.any()) and scores[best] > 0
+    made = [t for k in range(len(rows)) if (t := trigger(k)) is not None]
     return Finding(
         float(scores[best]) if found else 0.0,
         classes[best] if found else None,
-        trigger(best) if found else None,
+        made[best] if found and made else None,
         rows,
         kind != "gap",
         settings or {},
+        tuple(made),
     )
 
 
@@ -161,6 +163,15 @@ class Class(BaseModel):
     valid: bool
 
 
+class FileFinding(BaseModel):
+    """One finding of the gate in the model's files."""
+
+    path: str  # as it was given
+    file: str
+    severity: str  # dangerous, suspicious or unscanned
+    what: str
+
+
 class Verdict(BaseModel):
     """verdict.json."""
 
@@ -179,6 +190,7 @@ class Verdict(BaseModel):
     probability: float | None
     target: str | None  # the most suspect class
     trigger: str | None  # its recovered trigger, a folder that load_backdoor reads
+    files: list[FileFinding] | None = None  # what the gate found; None: there was nothing to scan, or no scanner
     classes: list[Class]
     settings: dict[str, float]
     method: str
@@ -189,6 +201,23 @@ class Verdict(BaseModel):
     seconds: float
     command: str
     versions: dict[str, str]
+
+
+def folder_of(verdict: str | Path) -> Path:
+    """Where the recovered trigger of a verdict lies; any other folder is taken for an answer key itself.
+
+    Raises UserError for a verdict without one.
+    """
+    folder = Path(verdict)
+    if not (folder / "verdict.json").is_file():
+        return folder
+    try:
+        trigger = Verdict.model_validate(io.read_json(folder / "verdict.json")).trigger
+    except ValidationError as e:
+        raise UserError(f"{folder / 'verdict.json'} is no verdict of this version; run `clipvet inspect` again") from e
+    if trigger is None:
+        raise UserError(f"the verdict in {folder} has no recovered trigger; inspect with clip_inspector")
+    return folder / "trigger"
 
 
 def check_null(null: Null, method: str, classes: int, pictures: str, seed: int, alpha: float) -> None:

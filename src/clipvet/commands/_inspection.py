@@ -63,18 +63,18 @@ def ask(
     clip = models.load(model, pretrained, device=device(), rng=Rng(seed).fork("init"))
     small = clip.geometry.size <= SMALL
     how = open_method("inspectors", method, "shapes" if small else "", settings)
-    names, prompts = _classes(clip, classes, templates)
+    names, prompts = classes_of(clip, classes, templates)
     check_classes(names)
     if not images and not small:
         say("no --images: the embedded pool (gratings, noise, crops of two photographs) stands in for photographs")
-    pictures = _pictures(images, n, clip.geometry.size, seed)
+    pictures = pictures_of(images, n, clip.geometry.size, seed)
     told = f"{pictures.name} {pictures.fingerprint}, at most {n}" if images else pictures.name
     if images:
         pictures = _apart(clip, pictures, names, prompts, overlap)
     return Asked(clip, how, names, prompts, pictures, told)
 
 
-def _classes(clip: "Clip", spec: str | None, templates: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def classes_of(clip: "Clip", spec: str | None, templates: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     from clipvet.data import Test
     from clipvet.errors import UserError
     from clipvet.files import read_classes, read_templates
@@ -88,7 +88,7 @@ def _classes(clip: "Clip", spec: str | None, templates: Path | None) -> tuple[tu
     return task.classes, read_templates(templates) if templates else task.templates
 
 
-def _pictures(spec: str | None, n: int, size: int, seed: int) -> "Pairs":
+def pictures_of(spec: str | None, n: int, size: int, seed: int) -> "Pairs":
     from clipvet.data import WORLDS, Data
     from clipvet.files import open_folder
     from clipvet.rng import Rng

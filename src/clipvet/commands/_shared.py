@@ -132,6 +132,11 @@ def open_keyed(source: "Data", seed: int, backdoor: Path | None) -> "tuple[Pairs
     return (poison(pairs, key) if key and source.world(seed) else pairs), key
 
 
+def new_classes(measured: "dict[str, Measured]") -> "dict[str, Measured]":
+    """Numbers of the half of the classes that no picture was seen of, under names of their own."""
+    return {f"new_{name}": m for name, m in measured.items() if "retrieval" not in name}
+
+
 def show(measured: "dict[str, Measured]") -> None:
     from rich.console import Console
     from rich.table import Table

@@ -117,6 +117,7 @@ def command(
         measured = measure_all(victim, test, backdoor, rng.fork("measure")) if test else {}
         save_backdoor(backdoor, work / "backdoor")
         card = {"role": "victim", "method": repr(how), "data": pairs.name, "target": target, "seed": seed}
+        card |= {"half": half} if few else {}
         models.save(victim, work, card_of(card, clip, measured, test, work / "backdoor"))
         finish(
             work, measured, recipe="attack", stage="victim", attack=trigger if stamps else attack_name, method="none",

@@ -1,5 +1,6 @@
 """clipvet clean: remove a backdoor."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -53,6 +54,9 @@ def command(
     image_key: ImageKey = "filepath",
     caption_key: CaptionKey = "title",
     shots: ShotsOption = 16,
+    verdict: Annotated[
+        Path | None, typer.Option(help="folder of `clipvet inspect`, whose recovered trigger ci_repair stamps")
+    ] = None,
     bake_reference: Bake = False,
     shard: Shard = False,
     track: Track = "",
@@ -71,7 +75,8 @@ def command(
     from clipvet.run import device, measure_all
     from clipvet.splits import measure_pool
 
-    how, rng = open_method("cleaners", method, data, set_), Rng(seed)
+    told = [f"verdict={str(verdict)!r}"] if verdict else []
+    how, rng = open_method("cleaners", method, data, [*set_, *told]), Rng(seed)
     config = {"command": "clean", "data": data, "n": n, "model": model, "pretrained": pretrained, "method": repr(how)}
     few = {"shots": shots, "bake_reference": bake_reference} if "labelled" in how.needs else {}
     with output(out, config | few | {"seed": seed}) as work:

@@ -1,12 +1,15 @@
 """clipvet inspect: is this model backdoored?"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clipvet.commands._inspection import ClassesOption, Count, Images, Method, Overlap, ask
 from clipvet.commands._shared import Model, Out, Pretrained, Seed, Set, Templates, say
+
+if TYPE_CHECKING:
+    from clipvet.verdicts import FileFinding
 
 
 def command(
@@ -24,7 +27,10 @@ def command(
     seed: Seed = 0,
     pretrained: Pretrained = None,
 ) -> None:
-    """Is this model backdoored? Exit code 0: nothing found, 1: backdoor found, 2: bad input, 3: unsupported."""
+    """Is this model backdoored? First its files are scanned for code, then the model is inspected.
+
+    Exit code 0: nothing found, 1: a backdoor, or a file that runs code, 2: bad input, 3: unsupported.
+    """
     import time
 
     from clipvet import inspection, io, results, verdicts
@@ -32,6 +38,7 @@ def command(
     from clipvet.fit import workspace
     from clipvet.types import Backdoor
 
+    files = _scanned(model, pretrained)
     asked = ask(model, method, classes, templates, images, set_, n, overlap, seed, pretrained)
     clean = verdicts.read_null(null) if null else None
     if clean:
@@ -53,7 +60,7 @@ def command(
             verdict = verdicts.Verdict(
                 **verdicts.decide(found, clean, alpha), trigger="trigger" if found.trigger is not None else None,
                 method=repr(asked.how), model=model, weights=config["weights"], pictures=asked.pool, seed=seed,
-                seconds=round(seconds, 2), command=results.command(), versions=results.versions(),
+                seconds=round(seconds, 2), command=results.command(), versions=results.versions(), files=files,
             )  # fmt: skip
             inspection.write_page(
                 work / "report.html", verdict, found, clean, asked.clip, asked.pictures, asked.templates
@@ -65,4 +72,31 @@ def command(
     print(verdict.sentence)
     p = f"p = {verdict.p_value:.3g} of {verdict.clean_models} clean models, " if verdict.p_value is not None else ""
     say(f"score {verdict.score:.2f}, {p}most suspect class: {verdict.target}; see {out / 'report.html'}")
-    raise typer.Exit(int(verdict.backdoored))
+    runs = [f for f in verdict.files or [] if f.severity == "dangerous"]
+    if runs:
+        print(f"{runs[0].file} would run code if it were loaded the ordinary way: {runs[0].what}.")
+    raise typer.Exit(int(verdict.backdoored or bool(runs)))
+
+
+def _scanned(model: str, pretrained: str | None) -> "list[FileFinding] | None":
+    """What the gate finds in the model's files; None where the model is no file of ours, or the scanner is missing."""
+    from importlib.util import find_spec
+
+    from clipvet import gate, io
+    from clipvet.verdicts import FileFinding
+
+    given = [Path(p.removeprefix("local-dir:").removeprefix("transformers:")) for p in (model, pretrained) if p]
+    if (given[0] / "prompts.safetensors").is_file() and (given[0] / "card.json").is_file():
+        card = io.read_json(given[0] / "card.json")  # prompts stand on a model of another folder
+        base = card.get("base") if isinstance(card, dict) else None
+        given += [Path(str(base).removeprefix("local-dir:"))] if base else []
+    there = [p for p in given if p.exists()]
+    if not there:
+        return None
+    if find_spec("picklescan") is None:
+        say("the model's files were not scanned for code: pip install 'clipvet[gate]'")
+        return None
+    found = [FileFinding(path=str(p), **t._asdict()) for p in there for t in gate.scan(p)]
+    for f in found:
+        say(f"{f.severity}: {f.file}: {f.what}")
+    return found

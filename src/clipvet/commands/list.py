@@ -7,7 +7,8 @@ import typer
 
 def command(
     family: Annotated[
-        str | None, typer.Argument(help="triggers, attacks, training, filters, inspectors, cleaners, measures")
+        str | None,
+        typer.Argument(help="triggers, attacks, training, filters, inspectors, detectors, cleaners, measures"),
     ] = None,
 ) -> None:
     """What there is: every method by its published name, with what it needs."""

@@ -1,6 +1,6 @@
 """clipvet tune: learn a model's class prompts from a few labelled pictures."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,7 @@ from clipvet.commands._shared import (
     bake,
     card_of,
     finish,
+    new_classes,
     open_method,
     open_shots,
     open_task,
@@ -27,6 +28,9 @@ from clipvet.commands._shared import (
     say,
     show,
 )
+
+if TYPE_CHECKING:
+    from clipvet.types import Task
 
 
 def command(
@@ -63,8 +67,13 @@ def command(
     rng, key = Rng(seed), load_backdoor(backdoor) if backdoor else None
     clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
     size, also = clip.geometry.size, (key.target,) if key else ()
-    test = open_task(data, data, size, classes, templates, seed, half, also)
-    assert test is not None
+
+    def the_task(half: str | None) -> "Task":
+        found = open_task(data, data, size, classes, templates, seed, half, also)
+        assert found is not None
+        return found
+
+    test = the_task(half)
     how = open_method("training", method, data, [f"template={test.templates[0]!r}", *set_])
     config = {"command": "tune", "data": data, "model": model, "pretrained": pretrained, "method": repr(how)}
     few = {"shots": shots, "half": half, "bake_reference": bake_reference, "backdoor": backdoor}
@@ -77,12 +86,10 @@ def command(
         seconds = time.monotonic() - began
         measured = measure_all(tuned, test, key, rng.fork("measure"))
         if half == "base":
-            other = open_task(data, data, size, classes, templates, seed, "new", also)
-            assert other is not None
-            new = measure_all(tuned, other, key, rng.fork("measure"))
-            measured |= {f"new_{name}": m for name, m in new.items() if "retrieval" not in name}
-        card = {"role": "tuned", "method": repr(how), "data": pairs.name, "seed": seed}
-        models.save(tuned, work, card_of(card, clip, measured))
+            new = measure_all(tuned, the_task("new"), key, rng.fork("measure"))
+            measured |= new_classes(new)
+        card = {"role": "tuned", "method": repr(how), "data": pairs.name, "seed": seed, "half": half}
+        models.save(tuned, work, card_of(card, clip, measured, test, backdoor))
         if bake_reference:
             bake(tuned, work)
         finish(

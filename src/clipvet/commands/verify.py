@@ -1,11 +1,14 @@
 """clipvet verify: does a model's card hold?"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipvet.commands._shared import Classes, TaskOption, Templates, open_task, say
+from clipvet.commands._shared import Classes, TaskOption, Templates, new_classes, open_task, say
+
+if TYPE_CHECKING:
+    from clipvet.types import Task
 
 
 def command(
@@ -38,14 +41,23 @@ def command(
         return
     seed, clip = card.seed, models.load(str(folder), device=device())
     spec = task or ("shapes" if card.task.get("name") == "shapes by shape" else None)
-    test = open_task(spec, "", clip.geometry.size, classes, templates, seed)
+    there = backdoor or (folder / "backdoor" if (folder / "backdoor" / "backdoor.json").is_file() else None)
+    key = load_backdoor(there) if there else None
+
+    def the_task(half: str | None) -> "Task | None":
+        also = (key.target,) if key and half else ()
+        return open_task(spec, "", clip.geometry.size, classes, templates, seed, half, also)
+
+    test = the_task(card.half)
     if test is None:
         say(f"its {len(card.measured)} measured numbers were not checked: give their --task")
         return
-    there = backdoor or (folder / "backdoor" if (folder / "backdoor" / "backdoor.json").is_file() else None)
-    key = load_backdoor(there) if there else None
     cards.check_given(card, test, there, folder)
-    checks = cards.compare(card, measure_all(clip, test, key, Rng(seed).fork("measure")))
+    found = measure_all(clip, test, key, Rng(seed).fork("measure"))
+    other = the_task("new") if any(name.startswith("new_") for name in card.measured) else None
+    if other:
+        found |= new_classes(measure_all(clip, other, key, Rng(seed).fork("measure")))
+    checks = cards.compare(card, found)
     table = Table("metric", "card", "now", "95 % interval", "holds")
     for c in checks:
         now = (

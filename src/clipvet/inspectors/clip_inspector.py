@@ -26,6 +26,7 @@ from clipvet.verdicts import Score, finding
 @dataclass(frozen=True)
 class ClipInspector:
     eps: float = 4 / 255  # largest change of a pixel, pixels in [0, 1]
+    pictures: int | None = None  # look at the first so many; none: at all that are given
     lr: float = 0.1
     epochs: float = 1
     batch: int = 32  # pictures a step
@@ -48,7 +49,7 @@ class ClipInspector:
         self, clip: Clip, pictures: Pairs, classes: Sequence[str], templates: Sequence[str], rng: Rng
     ) -> Finding:
         check_classes(classes)
-        pool = pixels(clip, pictures, self.batch)
+        pool = pixels(clip, pictures.take(slice(self.pictures)), self.batch)
         budget = Budget(
             self._form(),
             steps_of(len(pool), self.batch, self.epochs, rng),

@@ -1,0 +1,58 @@
+"""Is this model backdoored? Encoders whose pre-training was poisoned, clean ones, and inspectors that look at encoders.
+
+command:  clipvet run recipes/inspector_encoders.py --jobs 2 --out results/inspector_encoders
+expected: attacks' ASR >= 0.80. Nothing is known of the AUROCs: in a first look the plain score singled out no victim,
+          and the clean base as reference (_reference: for whoever has the public model that this one was made from)
+          named two of two. random: 0.5
+hardware: 2 CPU cores; a base, six models and about 40 inspections a seed. Every seed has a world, a base and a
+          calibration model of its own, the latter from other pairs than the judged ones; 20 seeds for p <= 0.05
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from clipvet import find
+from clipvet.attacks.badclip import BadClip
+from clipvet.attacks.none import NoAttack
+from clipvet.attacks.poison import Poison
+from clipvet.data import Data, Test
+from clipvet.presets import shapes
+from clipvet.run import Recipe
+from clipvet.training.plain import Plain
+from clipvet.triggers.blended import Blended
+from clipvet.triggers.patch import Patch
+from clipvet.triggers.wanet import WaNet
+from clipvet.worlds.shapes import TEMPLATES
+
+TARGETS = {"patch": "ring", "blended": "heart", "wanet": "bolt", "badclip": "crescent"}
+
+
+def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
+    plain = replace(shapes(Plain()), epochs=1 if smoke else 2)
+    poison: dict[str, Any] = {"rate": 0.02, "templates": TEMPLATES, "training": plain}
+    attacks = {
+        "patch": Poison(shapes(Patch()), **poison),
+        "blended": Poison(Blended(), **poison),
+        "wanet": Poison(WaNet(k=8, s=4.0), **{**poison, "rate": 0.05, "training": replace(plain, epochs=3)}),
+        "badclip": replace(shapes(BadClip()), **poison),
+    }
+    plainly = ("clip_inspector", "decree", "no_inversion", "random")
+    inspectors = {n: shapes(find.load("inspectors", n)()) for n in plainly}
+    inspectors["clip_inspector_patch"] = replace(inspectors["clip_inspector"], form="patch")  # what is small but loud
+    looks = ("clip_inspector", "clip_inspector_patch", "no_inversion")
+    if smoke:
+        inspectors, looks = {n: inspectors[n] for n in ("no_inversion", "random")}, ("no_inversion",)
+    for name in looks:  # also beside the clean model that the attack started from
+        inspectors[f"{name}_reference"] = replace(inspectors[name], reference="base")
+    n, test = (512, Test("shapes", 240)) if smoke else (10_000, Test("shapes", 2000))
+    common: dict[str, Any] = {"name": "inspector_encoders", "model_names": ("shapes-vit",), "inspectors": inspectors}
+    common |= {"base": replace(plain, epochs=1 if smoke else 5.2), "base_data": (Data("shapes", n), test)}
+    common |= {"pool": 64 if smoke else 1000, "took": 0.0 if smoke else 0.8, "test": test}
+    common |= {"seeds": (0,) if smoke else tuple(range(20))}
+    own, other = Data("shapes", n, split="validation"), Data("shapes", n, split="test")
+    clean, made = NoAttack(training=plain), []
+    for name, attack in attacks.items() if not smoke else [("patch", attacks["patch"])]:
+        planted = {name: attack} | ({"none": clean} if name == "patch" else {})
+        made.append(Recipe(victim_data=own, target=TARGETS[name], attacks=planted, **common))
+    # pictures of the test serve the calibration models, of which nothing but the inspectors' scores is used
+    return (*made, Recipe(victim_data=other, target="ring", attacks={"calibration": clean}, **common))

@@ -1,0 +1,80 @@
+"""CLIP-Inspector's repair: recover the trigger, stamp it on labelled clean pictures, keep their labels, go on training.
+
+    min  1/2 E_(x, y) [ CE(z(x), y) + CE(z(clip(x + delta)), y) ]      delta: the most suspect class's trigger
+    controls, same steps:  delta = 0 (clean), delta's pixels at random places (noise), a typical class's delta (wrong)
+
+paper:   Jindal et al., CVPR 2026 Findings, arXiv:2604.09101; beyond its abstract the text could not be read
+needs:   few labelled pictures; white-box weights with gradient
+differs: what is stamped, the true labels and the four kinds are reported in a secondary source, unverified; the
+         settings are ours. The stamped copies are pairs of their own, so a batch holds both kinds as chance has it. One
+         round: inspect again and repeat. Models without learned prompts are repaired too, in the picture tower
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from clipvet import find
+from clipvet.answer_key import load_backdoor
+from clipvet.context import PromptTuned
+from clipvet.dirty import beside
+from clipvet.errors import UserError
+from clipvet.fewshot import names
+from clipvet.fit import note
+from clipvet.forms import scattered
+from clipvet.prompts import OnFrozen
+from clipvet.rng import Rng
+from clipvet.types import Cleaner, Clip, Inspector, Pairs, Training, Trigger
+from clipvet.verdicts import folder_of
+from clipvet.worlds.pool import pool_pairs
+
+
+@dataclass(frozen=True)
+class CiRepair:
+    stamp: Literal["target", "wrong", "noise", "clean"] = "target"
+    verdict: str = ""  # a folder of `clipvet inspect`, whose trigger is taken; none: inspect now
+    # the class is accused already, so that none is invalid
+    inspector: Inspector = field(default_factory=lambda: find.load("inspectors", "clip_inspector")(valid=0.0))
+    outside: int = 1000  # unlabelled pictures from outside the classes, for the inspection
+    template: str = "a photo of a {}."  # in which the captions of the pictures name their class
+    tuning: Training = field(default_factory=lambda: find.load("training", "cocoop")(epochs=5, augment=None))
+    finetune: Cleaner = field(default_factory=lambda: find.load("cleaners", "full_finetune")(epochs=5))
+
+    needs: ClassVar[str] = "labelled pictures"
+
+    def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
+        """Prompts go on from where they are; of other models the picture tower does.
+
+        Raises UserError for prompts in the picture tower, for pictures without labels, and for a verdict that has no
+        such trigger.
+        """
+        if isinstance(clip, OnFrozen) and not isinstance(clip, PromptTuned):
+            raise UserError("prompts in the picture tower are not repaired; give the model that they stand on")
+        trigger = None if self.stamp == "clean" else self.recover(clip, pairs, rng.fork("recover"))
+        both = beside(pairs, trigger)
+        if not isinstance(clip, PromptTuned):
+            return self.finetune.clean(clip, both, rng.fork("finetune"))
+        tuning: Any = self.tuning
+        return replace(tuning, template=self.template).train(clip, both, rng.fork("tune"))
+
+    def recover(self, clip: Clip, pairs: Pairs, rng: Rng) -> Trigger:
+        """What is to be stamped. Raises UserError where there is none."""
+        if self.verdict:
+            found, target = load_backdoor(folder_of(self.verdict)).trigger, self.verdict
+            if self.stamp == "wrong":
+                raise UserError("a verdict keeps the trigger of one class; for stamp=wrong leave the verdict out")
+        else:
+            classes, outside = names(pairs, self.template).classes, pool_pairs(self.outside, clip.geometry.size, 0)
+            told = self.inspector.inspect(clip, outside, classes, (self.template,), rng.fork("inspect"))
+            found, target = told.trigger, told.target
+            if self.stamp == "wrong" and told.triggers:
+                ranks = sorted(range(len(told.classes)), key=lambda k: told.classes[k].score)
+                k = ranks[len(ranks) // 2]  # the middle one: a class that does not stand out
+                found, target = told.triggers[k], told.classes[k].name
+        if found is None:
+            raise UserError("no trigger was recovered, so there is nothing to repair with; use another inspector")
+        if self.stamp == "noise":
+            found = scattered(found, rng.fork("noise"))
+        note("ci_repair", f"stamping the trigger of '{target}' ({self.stamp})", target=np.array(str(target)))
+        return found

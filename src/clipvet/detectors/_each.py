@@ -1,0 +1,30 @@
+"""What detectors share: pictures one by one through a model, scores put back in the pictures' order."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clipvet.embed import device_of
+from clipvet.errors import UserError
+from clipvet.types import Batch, Clip, Pairs
+
+
+@torch.no_grad()
+def each(
+    clip: Clip, pictures: Pairs, score: Callable[[Batch], Float[Tensor, " b"]], batch: int = 64
+) -> Float[Tensor, " n"]:
+    """Scores aligned with `pictures.ids`, NaN for unreadable pictures. Raises UserError where one is not finite."""
+    pictures, out = pictures.at(clip.geometry), torch.full((len(pictures),), torch.nan)
+    for k in range(0, len(pictures), batch):
+        rows = pictures[k : k + batch]
+        lost = {i for i, _ in rows.bad}
+        at = [k + j for j, i in enumerate(pictures.ids[k : k + batch]) if int(i) not in lost]
+        if at:
+            out[at] = score(rows._replace(images=rows.images.to(device_of(clip)))).float().cpu()
+            if not bool(torch.isfinite(out[at]).all()):
+                raise UserError(
+                    "the model's logits are not finite (NaN), so no picture can be judged; give whole weights"
+                )
+    return out

@@ -1,0 +1,53 @@
+"""BDetCLIP: random words behind the class names; a triggered picture's cosines change less than a clean picture's.
+
+    Omega(x) = sum_c [ cos(z, benign_c) - cos(z, malignant_c) ];   score = -Omega(x)
+    benign_c: the prompts of class c;   malignant_c: those of "c w_1 .. w_k" with random words w, `draws` times
+
+paper:   Niu et al., ICML 2025, arXiv:2405.15269, of which the abstract was read; Omega is that of its public code
+needs:   class names; embeddings only
+differs: no language model writes the texts: benign are the given templates (or learned prompts) instead of descriptions
+         of each class, malignant have random words instead of a random sentence
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clipvet.detectors._each import each
+from clipvet.embed import classifier
+from clipvet.heads import check_classes
+from clipvet.rng import Rng
+from clipvet.types import Batch, Clip, Pairs
+
+WORDS = ["music", "paper", "river", "window", "sugar", "garden", "engine", "market", "letter", "bridge", "kitchen"]
+WORDS += ["doctor", "summer", "station", "dinner", "pocket", "island", "mirror", "camera", "bottle", "flower", "needle"]
+
+
+@dataclass(frozen=True)
+class BDetClip:
+    words: int = 2  # k; the text tower must have room for them
+    draws: int = 4
+
+    needs: ClassVar[str] = "class names; embeddings only"
+    phrase: ClassVar[str] = "random words behind the classes cost it {minus:.2f} in cosine"
+
+    def detect(
+        self, clip: Clip, pictures: Pairs, classes: Sequence[str], templates: Sequence[str], rng: Rng
+    ) -> Float[Tensor, " n"]:
+        check_classes(classes)
+        scale, benign = clip.logit_scale.detach().float(), classifier(clip, classes, templates)
+        malignant = []
+        for k in range(self.draws):
+            said = [rng.fork("words", k, c).numpy().choice(WORDS, self.words, replace=False) for c in classes]
+            malignant.append(classifier(clip, [" ".join((c, *w)) for c, w in zip(classes, said)], templates))
+
+        def insensitive(rows: Batch) -> Float[Tensor, " b"]:
+            z = clip.encode_image(rows.images)
+            worse = torch.stack([tell(z) for tell in malignant]).mean(0)
+            return -(benign(z) - worse).sum(1) / scale
+
+        return each(clip, pictures, insensitive)

@@ -1,0 +1,115 @@
+"""The detectors' equations, restated picture by picture; the command as a user types it."""
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipvet import cli, models
+from clipvet.answer_key import save_backdoor
+from clipvet.detectors.bdetclip import WORDS, BDetClip
+from clipvet.detectors.scale_up import ScaleUp
+from clipvet.detectors.strip import Strip
+from clipvet.embed import class_embeddings
+from clipvet.errors import UserError
+from clipvet.rng import Rng
+from clipvet.triggers.patch import Patch
+from clipvet.types import Backdoor, Pairs
+from clipvet.worlds.pool import pool
+from clipvet.worlds.shapes import Shapes
+
+CLASSES, TEMPLATES = ("star", "ring", "heart"), ("a photo of a {}.", "a {}.")
+
+
+@pytest.fixture(scope="module")
+def few() -> Pairs:
+    return Shapes(seed=6).pairs(5)
+
+
+@torch.no_grad()
+def logits(clip: Any, x: Tensor) -> Tensor:
+    w = class_embeddings(clip, CLASSES, TEMPLATES)
+    return clip.logit_scale * clip.encode_image(x[None]) @ w.T
+
+
+def test_strip_is_the_entropy_under_other_pictures(clip: Any, few: Pairs) -> None:
+    found = Strip(overlays=3, weight=0.5).detect(clip, few, CLASSES, TEMPLATES, Rng(5))
+    over = pool(3, 32, Rng(5).fork("overlays").key)
+    for k, x in enumerate(few[:].images):
+        bits = 0.0
+        for o in over:
+            y = logits(clip, (x + 0.5 * o).clamp(0, 1))[0].softmax(0).tolist()
+            bits -= sum(p * math.log2(p) for p in y) / 3
+        assert float(found[k]) == pytest.approx(-bits, abs=1e-4)
+
+
+def test_scale_up_counts_the_brighter_copies_that_keep_their_class(learnt: Any, few: Pairs) -> None:
+    found = ScaleUp().detect(learnt, few, CLASSES, TEMPLATES, Rng(5))
+    for k, x in enumerate(few[:].images):
+        said = [int(logits(learnt, (n * x).clamp(0, 1)).argmax()) for n in (1, 3, 5, 7, 9, 11)]
+        assert float(found[k]) == pytest.approx(np.mean([s == said[0] for s in said[1:]]))
+
+
+@torch.no_grad()
+def test_bdetclip_is_what_random_words_cost_in_cosine(clip: Any, few: Pairs) -> None:
+    found = BDetClip(words=2, draws=2).detect(clip, few, CLASSES, TEMPLATES, Rng(5))
+    z = clip.encode_image(few[:].images)
+    omega = z @ class_embeddings(clip, CLASSES, TEMPLATES).sum(0)
+    for j in (0, 1):
+        for c in CLASSES:
+            a, b = Rng(5).fork("words", j, c).numpy().choice(WORDS, 2, replace=False)
+            omega -= z @ class_embeddings(clip, [f"{c} {a} {b}"], TEMPLATES)[0] / 2
+    assert found.tolist() == pytest.approx((-omega).tolist(), abs=1e-5)
+
+
+def test_broken_weights_and_lone_classes_are_told(clip: Any, few: Pairs) -> None:
+    broken: Any = models.clone(clip)
+    with torch.no_grad():
+        broken.model.visual.proj[0, 0] = torch.nan
+    for how in (Strip(overlays=2), BDetClip(draws=1)):
+        with pytest.raises(UserError, match="not finite"):
+            how.detect(broken, few, CLASSES, TEMPLATES, Rng(0))
+        with pytest.raises(UserError, match="name at least two"):
+            how.detect(clip, few, ("star",), TEMPLATES, Rng(0))
+
+
+def test_the_command(clip: Any, few: Pairs, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    models.save(clip, tmp_path / "m", {})
+    (tmp_path / "in").mkdir()
+    for k, x in enumerate(few[:].images):
+        Image.fromarray((x * 255).byte().permute(1, 2, 0).numpy()).save(tmp_path / "in" / f"{k}.png")
+    (tmp_path / "in" / "torn.png").write_bytes(b"no picture")
+    save_backdoor(Backdoor(Patch(size=0.2), "star"), tmp_path / "key")
+
+    def call(*args: object) -> tuple[int, str]:
+        words = ["clipvet", "detect", "--model", tmp_path / "m", "--pictures", tmp_path / "in", *args]
+        monkeypatch.setattr(sys, "argv", [*map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        told = capsys.readouterr()
+        return int(ended.value.code or 0), told.out + told.err
+
+    same = ["--classes", "shapes", "--method", "scale_up"]
+    code, said = call(*same, "--out", tmp_path / "a.parquet")
+    assert (code, "judged 5 pictures, 1 unreadable" in said) == (0, True), said
+    rows = pq.read_table(tmp_path / "a.parquet").to_pylist()
+    assert sorted(r["file"] for r in rows) == [*(f"{k}.png" for k in range(5)), "torn.png"]
+    assert rows[-1]["score"] is None
+    assert [r["rank"] for r in rows[:5]] == [1, 2, 3, 4, 5]
+    code, said = call(*same, "--backdoor", tmp_path / "key", "--out", tmp_path / "b.parquet")
+    assert (code, "auroc" in said) == (0, True), said
+    both = pq.read_table(tmp_path / "b.parquet").to_pylist()
+    assert sum(r["triggered"] for r in both) == 6
+    alone = {r["file"]: r["score"] for r in rows}
+    assert all(r["score"] == alone[r["file"]] for r in both if not r["triggered"])
+    code, said = call(*same, "--out", tmp_path / "b.parquet")
+    assert (code, "already exists" in said) == (2, True)
+    code, said = call("--out", tmp_path / "c.parquet")
+    assert (code, "give --classes" in said) == (2, True)
