@@ -1,8 +1,8 @@
 """Which of my pairs are poisoned? Every filter on the embedded world, with the victim's own weights.
 
 command:  clipvet run recipes/filter_shapes.py --jobs 2 --out results/filter_shapes
-expected: AUROC of dao and gmm_split >= 0.95 for patch and blended at 0.3 %, random at 0.5; measured on seed 0, so far
-          alone: dao misses it on blended (0.89)
+expected: AUROC of dao and gmm_split >= 0.95 for patch and blended at 0.3 %, random at 0.5; measured: gmm_split 0.96 to
+          0.98 and 0.94 to 0.99, dao 0.99 to 1.00 and 0.63 to 1.00
 hardware: 2 CPU cores
 """
 
