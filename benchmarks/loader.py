@@ -100,7 +100,8 @@ def main() -> None:
         folder = Path(place)
         pairs = files.open_pairs(make_shards(folder, a.n, a.side)).at(G)
         dirty = poison(pairs, Poison(Patch(), rate=0.1).plan(pairs, "star", Rng(0)))
-        transform: Any = Compose(image_transform(G.size, is_train=False).transforms[:-1])
+        stock: Any = image_transform(G.size, is_train=False)
+        transform: Any = Compose(stock.transforms[:-1])
         try:
             import webdataset  # noqa: F401  # pyright: ignore[reportMissingImports]
 

@@ -92,7 +92,7 @@ class CellPictures:
         def source(row: int) -> str | memory.BytesIO:
             cell: Any = self.cells.cell(row)
             held, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
-            return memory.BytesIO(held) if held is not None or not path else _plain(self.root, path)
+            return _plain(self.root, path) if path and held is None else memory.BytesIO(held or b"")
 
         return decoded(rows, source, lambda row: f"row {row}", geometry, self.max_pixels)
 

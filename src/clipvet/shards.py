@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, BinaryIO, overload
 
 import numpy as np
 import pyarrow as pa
@@ -70,7 +70,7 @@ def _braces(part: str, spec: str) -> list[str]:
     return [part[: found.start()] + word + tail for word in words for tail in tails]
 
 
-def scan(f: memory.BufferedIOBase, length: int) -> tuple[list[tuple], Counter[str]]:
+def scan(f: BinaryIO, length: int) -> tuple[list[tuple], Counter[str]]:
     """Rows of SCHEMA, and how many members or pairs were passed over, by reason."""
     rows, passed, last = [], Counter(), None
     parts: dict[bytes, tuple[int, int]] = {}
@@ -262,17 +262,17 @@ class ShardCaptions(Sequence[str]):
     """Captions in shards: of the .txt, else of the .json under "caption"; of the .json alone where a key is given."""
 
     def __init__(self, index: Index, key: str | None):
-        self.index, self.key = index, key
+        self.shards, self.key = index, key
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.shards)
 
     def read(self, row: int) -> str:
         """Raises OSError, and ValueError where there is no caption."""
-        held = None if self.key else self.index.read(row, "text")
+        held = None if self.key else self.shards.read(row, "text")
         if held is not None:
             return held.decode(errors="replace").strip()
-        held, key = self.index.read(row, "json"), self.key or "caption"
+        held, key = self.shards.read(row, "json"), self.key or "caption"
         try:
             said = json.loads(held or b"")
         except (ValueError, RecursionError) as e:
@@ -283,7 +283,7 @@ class ShardCaptions(Sequence[str]):
 
     def check(self, row: int) -> None:
         """ValueError where there is no caption; a .txt always is one."""
-        if self.key or self.index.table["text"][row].as_py() < 0:
+        if self.key or self.shards.table["text"][row].as_py() < 0:
             self.read(row)
 
     @overload
