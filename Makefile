@@ -17,7 +17,7 @@ demo: setup
 
 # models of full size share one worker (xdist_group), so memory is enough on small machines
 test: setup browser
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadgroup
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 check: setup
 	.venv/bin/ruff format --check .

@@ -25,11 +25,16 @@ from clipvet.types import Clip, Geometry, Pairs, Task
 from clipvet.worlds.shapes import Shapes
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side, the tests of a file stay together, as they share what was trained; each recipe is on its own."""
+    """Side by side, the tests of a file stay together, as they share what was trained; each recipe is on its own.
+
+    The longest group comes first.
+    """
     for item in items:
         if item.path.stem != "test_recipes":
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: item.path.stem != "test_recipes")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, overload
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -70,7 +70,7 @@ def _braces(part: str, spec: str) -> list[str]:
     return [part[: found.start()] + word + tail for word in words for tail in tails]
 
 
-def scan(f: BinaryIO, length: int) -> tuple[list[tuple], Counter[str]]:
+def scan(f: memory.BufferedIOBase, length: int) -> tuple[list[tuple], Counter[str]]:
     """Rows of SCHEMA, and how many members or pairs were passed over, by reason."""
     rows, passed, last = [], Counter(), None
     parts: dict[bytes, tuple[int, int]] = {}
@@ -208,7 +208,7 @@ class Index:
 def _scanned(path: str, now: tuple[int, int]) -> tuple[dict[str, Any], pa.RecordBatch]:
     try:
         with open(path, "rb", buffering=1 << 14) as f:
-            rows, passed = scan(f, now[0])
+            rows, passed = scan(f, now[0])  # pyright: ignore[reportArgumentType] a BufferedReader
     except OSError as e:
         raise UserError(f"shard {path} cannot be read ({e.strerror}); copy it again") from e
     except NoTar as e:

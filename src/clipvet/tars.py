@@ -1,7 +1,8 @@
 """The headers of a tar archive that nobody vouches for, one at a time and under limits; no member is unpacked."""
 
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from io import BufferedIOBase
+from typing import NamedTuple
 
 MAX_HEADER = 2**20  # bytes of a long name or of pax records
 
@@ -21,7 +22,7 @@ class Member(NamedTuple):
     size: int  # bytes
 
 
-def members(f: BinaryIO, length: int) -> Iterator[Member]:
+def members(f: BufferedIOBase, length: int) -> Iterator[Member]:
     """What a tar of this length holds, one header at a time (ustar, GNU, pax). Raises NoTar and Damaged.
 
     The standard library's reader takes three times as long, and reads headers of any size into memory.
