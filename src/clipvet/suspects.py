@@ -150,7 +150,7 @@ def histogram(
     marked = None
     if poisoned is not None:
         marked = np.histogram(np.clip(scores[known & poisoned], low, high), edges)[0].tolist()
-    axes = Axes((low, high), (0, float(np.log10(1 + counts.max())) * 1.05), 260, width=720)
+    axes = Axes((low, high), (0, float(np.log10(1 + counts.max())) * 1.05), 260, 720, (10, 12, 40, 64))
     bars = []
     for k, count in enumerate(counts.tolist()):
         (x, top), (right, _) = axes.at(edges[k], np.log10(1 + count)), axes.at(edges[k + 1], 0)
