@@ -66,6 +66,7 @@ def write_model(folder: Path) -> None:
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": cfg, "preprocess_cfg": {"size": 32}}))
     logging.disable(logging.WARNING)  # it warns that no weights were found: they are about to be made
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    logging.disable(logging.NOTSET)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
 
 
