@@ -1,4 +1,4 @@
-"""Several processes that compute what one would: start them with `torchrun -m clipvet ...` or `accelerate launch`.
+"""Several processes that compute what one would: start them with `torchrun -m -- clipvet ...` or `accelerate launch`.
 
 Every rank runs the same program and holds every batch whole: the same pictures, captions, draws, losses and pools. What
 is shared out is the costly part: decoding (`whole`), and the towers (`cut`), of which each rank runs its own rows while
