@@ -1,4 +1,4 @@
-"""`python -m clipvet`, and `torchrun --nproc-per-node 8 -m clipvet`, are the command `clipvet`."""
+"""`python -m clipvet`, and `torchrun --nproc-per-node 8 -m -- clipvet`, are the command `clipvet`."""
 
 from clipvet.cli import main
 

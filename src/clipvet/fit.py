@@ -171,7 +171,9 @@ def fit(
     several = ranks.world() > 1
     sharded = ws.shard and several
     if ws.shard and not several:
-        raise UserError("--shard needs several processes; start them with torchrun --nproc-per-node 2 -m clipvet ...")
+        raise UserError(
+            "--shard needs several processes; start them with torchrun --nproc-per-node 2 -m -- clipvet ..."
+        )
     AcceleratorState._reset_state()  # else the first fit's precision holds for the whole process
     handlers: list[Any] = [DistributedDataParallelKwargs(find_unused_parameters=True)]  # a tower may rest in a step
     try:
