@@ -8,12 +8,11 @@ import time
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
 import torch
+from ranked import tiny
 
 from clipvet import io, models
 from clipvet.cleaners.par import Par
@@ -26,27 +25,6 @@ from clipvet.rng import Rng
 from clipvet.training.plain import Plain
 from clipvet.types import Pairs
 from clipvet.worlds.shapes import Shapes
-
-
-def words(captions):
-    """Tokens out of 64, the last of a row being the largest: open_clip reads the text there."""
-    rows = torch.zeros(len(captions), 8, dtype=torch.int64)
-    for row, caption in zip(rows, captions):
-        ids = [1 + zlib.crc32(w.encode()) % 62 for w in caption.split()][:7]
-        row[: len(ids) + 1] = torch.tensor([*ids, 63])
-    return rows
-
-
-def tiny() -> Any:
-    """A whole CLIP of 50,000 weights: a step takes milliseconds, a saved state is small."""
-    text = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}
-    vision = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16}
-    half = (0.5, 0.5, 0.5)
-    pre = {"size": 32, "resize_mode": "shortest", "interpolation": "bicubic", "mean": half, "std": half}
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        net = open_clip.CLIP(16, vision, text)  # pyright: ignore[reportArgumentType]
-    return models.OpenClip(net, words, {"preprocess_cfg": pre}).eval()
 
 
 @pytest.fixture(scope="module")
