@@ -18,8 +18,8 @@ from clipvet.forms import additive, started
 from clipvet.heads import head_of, margin, steps_of
 from clipvet.inspectors.clip_inspector import ClipInspector
 from clipvet.inversion import Budget, descend
+from clipvet.ranks import device
 from clipvet.rng import Rng
-from clipvet.run import device
 from clipvet.verdicts import deviations, threshold
 from clipvet.worlds.pool import pool_pairs
 from clipvet.worlds.shapes import COLOURS, SHAPES, TEMPLATES

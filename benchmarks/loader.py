@@ -26,8 +26,8 @@ from clipvet.attacks.poison import Poison
 from clipvet.augment import Views
 from clipvet.dirty import poison
 from clipvet.fit import _Rows, loading, order
+from clipvet.ranks import device
 from clipvet.rng import Rng
-from clipvet.run import device
 from clipvet.triggers.patch import Patch
 from clipvet.types import Geometry, Pairs
 

@@ -21,8 +21,8 @@ from clipvet import models, ranks
 from clipvet.cleaners.cleanclip import CleanClip
 from clipvet.cleaners.par import Par
 from clipvet.fit import workspace
+from clipvet.ranks import device
 from clipvet.rng import Rng
-from clipvet.run import device
 from clipvet.training.plain import Plain
 from clipvet.worlds.shapes import Shapes
 

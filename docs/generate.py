@@ -36,7 +36,7 @@ def methods() -> str:
 
 def table(folder: Path, metrics: tuple[str, ...] = ("asr", "clean_accuracy")) -> str:
     """Attack x method, mean over seeds and range, rates in percent."""
-    known = ("victim", "clean", "train", "filter", "detect", "suite")
+    known = ("victim", "clean", "rebound", "train", "filter", "detect", "suite")
     rows = [r for r in results.read(folder) if r.stage in known and r.metric in metrics]
     models = sorted({r.model for r in rows})
     out = []

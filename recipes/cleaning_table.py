@@ -25,7 +25,7 @@ from clipvet.cleaners.ubt import Ubt
 from clipvet.cleaners.vpt import Vpt
 from clipvet.data import Data, Shots, Test
 from clipvet.presets import ERASE, shapes
-from clipvet.run import Recipe
+from clipvet.recipe import Recipe
 from clipvet.training.plain import Plain
 from clipvet.triggers.blended import Blended
 from clipvet.triggers.patch import Patch

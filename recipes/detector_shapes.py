@@ -11,7 +11,7 @@ from pathlib import Path
 
 from clipvet import find
 from clipvet.presets import shapes
-from clipvet.run import Recipe, load_recipes
+from clipvet.recipe import Recipe, load_recipes
 
 
 def recipe(smoke: bool = False) -> tuple[Recipe, ...]:

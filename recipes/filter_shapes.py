@@ -20,7 +20,7 @@ from clipvet.filters.lid import Lid
 from clipvet.filters.random import Random
 from clipvet.filters.slof import Slof
 from clipvet.presets import shapes
-from clipvet.run import Recipe
+from clipvet.recipe import Recipe
 from clipvet.training.plain import Plain
 from clipvet.triggers.blended import Blended
 from clipvet.triggers.patch import Patch

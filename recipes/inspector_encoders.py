@@ -17,7 +17,7 @@ from clipvet.attacks.none import NoAttack
 from clipvet.attacks.poison import Poison
 from clipvet.data import Data, Test
 from clipvet.presets import shapes
-from clipvet.run import Recipe
+from clipvet.recipe import Recipe
 from clipvet.training.plain import Plain
 from clipvet.triggers.blended import Blended
 from clipvet.triggers.patch import Patch

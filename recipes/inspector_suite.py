@@ -16,8 +16,8 @@ from clipvet.attacks.poison import Poison
 from clipvet.attacks.siba import Siba
 from clipvet.data import Data, Shots, Test
 from clipvet.presets import shapes
+from clipvet.recipe import Recipe
 from clipvet.rng import Rng
-from clipvet.run import Recipe
 from clipvet.training.cocoop import CoCoOp
 from clipvet.training.plain import Plain
 from clipvet.triggers.blended import Blended

@@ -15,7 +15,7 @@ from clipvet.cleaners.finetune import Finetune
 from clipvet.cleaners.par import Par
 from clipvet.data import Data, Test
 from clipvet.presets import shapes
-from clipvet.run import Recipe
+from clipvet.recipe import Recipe
 from clipvet.training.plain import Plain
 from clipvet.triggers.blended import Blended
 from clipvet.triggers.patch import Patch

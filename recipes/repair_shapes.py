@@ -14,7 +14,7 @@ from pathlib import Path
 from clipvet.cleaners.ci_repair import CiRepair
 from clipvet.data import Shots
 from clipvet.presets import shapes
-from clipvet.run import Recipe, load_recipes
+from clipvet.recipe import Recipe, load_recipes
 
 STAMPS = {"clean_only": "clean", "random_noise": "noise", "wrong_class": "wrong", "ci_repair": "target"}
 

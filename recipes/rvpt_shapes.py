@@ -17,7 +17,7 @@ from clipvet.cleaners.rvpt import Rvpt
 from clipvet.cleaners.vpt import Vpt
 from clipvet.data import Data, Half, Shots, Test
 from clipvet.presets import shapes
-from clipvet.run import Recipe
+from clipvet.recipe import Recipe
 from clipvet.training.plain import Plain
 from clipvet.triggers.blended import Blended
 from clipvet.triggers.patch import Patch

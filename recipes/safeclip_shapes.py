@@ -13,7 +13,7 @@ from clipvet.attacks.targeted import Targeted
 from clipvet.augment import SMALL
 from clipvet.data import Data, Test
 from clipvet.presets import shapes
-from clipvet.run import Recipe
+from clipvet.recipe import Recipe
 from clipvet.training.plain import Plain
 from clipvet.training.roclip import RoClip
 from clipvet.training.safeclip import SafeClip

@@ -19,7 +19,7 @@ from clipvet.cleaners.ubt import Ubt
 from clipvet.cleaners.wise_ft import WiseFt
 from clipvet.data import Data, Test
 from clipvet.presets import shapes
-from clipvet.run import Recipe
+from clipvet.recipe import Recipe
 from clipvet.training.plain import Plain
 from clipvet.triggers.blended import Blended
 from clipvet.triggers.patch import Patch

@@ -21,7 +21,6 @@ from clipvet.errors import UserError
 from clipvet.measures.attack_success import AttackSuccess
 from clipvet.presets import shapes
 from clipvet.rng import Rng
-from clipvet.run import SUCCESS, key
 from clipvet.text import names_target
 from clipvet.triggers._stega import drawn, encoder
 from clipvet.triggers.blended import Blended
@@ -29,6 +28,7 @@ from clipvet.triggers.crafted import Crafted
 from clipvet.triggers.patch import Patch
 from clipvet.triggers.steganographic import Steganographic
 from clipvet.types import Backdoor, Geometry, Pairs, Task
+from clipvet.victim import SUCCESS, key
 from clipvet.worlds.shapes import Shapes
 
 G = Rng(8).generator()

@@ -16,8 +16,9 @@ from clipvet.attacks.targeted import Targeted
 from clipvet.dirty import poison
 from clipvet.errors import UserError
 from clipvet.measures.tied_retrieval import TiedRetrieval
+from clipvet.recipe import Recipe
 from clipvet.rng import Rng
-from clipvet.run import Recipe, run
+from clipvet.run import run
 from clipvet.text import names_target
 from clipvet.training.plain import Plain
 from clipvet.types import Backdoor, Geometry, Pairs, Task

@@ -21,8 +21,9 @@ from clipvet.cli import app
 from clipvet.embed import embed_pairs
 from clipvet.errors import UserError
 from clipvet.fit import workspace
+from clipvet.recipe import load_recipes
 from clipvet.rng import Rng
-from clipvet.run import load_recipes, run
+from clipvet.run import run
 from clipvet.training.plain import Plain
 from clipvet.workers import workers
 from clipvet.worlds.shapes import Shapes

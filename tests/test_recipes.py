@@ -12,8 +12,9 @@ import pytest
 
 from clipvet import results
 from clipvet.errors import UserError
+from clipvet.recipe import Recipe, load_recipes
 from clipvet.report import build
-from clipvet.run import Recipe, load_recipes, run
+from clipvet.run import run
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(ROOT.glob("recipes/**/*.py"))
@@ -75,8 +76,8 @@ def test_a_stage_is_known_by_its_settings_and_sources(monkeypatch) -> None:
 
     from clipvet.attacks.poison import Poison
     from clipvet.data import Data
-    from clipvet.run import key
     from clipvet.triggers.patch import Patch
+    from clipvet.victim import key
 
     first = key(Poison(), "data", 0)
     assert key(Poison(), "data", 0) == first

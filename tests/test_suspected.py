@@ -15,7 +15,9 @@ from clipvet.cli import main
 from clipvet.data import Data
 from clipvet.errors import UserError
 from clipvet.presets import shapes
-from clipvet.run import Recipe, Victim, key, load_recipes, run
+from clipvet.recipe import Recipe, load_recipes
+from clipvet.run import run
+from clipvet.victim import Victim, key
 
 RECIPE = Path(__file__).parent.parent / "recipes/ubt_shapes.py"
 
@@ -34,6 +36,8 @@ def test_rebound_is_measured_of_every_cleaned_model(small: Recipe, tmp_path: Pat
     metrics = {m: {r.metric for r in rows if r.method == m} for m in ("none", "finetune", "ubt")}
     for name in ("finetune", "ubt"):
         assert {"rebound_asr", "rebound_clean_accuracy", "asr"} <= metrics[name]
+    later = {(r.stage, r.config) for r in rows if r.method == "ubt" and r.metric.startswith("rebound")}
+    assert later == {("rebound", repr(small.cleaners["ubt"]))}, "the report tells by these whose rebound it is"
     assert not any(m.startswith("rebound") for m in metrics["none"])
     assert {"pool_recall", "pool_precision", "top_precision", "weak_precision", "evidence"} <= metrics["ubt"]
     assert "evidence" not in metrics["finetune"]

@@ -14,8 +14,9 @@ from clipvet.dirty import poison
 from clipvet.errors import UserError
 from clipvet.measures.poison_success import PoisonSuccess
 from clipvet.presets import shapes
+from clipvet.recipe import Recipe
 from clipvet.rng import Rng
-from clipvet.run import Recipe, run
+from clipvet.run import run
 from clipvet.text import names_target
 from clipvet.training.plain import Plain
 from clipvet.training.safeclip import SafeClip

@@ -12,7 +12,7 @@ from clipvet.attacks.poison import Poison
 from clipvet.attacks.targeted import Targeted
 from clipvet.augment import Views
 from clipvet.data import Data, Test
-from clipvet.run import Recipe
+from clipvet.recipe import Recipe
 from clipvet.training.plain import Plain
 from clipvet.training.roclip import RoClip
 from clipvet.training.safeclip import SafeClip

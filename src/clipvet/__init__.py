@@ -14,7 +14,7 @@ _PUBLIC = {
     "load": "models", "save": "models",
     "open_pairs": "files", "open_task": "files",
     "load_backdoor": "answer_key", "save_backdoor": "answer_key", "poison": "dirty",
-    "Recipe": "run", "run": "run", "measure_all": "run",
+    "Recipe": "recipe", "run": "run", "measure_all": "evaluation",
     "fit": "fit", "find": "find",
 }  # fmt: skip
 __all__ = sorted(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]

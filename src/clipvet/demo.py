@@ -15,9 +15,10 @@ from clipvet.cleaners.par import Par
 from clipvet.data import Data, Test
 from clipvet.gallery import save_gallery
 from clipvet.presets import shapes
+from clipvet.recipe import Recipe
 from clipvet.report import build
 from clipvet.rng import Rng
-from clipvet.run import Recipe, run
+from clipvet.run import run
 from clipvet.training.plain import Plain
 from clipvet.triggers.patch import Patch
 from clipvet.worlds.shapes import TEMPLATES

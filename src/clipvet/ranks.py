@@ -36,6 +36,14 @@ def start() -> None:
         PartialState(cpu=not torch.cuda.is_available())
 
 
+def device() -> torch.device:
+    """Where this process computes, after it has joined the others."""
+    from accelerate import Accelerator
+
+    start()
+    return Accelerator().device
+
+
 def world() -> int:
     """How many ranks share the work; 1 inside `alone`."""
     together = dist.is_available() and dist.is_initialized() and not _alone.get()

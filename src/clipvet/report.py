@@ -100,7 +100,8 @@ def _read(kind: Any, path: Path) -> list[Any]:
 
 def _key(row: Row) -> tuple[str, str, str]:
     given = f"{row.config} on {row.data}" if row.data else row.config
-    return row.method, row.stage, "" if row.method == "none" else given
+    stage = "clean" if row.stage == "rebound" else row.stage  # what became of a cleaned model stands beside it
+    return row.method, stage, "" if row.method == "none" else given
 
 
 def _methods(rows: list[Row]) -> dict[tuple[str, str, str], Method]:

@@ -57,8 +57,8 @@ def ask(
     """Raises UserError for words that name nothing."""
     from clipvet import models
     from clipvet.heads import check_classes
+    from clipvet.ranks import device
     from clipvet.rng import Rng
-    from clipvet.run import device
 
     clip = models.load(model, pretrained, device=device(), rng=Rng(seed).fork("init"))
     small = clip.geometry.size <= SMALL

@@ -67,10 +67,11 @@ def command(
     from clipvet import settings as values
     from clipvet.answer_key import save_backdoor
     from clipvet.errors import UserError
+    from clipvet.evaluation import measure_all
     from clipvet.fit import workspace
     from clipvet.preflight import preflight
+    from clipvet.ranks import device
     from clipvet.rng import Rng
-    from clipvet.run import device, measure_all
 
     rng = Rng(seed)
     clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))

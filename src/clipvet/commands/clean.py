@@ -70,9 +70,10 @@ def command(
 
     from clipvet import models, ranks, results, suspects
     from clipvet.answer_key import load_backdoor
+    from clipvet.evaluation import measure_all
     from clipvet.fit import workspace
+    from clipvet.ranks import device
     from clipvet.rng import Rng
-    from clipvet.run import device, measure_all
     from clipvet.splits import measure_pool
 
     told = [f"verdict={str(verdict)!r}"] if verdict else []

@@ -41,8 +41,8 @@ def command(
     from clipvet.dirty import beside
     from clipvet.embed import classifier, see
     from clipvet.files import write_table
+    from clipvet.ranks import device
     from clipvet.rng import Rng
-    from clipvet.run import device
 
     check_new(out, (".parquet",), "--out")
     clip = models.load(model, pretrained, device=device(), rng=Rng(seed).fork("init"))

@@ -41,8 +41,9 @@ def command(
 
     from clipvet import models
     from clipvet.answer_key import load_backdoor
+    from clipvet.evaluation import measure_all
+    from clipvet.ranks import device
     from clipvet.rng import Rng
-    from clipvet.run import device, measure_all
 
     began = time.monotonic()
     clip = models.load(model, pretrained, device=device(), rng=Rng(seed).fork("init"))

@@ -54,8 +54,8 @@ def command(
     from clipvet.embed import sharing
     from clipvet.errors import UserError
     from clipvet.fit import workspace
+    from clipvet.ranks import device
     from clipvet.rng import Rng
-    from clipvet.run import device
     from clipvet.text import check_captions
 
     how, rng, page = open_method("filters", method, data, set_), Rng(seed), out.with_suffix(".html")

@@ -18,8 +18,8 @@ def command(
 ) -> None:
     """Run an experiment: every attack, every cleaner, rows in OUT/results.jsonl. Finished stages are not run again."""
     from clipvet import ranks
+    from clipvet.recipe import load_recipes
     from clipvet.report import build
-    from clipvet.run import load_recipes
     from clipvet.run import run as execute
 
     made = load_recipes(recipe, smoke)

@@ -54,9 +54,10 @@ def command(
     import time
 
     from clipvet import models, ranks
+    from clipvet.evaluation import measure_all
     from clipvet.fit import workspace
+    from clipvet.ranks import device
     from clipvet.rng import Rng
-    from clipvet.run import device, measure_all
     from clipvet.splits import measure_rounds, measure_splits
 
     how, rng = open_method("training", method, data, set_), Rng(seed)

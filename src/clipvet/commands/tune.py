@@ -57,9 +57,10 @@ def command(
     from clipvet import find, models
     from clipvet.answer_key import load_backdoor
     from clipvet.errors import UserError
+    from clipvet.evaluation import measure_all
     from clipvet.fit import workspace
+    from clipvet.ranks import device
     from clipvet.rng import Rng
-    from clipvet.run import device, measure_all
 
     if "labelled" not in find.load("training", method).needs:
         tuners = [n for n in find.names("training") if "labelled" in find.load("training", n).needs]

@@ -28,8 +28,9 @@ def command(
 
     from clipvet import cards, io, models
     from clipvet.answer_key import load_backdoor
+    from clipvet.evaluation import measure_all
+    from clipvet.ranks import device
     from clipvet.rng import Rng
-    from clipvet.run import device, measure_all
 
     card, weights = cards.read(folder), models.weights_file(folder)
     if io.sha256(weights) != card.weights_sha256:
