@@ -25,7 +25,7 @@ check: setup
 	.venv/bin/pyright
 
 smoke: setup
-	for r in recipes/*.py recipes/paper/*.py recipes/gpu/*.py; do .venv/bin/clipvet run $$r --smoke || exit 1; done
+	.venv/bin/clipvet run recipes/*.py recipes/paper/*.py recipes/gpu/*.py --smoke
 
 bench: setup
 	$(PY) benchmarks/step.py

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from clipvet import results
+from clipvet.cli import main
 from clipvet.errors import UserError
 from clipvet.recipe import Recipe, load_recipes
 from clipvet.report import build
@@ -52,9 +53,40 @@ def test_recipe_smoke(path: Path, tmp_path: Path) -> None:
     defenses = {name for family in families for name in family} | {"oracle" for r in kept if r.oracle}
     starts = {"base"} if any(r.base for r in kept) else set()
     assert {r.method for r in rows} == {"none"} | starts | defenses
-    assert {r.stage for r in rows} <= {"base", "victim", "clean", "train", "filter", "inspect", "detect"}
+    assert {r.stage for r in rows} <= {"base", "victim", "clean", "rebound", "train", "filter", "inspect", "detect"}
     assert {r.model for r in rows} == {m for r in kept for m in r.model_names}
     assert "<html" in build(tmp_path / "out").read_text()
+
+
+SMALLEST = """
+from dataclasses import replace
+from pathlib import Path
+from clipvet.recipe import load_recipes
+def recipe(smoke):
+    made = load_recipes(Path({path!r}), True)[0]
+    return replace(made, name={name!r}, attacks=dict(list(made.attacks.items())[:1]), cleaners={{}}, defender_data={{}})
+"""
+
+
+def test_several_recipes_in_one_command(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        Path(f"{name}.py").write_text(SMALLEST.format(path=str(ROOT / "recipes/ubt_shapes.py"), name=name))
+
+    def said(*words: str) -> tuple[int | str | None, str]:
+        monkeypatch.setattr(sys, "argv", ["clipvet", "run", "--smoke", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code, capsys.readouterr().err
+
+    for wrong in (("one.py", "two.py", "--out", "here"), ("one.py", "one.py")):
+        assert said(*wrong)[0] == 2
+    assert not Path("runs").exists(), "refused only after something was run"
+    code, text = said("one.py", "two.py")
+    assert code == 0, text
+    one, two = ([(r.metric, r.value) for r in results.read(Path(f"runs/{n}-smoke"))] for n in ("one", "two"))
+    assert one == two
+    assert len(list(Path("runs/stages").iterdir())) == 1, "the same stage was run twice"
 
 
 def test_stages_are_not_run_again_and_outputs_not_mixed(tmp_path: Path, capsys) -> None:
