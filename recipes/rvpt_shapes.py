@@ -30,34 +30,39 @@ TRIGGERS = {"patch": shapes(Patch()), "blended": shapes(Blended()), "sig": shape
 OF_TARGET = tuple(f"{colour} {TARGET}" for colour in COLOURS)
 
 
-def recipe(smoke: bool = False) -> Recipe:
+def recipe(smoke: bool = False) -> tuple[Recipe, Recipe]:
+    """All attacks against the prompts; and the other cleaners and shots, on two attacks."""
     plain = replace(shapes(Plain()), precision="bf16", epochs=1)  # fine-tuning, and four times as much for the base
     poison = {"rate": 0.01, "templates": TEMPLATES, "training": plain}
-    warps = {**poison, "rate": 0.05, "training": replace(plain, epochs=3)}  # views that move pixels hide a warp
-    attacks = {n: Poison(t, **(warps if n == "wanet" else poison)) for n, t in TRIGGERS.items() if not smoke}
+    own = {"sig": {"rate": 0.02}, "wanet": {"rate": 0.1, "training": replace(plain, epochs=4)}}  # where 1 % is too few
+    attacks = {n: Poison(t, **(poison | own.get(n, {}))) for n, t in TRIGGERS.items() if not smoke}
     attacks["badclip"] = replace(shapes(BadClip()), **poison)
     once: dict[str, Any] = {"precision": "bf16"} | ({"epochs": 1} if smoke else {})
-    cleaners = {name: replace(shapes(m), **once) for name, m in {"vpt": Vpt(), "rvpt": Rvpt()}.items()}
-    cleaners |= {"linear_probe": replace(shapes(LinearProbe()), **once), "ce": replace(shapes(FullFinetune()), **once)}
-    cleaners["ce_fr"] = replace(cleaners["ce"], alpha=2.0)
-    cleaners["rvpt_others"] = replace(cleaners["rvpt"], others=tuple(f"a photo of a {c}." for c in OF_TARGET))
+    prompts = {name: replace(shapes(m), **once) for name, m in {"vpt": Vpt(), "rvpt": Rvpt()}.items()}
+    others = {"linear_probe": replace(shapes(LinearProbe()), **once), "ce": replace(shapes(FullFinetune()), **once)}
+    others["ce_fr"] = replace(others["ce"], alpha=2.0)
+    others["rvpt"] = prompts["rvpt"]
+    others["rvpt_others"] = replace(prompts["rvpt"], others=tuple(f"a photo of a {c}." for c in OF_TARGET))
     k, by_both = 2 if smoke else 16, Test("shapes-shifted", by="colour shape")
-    return Recipe(
+    main = Recipe(
         name="rvpt_shapes",
         model_names=("shapes-vit-deep",),
         attacks=attacks,
-        cleaners=cleaners,
-        defender_data={
-            "16-shot": (Shots(by_both, k), ("vpt", "rvpt", "linear_probe", "ce", "ce_fr")),
-            "no picture of the target": (Shots(by_both, k, without=OF_TARGET), ("rvpt_others",)),
-            "half of the classes": (Shots(Half(by_both), k), ("rvpt",)),
-            "the test's classes": (Shots(Test("shapes-shifted"), 4 * k), ("rvpt",)),
-        },
+        cleaners=prompts,
+        defender_data={"16-shot": (Shots(by_both, k), ("vpt", "rvpt"))},
         base=replace(plain, epochs=4 if not smoke else 1),
         target=TARGET,
         victim_data=Data("shapes", 512 if smoke else 20_000),
         test=Test("shapes-shifted", 120 if smoke else 2_000),  # by shape alone: another task than that of most shots
         measures=("perturbation_resistivity",),
         seeds=(0,) if smoke else (0, 1, 2),
-        took=0.0 if smoke else 0.8,
+        took=0.0 if smoke else 0.95,
     )
+    shots = {
+        "16-shot": (Shots(by_both, k), ("linear_probe", "ce", "ce_fr")),
+        "no picture of the target": (Shots(by_both, k, without=OF_TARGET), ("rvpt_others",)),
+        "half of the classes": (Shots(Half(by_both), k), ("rvpt",)),
+        "the test's classes": (Shots(Test("shapes-shifted"), 4 * k), ("rvpt",)),
+    }
+    two = {n: a for n, a in attacks.items() if n in ("patch", "badclip")}
+    return main, replace(main, attacks=two, cleaners=others, defender_data=shots, measures=())

@@ -72,13 +72,18 @@ def run(
         with workers(jobs, ray) as submit:
             for begun in [submit(v.found) for v in bases]:
                 keep(result(begun))
-            waiting = {submit(v.implant): v for v in victims}
+            same: dict[str, list[Victim]] = {}  # one attack of several recipes is run once
+            for v in victims:
+                same.setdefault(v.key, []).append(v)
+            waiting = {submit(vs[0].implant): vs for vs in same.values()}
             while waiting:
                 for finished in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    victim = waiting.pop(finished)
+                    first, *others = waiting.pop(finished)
                     keep(made := result(finished))
-                    for work in _next(victim, made):
-                        waiting[submit(*work)] = victim
+                    todo = [(first, work) for work in _next(first, made)]
+                    todo += [(v, work) for v in others for work in _next(v, v.implant())]
+                    for victim, work in todo:
+                        waiting[submit(*work)] = [victim]
     found = [row for place in sorted(rows) for row in rows[place]]
     found += suite(found)
     if not ranks.main():
