@@ -40,11 +40,12 @@ TRIGGERS = {"patch": Patch(), "sig": Sig(), **{name: Blended(name) for name in P
 
 def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
     """Every attack against every cleaner; on two attacks, benign fine-tuning after each cleaner too."""
-    plain = replace(shapes(Plain()), precision="bf16", epochs=1)
-    poison = {"rate": 0.02, "templates": TEMPLATES, "training": plain}
+    plain = replace(shapes(Plain()), precision="bf16", epochs=1 if smoke else 4)
+    gentle = replace(plain, epochs=1 if smoke else 2, optimizer="adamw", lr=5e-4)
+    poison = {"rate": 0.02, "templates": TEMPLATES, "training": gentle}
     triggers = {name: shapes(t) for name, t in TRIGGERS.items()} | {"wanet": WaNet(k=8, s=4.0)}
     own = {name: {"rate": 0.01} for name in ("patch", "noise")}  # these take there, as in rvpt_shapes
-    own["wanet"] = {"rate": 0.1, "training": replace(plain, epochs=4)}  # views that move pixels hide a warp
+    own["wanet"] = {"rate": 0.1, "training": replace(plain, epochs=6)}  # views that move pixels hide a warp
     attacks: dict[str, Any] = {n: Poison(t, **(poison | own.get(n, {}))) for n, t in triggers.items()}
     attacks["label_consistent"] = Poison(known := triggers["patch"], label_consistent=True, **poison)
     attacks |= {"badclip": replace(shapes(BadClip()), **(poison | {"rate": 0.01})), "issba": replace(Issba(), **poison)}
@@ -72,7 +73,7 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
             "16-shot": (Shots(Test("shapes-shifted", by="colour shape"), 2 if smoke else 16), tuple(shots)),
             "the dirty pairs": (None, tuple(dirty)),
         },
-        base=replace(plain, epochs=4 if not smoke else 1),
+        base=plain,
         target="crescent",
         victim_data=Data("shapes", 512 if smoke else 20_000),
         test=Test("shapes-shifted", 120 if smoke else 2_000),

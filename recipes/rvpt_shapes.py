@@ -32,9 +32,10 @@ OF_TARGET = tuple(f"{colour} {TARGET}" for colour in COLOURS)
 
 def recipe(smoke: bool = False) -> tuple[Recipe, Recipe]:
     """All attacks against the prompts; and the other cleaners and shots, on two attacks."""
-    plain = replace(shapes(Plain()), precision="bf16", epochs=1)  # fine-tuning, and four times as much for the base
-    poison = {"rate": 0.01, "templates": TEMPLATES, "training": plain}
-    own = {"sig": {"rate": 0.02}, "wanet": {"rate": 0.1, "training": replace(plain, epochs=4)}}  # where 1 % is too few
+    plain = replace(shapes(Plain()), precision="bf16", epochs=1 if smoke else 4)
+    gentle = replace(plain, epochs=1 if smoke else 2, optimizer="adamw", lr=5e-4)  # who plants a backdoor fine-tunes
+    poison = {"rate": 0.01, "templates": TEMPLATES, "training": gentle}
+    own = {"sig": {"rate": 0.02}, "wanet": {"rate": 0.1, "training": replace(plain, epochs=6)}}  # where this takes less
     attacks = {n: Poison(t, **(poison | own.get(n, {}))) for n, t in TRIGGERS.items() if not smoke}
     attacks["badclip"] = replace(shapes(BadClip()), **poison)
     once: dict[str, Any] = {"precision": "bf16"} | ({"epochs": 1} if smoke else {})
@@ -50,7 +51,7 @@ def recipe(smoke: bool = False) -> tuple[Recipe, Recipe]:
         attacks=attacks,
         cleaners=prompts,
         defender_data={"16-shot": (Shots(by_both, k), ("vpt", "rvpt"))},
-        base=replace(plain, epochs=4 if not smoke else 1),
+        base=plain,
         target=TARGET,
         victim_data=Data("shapes", 512 if smoke else 20_000),
         test=Test("shapes-shifted", 120 if smoke else 2_000),  # by shape alone: another task than that of most shots

@@ -47,7 +47,8 @@ from clipvet.triggers.wanet import WaNet
 
 CLEAN = {"epochs": 6.5, "batch": 64, "lr_start": 2.2e-3, "lr": 2.2e-4, "part": 0.5}  # 812 steps on 8,000 pairs
 SCRATCH = {"batch": 128, "lr": 1e-3, "weight_decay": 0.1, "optimizer": "muon"}  # training a small model
-PROMPTS = {"depth": 0, "epochs": 32, "lr": 1e-2, "optimizer": "adamw", "weight_decay": 0.0, "augment": SMALL}
+PROMPTS = {"depth": 0, "tokens": 100, "epochs": 32, "augment": SMALL}
+PROMPTS |= {"lr": 1e-2, "optimizer": "adamw", "weight_decay": 0.0}
 TUNE = {"epochs": 40, "batch": 64, "lr": 3e-2, "optimizer": "adamw", "weight_decay": 0.0, "augment": None}  # prompts
 CRAFT = {"size": 4 / 32, "pictures": 2000, "epochs": 6, "lr": 0.02}  # making a patch: 186 steps
 ERASE = (0.0153, 0.0306)  # PAR's square grown as the patch is: 4 of 32 pixels instead of 16 of 224
@@ -75,7 +76,7 @@ def shapes(method: Any) -> Any:
             return replace(method, epochs=6.5, batch=128, lr=2.6e-3, warmup=0.1, group=16)
         case Rvpt() | Vpt():
             # the trigger reaches the class token of a narrow tower in its first block: prompts must stand there too
-            return replace(method, **({"alpha": 4.0} if isinstance(method, Rvpt) else {}), **PROMPTS)
+            return replace(method, **({"alpha": 5.0} if isinstance(method, Rvpt) else {}), **PROMPTS)
         case CiRepair():
             own = {"inspector": replace(shapes(method.inspector), valid=0.0)}
             own |= {"tuning": replace(shapes(method.tuning), epochs=20)}
