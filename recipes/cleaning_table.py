@@ -44,11 +44,11 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
     gentle = replace(plain, epochs=1 if smoke else 2, optimizer="adamw", lr=5e-4)
     poison = {"rate": 0.02, "templates": TEMPLATES, "training": gentle}
     triggers = {name: shapes(t) for name, t in TRIGGERS.items()} | {"wanet": WaNet(k=8, s=4.0)}
-    own = {name: {"rate": 0.01} for name in ("patch", "noise")}  # these take there, as in rvpt_shapes
+    own: dict[str, Any] = {"patch": {"rate": 0.01}, "noise": {"rate": 0.01}, "sig": {"rate": 0.03}}  # as in rvpt_shapes
     own["wanet"] = {"rate": 0.1, "training": replace(plain, epochs=6)}  # views that move pixels hide a warp
     attacks: dict[str, Any] = {n: Poison(t, **(poison | own.get(n, {}))) for n, t in triggers.items()}
     attacks["label_consistent"] = Poison(known := triggers["patch"], label_consistent=True, **poison)
-    attacks |= {"badclip": replace(shapes(BadClip()), **(poison | {"rate": 0.01})), "issba": replace(Issba(), **poison)}
+    attacks |= {"badclip": replace(shapes(BadClip()), **poison), "issba": replace(Issba(), **poison)}
     attacks |= {
         "adaptive_par": AdaptivePar(known, erase=ERASE, **poison),
         "adaptive_rvpt": AdaptiveRvpt(known, **poison),

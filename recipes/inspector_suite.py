@@ -48,7 +48,8 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
         "wanet": Poison(WaNet(k=6, s=8.0, seed=1), **fixed),
         "siba": replace(shapes(Siba()), training=tune, rounds=2 if smoke else 20),
     }
-    inspectors = {name: shapes(find.load("inspectors", name)()) for name in find.names("inspectors")}
+    inspectors: dict[str, Any] = {name: shapes(find.load("inspectors", name)()) for name in find.names("inspectors")}
+    inspectors |= {k: replace(i, precision="bf16") for k, i in inspectors.items() if hasattr(i, "precision")}
     if smoke:
         attacks = {name: attacks[name] for name in ("none", "badclip_prompt")}
         inspectors = {name: inspectors[name] for name in ("clip_inspector", "no_inversion", "random")}

@@ -35,9 +35,10 @@ def recipe(smoke: bool = False) -> tuple[Recipe, Recipe]:
     plain = replace(shapes(Plain()), precision="bf16", epochs=1 if smoke else 4)
     gentle = replace(plain, epochs=1 if smoke else 2, optimizer="adamw", lr=5e-4)  # who plants a backdoor fine-tunes
     poison = {"rate": 0.01, "templates": TEMPLATES, "training": gentle}
-    own = {"sig": {"rate": 0.02}, "wanet": {"rate": 0.1, "training": replace(plain, epochs=6)}}  # where this takes less
+    own: dict[str, Any] = {"sig": {"rate": 0.03}, "badclip": {"rate": 0.02}}  # where 1 % does not take with every seed
+    own["wanet"] = {"rate": 0.1, "training": replace(plain, epochs=6)}
     attacks = {n: Poison(t, **(poison | own.get(n, {}))) for n, t in TRIGGERS.items() if not smoke}
-    attacks["badclip"] = replace(shapes(BadClip()), **poison)
+    attacks["badclip"] = replace(shapes(BadClip()), **(poison | own["badclip"]))
     once: dict[str, Any] = {"precision": "bf16"} | ({"epochs": 1} if smoke else {})
     prompts = {name: replace(shapes(m), **once) for name, m in {"vpt": Vpt(), "rvpt": Rvpt()}.items()}
     others = {"linear_probe": replace(shapes(LinearProbe()), **once), "ce": replace(shapes(FullFinetune()), **once)}

@@ -1,6 +1,7 @@
 """What an inspector asks of a model: logits of pictures under class prompts, and losses of them for a target."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clipvet.embed import classifier, device_of, plain_logits
 from clipvet.errors import Unsupported, UserError
@@ -65,6 +67,15 @@ def pixels(clip: Clip, pictures: Pairs, batch: int) -> Float[Tensor, "n 3 s s"]:
     return found
 
 
+@contextmanager
+def computing(device: torch.device, precision: str) -> Iterator[None]:
+    """In this precision: no (float32) or bf16, for which torch's fused attention is very slow backwards on a CPU."""
+    half = precision == "bf16"
+    plain = sdpa_kernel(SDPBackend.MATH) if half and device.type == "cpu" else nullcontext()
+    with torch.autocast(device.type, torch.bfloat16, enabled=half), plain:
+        yield
+
+
 def head_of(clip: Clip, templates: Sequence[str], precision: str = "no", own: bool = True) -> Head:
     """Class names -> logits of the frozen model. own: with its class prompts, if it has any of its own."""
     still = frozen(clip)
@@ -73,7 +84,7 @@ def head_of(clip: Clip, templates: Sequence[str], precision: str = "no", own: bo
         tell = (classifier if own else plain_logits)(still, classes, templates)
 
         def logits(x: Tensor) -> Tensor:
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            with computing(x.device, precision):
                 return tell(still.encode_image(x)).float()
 
         return logits

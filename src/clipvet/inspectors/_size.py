@@ -33,12 +33,12 @@ def smallest(
 ) -> Finding:
     """The smallest trigger of every class that turns a share `how.hit` of a batch, and the outlier among their sizes.
 
-    how: an inspector with the fields lr, betas, epochs, batch, hit, limit and at_once. weight: see `Weight`. Classes
-    whose trigger never succeeded are not accused.
+    how: an inspector with the fields lr, betas, epochs, batch, hit, limit, at_once and precision. weight: see `Weight`.
+    Classes whose trigger never succeeded are not accused.
     """
     check_classes(classes)
     pool, device = pixels(clip, pictures, how.batch), device_of(clip)
-    steps, head = steps_of(len(pool), how.batch, how.epochs, rng), head_of(clip, templates)
+    steps, head = steps_of(len(pool), how.batch, how.epochs, rng), head_of(clip, templates, how.precision)
     n, side, lot = len(classes), pool.shape[-1], max(1, how.at_once // how.batch)
     size, asr, base = np.zeros(n), np.zeros(n), np.zeros(n)
     valid, mask, pattern = np.zeros(n, bool), torch.zeros(n, 1, side, side), torch.zeros(n, 3, side, side)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from clipvet.embed import device_of
 from clipvet.forms import Params, masked, started, trigger
-from clipvet.heads import check_slope, pixels, steps_of
+from clipvet.heads import check_slope, computing, pixels, steps_of
 from clipvet.inversion import Weight, shrink
 from clipvet.models import frozen
 from clipvet.rng import Rng
@@ -42,6 +42,7 @@ class Decree:
     patience: int = 5  # steps in a row that succeed, or fail, before lambda moves
     up: float = 5.0  # the factor by which it rises and falls
     hit: float = 0.99  # mean cosine of a batch that counts as success
+    precision: str = "no"  # or bf16
 
     needs: ClassVar[str] = "unlabelled pictures; white-box weights"
 
@@ -55,7 +56,8 @@ class Decree:
         rates = [self.rates[int(np.searchsorted((0.2, 0.5), k / len(rows), side="right"))] for k in range(len(rows))]
 
         def attack(x: Float[Tensor, "b 3 h w"], params: Params) -> tuple[Tensor, Tensor]:
-            same = alike(still.encode_image(x).float())[None]
+            with computing(x.device, self.precision):
+                same = alike(still.encode_image(x).float())[None]
             return -same, same.detach() > self.hit
 
         weight = Weight(1, self.weight, self.weight, self.up, self.up, self.patience)

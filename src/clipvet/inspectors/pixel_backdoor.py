@@ -33,6 +33,7 @@ class PixelBackdoor:
     hit: float = 0.9  # ASR on a batch that counts as success
     limit: int = 50  # classes that compete at a time
     at_once: int = 256  # pictures in one pass
+    precision: str = "no"  # or bf16
 
     needs: ClassVar[str] = "unlabelled pictures; white-box weights"
 
