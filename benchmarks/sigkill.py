@@ -64,7 +64,7 @@ def make_world(at: Path) -> None:
     (at / "classes.txt").write_text("\n".join(task.classes) + "\n")
 
 
-def work(words: Sequence[str], place: Path, cache: Path) -> None:
+def work(words: Sequence[str], place: Path) -> None:
     """What the killed process runs."""
     os.setsid()
     os.chdir(place)
@@ -72,7 +72,7 @@ def work(words: Sequence[str], place: Path, cache: Path) -> None:
 
     from clipvet import cli, fit
 
-    datasets.config.HF_DATASETS_CACHE = cache  # pyright: ignore
+    datasets.config.HF_DATASETS_CACHE = Path(f"{place}-cache")  # of its own, so that a kill may find it half made
     torch.set_num_threads(1)
     fit.SAVING, fit.workspace = 1.0, partial(fit.workspace, save_seconds=0)  # pyright: ignore
     sys.stdout = sys.stderr = (place / "said").open("a", buffering=1)
@@ -84,11 +84,11 @@ def never(seconds: float) -> bool:
     return False
 
 
-def run(words: Sequence[str], place: Path, cache: Path, due: Callable[[float], bool] = never) -> BaseProcess:
+def run(words: Sequence[str], place: Path, due: Callable[[float], bool] = never) -> BaseProcess:
     """The process at its end, or, as soon as it is `due` by the seconds since its start, killed with its group."""
     new = multiprocessing.get_context("forkserver")
     new.set_forkserver_preload(IMPORTED)
-    process, began = new.Process(target=work, args=(words, place, cache)), time.monotonic()
+    process, began = new.Process(target=work, args=(words, place)), time.monotonic()
     process.start()
     while process.is_alive() and not due(time.monotonic() - began):
         process.join(0.002)
@@ -141,7 +141,7 @@ def trial(verb: str, world: Path, place: Path, scale: int, moments: Moments) -> 
     words, kills = [word.format(**held) for word in VERBS[verb].split()], []
     (calm := place / f"{verb}-calm").mkdir(parents=True)
     began = time.monotonic()
-    code = run(words, calm, world / "cache").exitcode
+    code = run(words, calm).exitcode
     seconds, wanted = time.monotonic() - began, left(calm)
     if code not in ((0, 1) if verb == "inspect" else (0,)):
         raise RuntimeError(f"{verb} ended in {code}: {(calm / 'said').read_text()}")
@@ -151,12 +151,12 @@ def trial(verb: str, world: Path, place: Path, scale: int, moments: Moments) -> 
         def due(now: float, moment: float | None = moment, here: Path = here) -> bool:
             return saved(here) if moment is None else now >= moment
 
-        ended, met = run(words, here, world / "cache", due).exitcode, saved(here)
+        ended, met = run(words, here, due).exitcode, saved(here)
         landed = ended == -signal.SIGKILL
-        again = run(words, here, world / "cache").exitcode if landed else ended
+        again = run(words, here).exitcode if landed else ended
         found = left(here)
         different = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
-        different += [f"exit code {again}, not {code}"] if again != code else []
+        different += [f"exit code {again}: {(here / 'said').read_text()[-300:]}"] if again != code else []
         kills.append({"moment": moment, "before the end": landed, "met a saved state": met, "different": different})
         print(verb, kills[-1], flush=True)
     counts = {name: sum(k[name] for k in kills) for name in ("before the end", "met a saved state")}
