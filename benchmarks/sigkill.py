@@ -68,11 +68,11 @@ def work(words: Sequence[str], place: Path) -> None:
     """What the killed process runs."""
     os.setsid()
     os.chdir(place)
-    import datasets
+    from datasets import config
 
     from clipvet import cli, fit
 
-    datasets.config.HF_DATASETS_CACHE = Path(f"{place}-cache")  # of its own, so that a kill may find it half made
+    config.HF_DATASETS_CACHE = Path(f"{place}-cache")  # of its own, so that a kill may leave it half made
     torch.set_num_threads(1)
     fit.SAVING, fit.workspace = 1.0, partial(fit.workspace, save_seconds=0)  # pyright: ignore
     sys.stdout = sys.stderr = (place / "said").open("a", buffering=1)
