@@ -42,7 +42,16 @@ VERBS = {
     "inspect": f"inspect {INSPECT} --out out",
 }
 IMPORTED = ["clipvet.run", "clipvet.hf", "clipvet.inspection", "clipvet.suspects", "clipvet.gate", "clipvet.files"]
-IMPORTED += ["accelerate", "datasets", "open_clip", "picklescan.scanner", "rich.progress", "sklearn.metrics", "typer"]
+IMPORTED += [
+    "accelerate",
+    "datasets",
+    "open_clip",
+    "pandas",
+    "picklescan.scanner",
+    "rich.progress",
+    "sklearn.metrics",
+    "typer",
+]
 TIMES = ("seconds", "pairs_per_s")
 
 
@@ -84,12 +93,17 @@ def never(seconds: float) -> bool:
     return False
 
 
-def run(words: Sequence[str], place: Path, due: Callable[[float], bool] = never) -> BaseProcess:
-    """The process at its end, or, as soon as it is `due` by the seconds since its start, killed with its group."""
+def started(call: Callable[..., Any], *args: Any) -> BaseProcess:
     new = multiprocessing.get_context("forkserver")
     new.set_forkserver_preload(IMPORTED)
-    process, began = new.Process(target=work, args=(words, place)), time.monotonic()
+    process = new.Process(target=call, args=args)
     process.start()
+    return process
+
+
+def run(words: Sequence[str], place: Path, due: Callable[[float], bool] = never) -> BaseProcess:
+    """The process at its end, or, as soon as it is `due` by the seconds since its start, killed with its group."""
+    process, began = started(work, words, place), time.monotonic()
     while process.is_alive() and not due(time.monotonic() - began):
         process.join(0.002)
     if process.is_alive():
@@ -140,6 +154,7 @@ def trial(verb: str, world: Path, place: Path, scale: int, moments: Moments) -> 
     held = {"at": world, "epochs": 2 * scale, "rows": 768 * scale, "scale": scale}
     words, kills = [word.format(**held) for word in VERBS[verb].split()], []
     (calm := place / f"{verb}-calm").mkdir(parents=True)
+    started(os.getpid).join()  # the imports are done
     began = time.monotonic()
     code = run(words, calm).exitcode
     seconds, wanted = time.monotonic() - began, left(calm)
