@@ -1,9 +1,12 @@
 """The loader on shards: pictures per second of one core, against a bare loop in the same run, and how it feeds a step.
 
-command:  python benchmarks/loader.py --out results/benchmark_loader.json    (--n 512 --side 320 --rounds 3 --steps 20)
-expected: decoding and stamping at random >= 0.9 of the bare loop; a ViT-B-32 step waits < 10 % of its time
+command:  python benchmarks/loader.py --steps 10 --out results/benchmark_loader.json     (--n 512 --side 320 --rounds 3)
+expected: decoding and stamping at random >= 0.9 of the bare loop; a ViT-B-32 step takes >= 90 % of the time, the rest
+          goes into waiting for decoded and stamped pictures and into augmenting them
+hardware: any CPU or GPU; on two cores a step of 64 pairs takes many seconds: --batch 16 there
 The bare loop is webdataset's where it is installed, else the standard library's tarfile; both decode with Pillow and
-resize with the same torchvision transform, in order. --steps 0 leaves the steps out; they take the device there is.
+resize with the same torchvision transform, in order, on one thread. --steps 0 leaves the steps out; they take the
+device there is, and as many loader processes as clipvet would (--workers).
 """
 
 import io as memory
@@ -14,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from _ratios import Times, arguments, tell
@@ -21,7 +25,7 @@ from open_clip.transform import image_transform
 from PIL import Image
 from torchvision.transforms import Compose
 
-from clipvet import files, models
+from clipvet import files, models, results
 from clipvet.attacks.poison import Poison
 from clipvet.augment import Views
 from clipvet.dirty import poison
@@ -70,45 +74,58 @@ def by_webdataset(folder: Path) -> Iterator[tuple[Image.Image, str]]:
     return iter(webdataset.WebDataset(names, shardshuffle=False).decode("pilrgb").to_tuple("jpg", "txt"))
 
 
-def waiting(pairs: Pairs, batch: int, steps: int, workers: int) -> dict[str, float]:
-    """Seconds of a ViT-B-32 training step, and the share of them that it waits for the loader."""
+def feeding(pairs: Pairs, batch: int, steps: int, workers: int) -> dict[str, Any]:
+    """Seconds of a ViT-B-32 training step, and the shares of them that go into the step, into views and into waiting.
+
+    Two steps before warm up the processes and the kernels.
+    """
     clip: Any = models.load("ViT-B-32", rng=Rng(0), device=device()).train()
-    lists = (order(len(pairs), batch, steps, Rng(0)) * steps)[: steps + 3]
-    optimizer = torch.optim.AdamW(clip.parameters(), lr=1e-5)
-    at, waits = device(), 0.0
-    began = last = time.perf_counter()
+    optimizer, views = torch.optim.AdamW(clip.parameters(), lr=1e-5), Views()
+    lists, at = order(len(pairs), batch, steps + 2, Rng(0))[: steps + 2], device()
+    spent, last = {"waiting": 0.0, "views": 0.0, "step": 0.0}, time.perf_counter()
+
+    def lap(name: str, done: torch.Tensor, k: int) -> None:
+        nonlocal last
+        float(done.detach().reshape(-1)[0])  # until the device has it
+        now = time.perf_counter()
+        spent[name] += now - last if k >= 2 else 0.0
+        last = now
+
     for k, rows in enumerate(loading(_Rows(pairs, clip), lists, workers, Rng(0))):
-        if k == 3:  # processes and kernels are warm
-            began, waits = time.perf_counter(), 0.0
-        else:
-            waits += time.perf_counter() - last
-        z, w = clip.encode_image(rows.images.to(at)), clip.encode_text(rows.tokens.to(at))
+        lap("waiting", rows.images, k)
+        images = views(rows.images.to(at), Rng(k))
+        lap("views", images, k)
+        z, w = clip.encode_image(images), clip.encode_text(rows.tokens.to(at))
         logits, y = clip.logit_scale * z @ w.T, torch.arange(len(z), device=at)
         ce = torch.nn.functional.cross_entropy
-        ((ce(logits, y) + ce(logits.T, y)) / 2).backward()
+        loss = (ce(logits, y) + ce(logits.T, y)) / 2
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        float(logits[0, 0])  # until the device is done
-        last = time.perf_counter()
-    seconds = (last - began) / steps
-    return {"seconds a step": seconds, "busy": 1 - waits / (last - began), "batch": batch, "processes": workers}
+        lap("step", next(clip.parameters()), k)
+    whole = sum(spent.values())
+    shares = {f"share of {name}": seconds / whole for name, seconds in spent.items()}
+    told = {"device": str(at), "threads": torch.get_num_threads(), "batch": batch, "processes": workers}
+    return {"seconds a step": whole / steps, **shares, **told}
 
 
 def main() -> None:
-    a = arguments(__doc__ or "", n=512, side=320, rounds=3, batch=64, steps=0, workers=8)
+    a = arguments(__doc__ or "", n=512, side=320, rounds=3, batch=64, steps=0, workers=-1)
+    n, threads = a.n // a.batch * a.batch, torch.get_num_threads()  # whole batches: neither loop leaves pictures out
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        pairs = files.open_pairs(make_shards(folder, a.n, a.side)).at(G)
-        dirty = poison(pairs, Poison(Patch(), rate=0.1).plan(pairs, "star", Rng(0)))
+        datasets.config.HF_DATASETS_CACHE = folder / "cache"  # pyright: ignore
+        pairs = files.open_pairs(make_shards(folder, n, a.side)).at(G)
+        dirty = poison(pairs, Poison(Patch(), rate=0.1).plan(pairs, "ring", Rng(0)))
         stock: Any = image_transform(G.size, is_train=False)
-        transform: Any = Compose(stock.transforms[:-1])
+        transform: Any = Compose(stock.transforms[:-1])  # without the normalisation, which our models do themselves
         try:
             import webdataset  # noqa: F401  # pyright: ignore[reportMissingImports]
 
             source = by_webdataset
         except ImportError:
             source = by_tarfile
-        rows, views = order(a.n, a.batch, 1, Rng(0)), Views()
+        rows, views = order(n, a.batch, 1, Rng(0)), Views()
 
         def bare() -> None:
             images: list[torch.Tensor] = []
@@ -123,15 +140,16 @@ def main() -> None:
                 if augment:
                     views(batch.images, Rng(k))
 
+        torch.set_num_threads(1)  # of one core
         times = Times({"bare": bare, "clipvet": clipvet, "augmented": lambda: clipvet(True)}, a.rounds)
-        per = {
-            f"{name}, pictures per second and core": a.n / times.of(name) for name in ("bare", "clipvet", "augmented")
-        }
+        torch.set_num_threads(threads)
+        per = {f"{name}, pictures per second and core": n / times.of(name) for name in ("bare", "clipvet", "augmented")}
         told = {"bare loop": source.__name__, "clipvet / bare speed": times.ratio("bare", "clipvet"), **per}
         told |= {"augmented / bare speed": times.ratio("bare", "augmented")}
         if a.steps:
-            told |= {"ViT-B-32": waiting(dirty, a.batch, a.steps, a.workers)}
-        tell(told, a)
+            workers = max(1, files.workers_for(n)) if a.workers < 0 else a.workers
+            told |= {"ViT-B-32": feeding(dirty, a.batch, a.steps, workers)}
+        tell({"command": results.command(), **told}, a)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Strong scaling: the same global batch on 1, 2, 4 ... processes, as ratios to one process, within one run.
 
-command:  python benchmarks/ranks.py           (--model shapes-vit --batch 256 --steps 10 --rounds 3 --most 2)
+command:  python benchmarks/ranks.py --out results/benchmark_ranks.json    (--batch 256 --steps 10 --rounds 3 --most 2)
 expected: not measured yet. CleanCLIP must scale worst, as every rank augments all pictures of a batch.
-          Each process has one thread, or a GPU of its own where there are as many.
+hardware: any; each process has one thread, or a GPU of its own. Nothing else may run: see the loads
 """
 
 import os
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from _ratios import Times, arguments, tell
 
-from clipvet import models, ranks
+from clipvet import models, ranks, results
 from clipvet.cleaners.cleanclip import CleanClip
 from clipvet.cleaners.par import Par
 from clipvet.fit import workspace
@@ -35,7 +35,7 @@ def step(name: str, a: Any) -> float:
     pairs = Shapes(size=clip.geometry.size).pairs(a.batch * (a.steps + 1))
     how = METHODS[name](epochs=1.0, batch=a.batch)
     with workspace(None) as ws:
-        ws.track = lambda values, step: ends.append(time.perf_counter())
+        ws.track = lambda values, step: ends.append(time.perf_counter())  # a loss was read: the device is done
         (getattr(how, "clean", None) or how.train)(clip, pairs, Rng(0))
     return ends[-1] - ends[0]
 
@@ -57,16 +57,19 @@ def main() -> None:
         seconds = step(a.worker, a)
         if ranks.main():
             a.out.write_text(str(seconds))
+        if ranks.world() > 1:
+            torch.distributed.destroy_process_group()
         return
-    counts = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= a.most]
+    counts, before = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= a.most], os.getloadavg()
     cases = {f"{name} on {n}": partial(launched, name, n, a) for name in METHODS for n in counts}
     times = Times(cases, a.rounds)
-    told: dict[str, Any] = {
-        f"{name}: speed of {n} / speed of 1": times.ratio(f"{name} on 1", f"{name} on {n}")
-        for name in METHODS
-        for n in counts[1:]
-    }
-    tell(told | {"load of the machine before and after": os.getloadavg()}, a)
+    told: dict[str, Any] = {}
+    for name in METHODS:
+        told[f"{name}: seconds a step on 1"] = times.of(f"{name} on 1") / a.steps
+        for n in counts[1:]:
+            told[f"{name}: speed of {n} / speed of 1"] = times.ratio(f"{name} on 1", f"{name} on {n}")
+    loads = {"load before": before, "load after": os.getloadavg()}
+    tell({"command": results.command(), **told, **loads}, a)
 
 
 if __name__ == "__main__":

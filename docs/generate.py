@@ -7,6 +7,8 @@ import statistics
 import sys
 from pathlib import Path
 
+from layouts_table import layouts_table
+
 from clipvet import find, results
 
 ROOT = Path(__file__).parent.parent
@@ -83,14 +85,16 @@ def filled(text: str) -> str:
         source, rest = part.split(": begin -->", 1)
         after = rest.split(END, 1)[1]
         folder, *metrics = source.split()  # "results/demo", or "results/demo asr" for some metrics alone
-        shown = table(ROOT / folder, tuple(metrics)) if metrics else table(ROOT / folder)
+        made = layouts_table if folder.endswith(".json") else table
+        shown = made(ROOT / folder, tuple(metrics)) if metrics else made(ROOT / folder)
         out.append(f"{BEGIN.format(source)}\n{shown}\n{END}{after}")
     return "".join(out)
 
 
 def main() -> int:
     wanted = {ROOT / "docs/methods.md": methods()}
-    wanted |= {path: filled(path.read_text()) for path in (ROOT / "README.md", ROOT / "docs/results.md")}
+    pages = ("README.md", "docs/results.md", "docs/checkpoints.md")
+    wanted |= {ROOT / page: filled((ROOT / page).read_text()) for page in pages}
     stale = [p for p, text in wanted.items() if not p.exists() or p.read_text() != text]
     for path in stale:
         if "--check" in sys.argv:

@@ -15,12 +15,18 @@ from typing import Any
 
 import numpy as np
 import open_clip
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
-from clipvet import io, models, ranks
+from clipvet import embed, io, models, ranks
+from clipvet.attacks.poison import Poison
+from clipvet.augment import SMALL
 from clipvet.cleaners.cleanclip import CleanClip
 from clipvet.cleaners.par import Par
+from clipvet.cli import app
+from clipvet.dirty import poison
 from clipvet.embed import embed_pairs, embed_texts, sharing
 from clipvet.fit import workspace
 from clipvet.inspectors.clip_inspector import ClipInspector
@@ -35,10 +41,12 @@ from clipvet.training.plain import Plain
 from clipvet.training.roclip import RoClip
 from clipvet.training.safeclip import SafeClip
 from clipvet.triggers.patch import Patch
-from clipvet.types import Backdoor, Pairs
+from clipvet.types import Backdoor, Batch, Pairs
 from clipvet.worlds.shapes import Shapes
 
 Given = dict[str, Any]  # numbers, lists and tensors
+TARGET, TRIGGER = "star", Patch(size=0.2)
+VICTIM = "victim.safetensors"
 
 
 def words(captions):
@@ -81,25 +89,48 @@ def read_log(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def judged(clip: Any) -> dict[str, float]:
-    """Accuracy, and ASR for every class as the target."""
-    task = Shapes().task(96)
-    with sharing():
-        found = {"clean_accuracy": ZeroShot().measure(clip, task, None, Rng(0))["clean_accuracy"].value}
-        for name in task.classes:
-            key = Backdoor(Patch(size=0.25), name)
-            found[f"asr_{name}"] = AttackSuccess().measure(clip, task, key, Rng(0))["asr"].value
-    return found
-
-
-def trained(method: Any, folder: Path, n: int = 320, torn: bool = False, shard: bool = False) -> Given:
-    """Losses of all steps, final weights and figures. The folder is the first rank's alone."""
+def dirty(n: int, torn: bool = False) -> Pairs:
+    """Shapes, of which three in ten carry the trigger and the target's caption."""
     pairs = Shapes().pairs(n)
     if torn:
         pairs = Pairs(Torn(pairs.pictures), pairs.captions, pairs.rows)
+    return poison(pairs, Poison(TRIGGER, rate=0.3).plan(pairs, TARGET, Rng(5)))
+
+
+def plant(folder: Path) -> dict[str, float]:
+    """Leaves a model with a backdoor in the folder, where all parts begin; gives its figures."""
+    clip: Any = Plain(epochs=8, batch=64, lr=3e-3, weight_decay=0).train(tiny(), dirty(640), Rng(4))
+    io.save_weights(clip.state_dict(), folder / VICTIM)
+    return judged(clip)
+
+
+def victim(folder: Path) -> Any:
+    """The model that `plant` has left in a folder above."""
+    clip = tiny()
+    clip.load_state_dict(io.load_weights(next(p for f in folder.parents if (p := f / VICTIM).exists())))
+    return clip
+
+
+def judged(clip: Any) -> dict[str, float]:
+    """Accuracy, ASR for every class as the target, and how often the planted one is named without the trigger."""
+    task, found = Shapes().task(96), {}
+    with sharing():
+        for name in task.classes:
+            measured = AttackSuccess().measure(clip, task, Backdoor(TRIGGER, name), Rng(0))
+            found[f"asr_{name}"] = measured["asr"].value
+            if name == TARGET:
+                found["clean_target_rate"] = measured["clean_target_rate"].value
+        return found | {"clean_accuracy": ZeroShot().measure(clip, task, None, Rng(0))["clean_accuracy"].value}
+
+
+def trained(method: Any, folder: Path, n: int = 320, torn: bool = False, shard: bool = False) -> Given:
+    """Losses of all steps, final weights and figures: a training gets dirty pairs, a cleaner clean ones.
+
+    The folder is the first rank's alone.
+    """
+    clean = getattr(method, "clean", None)
     with workspace(folder, save_seconds=0, shard=shard and ranks.world() > 1):
-        verb = getattr(method, "clean", None) or method.train
-        clip = verb(tiny(), pairs, Rng(3))
+        clip = (clean or method.train)(victim(folder), Shapes().pairs(n) if clean else dirty(n, torn), Rng(3))
     log = [row["loss"] for row in read_log(folder)] if ranks.main() else []
     return {"losses": log, "weights": {k: v.clone() for k, v in clip.state_dict().items()}, "judged": judged(clip)}
 
@@ -119,7 +150,7 @@ def stopped(folder: Path, shard: bool = False) -> None:
 
     try:
         with workspace(folder, save_seconds=0, shard=shard and ranks.world() > 1):
-            Plain(**SHORT).train(tiny(), Shapes().pairs(320), Rng(3), stop)
+            Plain(**SHORT).train(victim(folder), dirty(320), Rng(3), stop)
     except Stopped:
         return
 
@@ -136,6 +167,58 @@ def embedded(folder: Path) -> Given:
     texts = embed_texts(tiny(), [f"a {k}" for k in range(100)], batch=16)
     few = embed_texts(tiny(), ["one"])
     return {"z": z, "w": w, "texts": texts, "few": few, "kept": kept.tolist(), "captions": captions}
+
+
+def passed(folder: Path) -> Given:
+    """A pass over pictures that was killed in the middle of its second batch, and begun again."""
+    read: list[int] = []
+
+    def noted(batch: Batch) -> Batch:
+        read.extend(batch.ids.tolist())
+        return batch
+
+    pairs = Shapes().pairs(900).map(noted)
+    with sharing(folder):
+        whole = embed_pairs(tiny(), pairs)
+    if ranks.main():
+        kept = folder / "pass-1.arrows"
+        held = kept.read_bytes()
+        kept.write_bytes(held[: 8 + int.from_bytes(held[:8], "little") + 1000])
+    read.clear()
+    with sharing(folder):
+        again = embed_pairs(tiny(), pairs)
+    return {
+        "alike": torch.equal(whole.z, again.z) and torch.equal(whole.w, again.w) and whole.captions == again.captions,
+        "z": again.z, "kept": again.kept.tolist(), "read": sorted(i for own in ranks.objects(read) for i in own),
+    }  # fmt: skip
+
+
+def filtered(folder: Path) -> Given:
+    """`clipvet filter`, killed in every rank's second batch, and given again."""
+    calls, honest, out = [], embed._part, folder / "scores.parquet"
+
+    def part(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return honest(*args)
+
+    words = ["filter", "--data", "shapes", "--n", "1100", "--model", "shapes-vit", "--method", "cosine", "--top", "1"]
+    codes = []
+    embed._part = part
+    try:
+        for _ in range(2):
+            codes.append(CliRunner().invoke(app, [*words, "--out", str(out)]).exit_code)
+    finally:
+        embed._part = honest
+    rows = sorted(pq.read_table(out).to_pylist(), key=lambda row: row["id"])
+    read = sum(ranks.objects(len(calls) - 2))
+    return {
+        "scores": [row["score"] for row in rows],
+        "codes": codes,
+        "read": read,
+        "left": len([*folder.glob("*.partial")]),
+    }
 
 
 def inspected(folder: Path) -> Given:
@@ -190,8 +273,8 @@ PARTS: dict[str, Callable[[Path], Given]] = {
     "plain": lambda f: trained(Plain(**SHORT), f),
     "par": lambda f: trained(Par(epochs=1, batch=16, lr_start=5e-4, lr=2e-4), f),
     "cleanclip": lambda f: trained(CleanClip(**SHORT), f),
-    "safeclip": lambda f: trained(SafeClip(epochs=5, unimodal=1, slow=1, batch=16, lr=5e-4), f, n=64),
-    "roclip": lambda f: trained(RoClip(epochs=4, batch=16, lr=5e-4, pool=0.2), f, n=80),
+    "safeclip": lambda f: trained(SafeClip(epochs=5, unimodal=1, slow=1, batch=16, lr=1e-4, augment=SMALL), f, n=64),
+    "roclip": lambda f: trained(RoClip(epochs=4, batch=16, lr=1e-4, pool=0.2, augment=SMALL), f, n=80),
     "muon": lambda f: trained(Plain(**SHORT, optimizer="muon"), f, n=64),
     "torn": lambda f: trained(Plain(epochs=1, batch=15, accumulate=2, max_bad=0.2), f, n=150, torn=True),
     "sharded": lambda f: trained(Plain(**SHORT), f, shard=True),
@@ -199,6 +282,8 @@ PARTS: dict[str, Callable[[Path], Given]] = {
     "resumed": resumed,
     "unused": unused,
     "embedded": embedded,
+    "passed": passed,
+    "filtered": filtered,
     "inspected": inspected,
     "written": written,
 }
@@ -209,7 +294,7 @@ def run(folder: Path) -> dict[str, Given]:
     for name, part in PARTS.items():
         own = folder / name if ranks.main() else folder / f"rank{ranks.rank()}" / name
         own.mkdir(parents=True, exist_ok=True)
-        given[name] = part(own if name != "written" else folder)
+        given[name] = part(own if name not in ("written", "filtered") else folder)
     for name, shard in (("left", False), ("left_sharded", True)):
         own = folder / name if ranks.main() else folder / f"rank{ranks.rank()}" / name
         own.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """README and docs: the commands run, the Python runs, what is generated is up to date."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -8,8 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
-from clipvet import cli
+from clipvet import cli, gate
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -24,7 +26,7 @@ def test_generated_parts_are_up_to_date() -> None:
 
 def test_readme_is_short_and_its_files_exist() -> None:
     assert len(README.splitlines()) <= 150
-    for page in ("README.md", "docs/results.md"):
+    for page in ("README.md", "docs/results.md", "docs/checkpoints.md"):
         for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
             assert ((ROOT / page).parent / link).exists(), f"{page}: {link}"
 
@@ -55,6 +57,40 @@ def test_every_command_of_the_readme_is_understood(monkeypatch, capsys) -> None:
         name, *args = shlex.split(command)[1:]
         sub = group.commands[name]  # pyright: ignore[reportAttributeAccessIssue]
         sub.make_context(name, args)
+
+
+def gate_yaml() -> list[dict]:
+    return [
+        yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/gate.md").read_text(), re.S)
+    ]
+
+
+def test_the_gate_in_ci_is_understood() -> None:
+    import typer
+
+    workflow, hooks = gate_yaml()
+    steps = [step["run"] for step in workflow["jobs"]["gate"]["steps"] if "run" in step]
+    commands = [found for step in steps for found in re.findall(r"^\s*clipvet (.*?)(?: \|\| .*)?$", step, re.M)]
+    assert {c.split()[0] for c in commands} == {"verify", "inspect"}
+    for command in commands:
+        name, *args = shlex.split(command)
+        typer.main.get_command(cli.app).commands[name].make_context(name, args)  # pyright: ignore
+    (hook,) = hooks["repos"][0]["hooks"]
+    assert hook["entry"] == "python -m clipvet.gate" in steps[1]
+    for name in [*(f"model{suffix}" for suffix in gate.PICKLED), "model.safetensors", "tokenizer_config.json"]:
+        assert re.search(hook["files"], name), name
+    assert not re.search(hook["files"], "notes.md")
+
+
+@pytest.mark.parametrize(("code", "ends"), [(0, 0), (1, 1), (2, 2), (3, 0), (137, 137)])
+def test_the_gate_in_ci_tells_exit_codes_apart(tmp_path: Path, code: int, ends: int) -> None:
+    (tmp_path / "clipvet").write_text(f"#!/bin/sh\nexit {code}\n")
+    (tmp_path / "clipvet").chmod(0o755)
+    step = next(s for s in gate_yaml()[0]["jobs"]["gate"]["steps"] if s.get("name") == "inspect")
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-eo", "pipefail", "-c", step["run"]], env=env, capture_output=True, text=True)
+    assert done.returncode == ends
+    assert ("::error::" in done.stdout, "::warning::" in done.stdout) == (ends > 0, code == 3)
 
 
 def test_the_python_runs(capsys) -> None:

@@ -119,6 +119,26 @@ def test_shards_are_scored_and_what_is_kept_is_named(clipvet, tmp_path: Path) ->
     assert not partial.exists()
 
 
+def test_a_run_that_is_killed_between_its_files_goes_on(clipvet, tmp_path: Path, monkeypatch) -> None:
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    out, kept, mine = (tmp_path / name for name in ("scores.parquet", "kept.csv", "mine.csv"))
+    call = ["filter", "--data", "shapes", "--n", 40, *QUICK, "--out", out, "--keep", 0.5, "--cleaned"]
+    with monkeypatch.context() as m:
+        m.setattr(suspects, "write_scores", killed)
+        assert clipvet(*call, kept).code == 130
+    assert {p.name for p in tmp_path.iterdir()} >= {"scores.html", "kept.csv", "scores.parquet.partial"}
+    mine.write_text("precious")  # what the killed run has not written is not written over
+    code, _, err = clipvet(*call, mine)
+    assert (code, "it differs in cleaned" in err, mine.read_text()) == (2, True, "precious")
+    code, _, err = clipvet(*call, kept)
+    assert code == 0, err
+    assert {p.name for p in tmp_path.iterdir()} - {"cache"} == {
+        p.name for p in (out, out.with_suffix(".html"), kept, mine)
+    }
+
+
 def bad(kind: str, folder: Path) -> list[object]:
     out = ["--out", folder / "scores.parquet"]
     world = ["filter", "--data", "shapes", "--n", 40, *QUICK]

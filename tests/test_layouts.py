@@ -9,6 +9,7 @@ import hf as made
 import pytest
 import torch
 import torch.nn.functional as F
+from layouts import READERS
 from torch import Tensor
 
 from clipvet import io, layouts, models, siglip, tokenizers
@@ -203,6 +204,63 @@ def test_openai_layout(tmp_path: Path, resnet: bool) -> None:
         assert close(features(again), features(clip))
     models.save(again, tmp_path / "saved", {})
     assert (tmp_path / "saved" / "model.pt").is_file()
+
+
+WRITTEN = {
+    "open_clip": {"open_clip_config.json", "open_clip_model.safetensors"},
+    "transformers": {"config.json", "model.safetensors"},
+    "openai": {"model.pt"},
+}
+
+
+def given(layout: str, folder: Path) -> None:
+    """A random model of this layout, of which `layouts.write` knows nothing."""
+    if layout == "transformers":
+        made.write(folder)
+        return
+    state = tiny(folder).model.state_dict()
+    if layout == "open_clip":
+        io.save_weights(state, folder / "open_clip_model.safetensors")
+        return
+    (folder / "open_clip_config.json").unlink()
+    numbers = {"input_resolution": 32, "context_length": 16, "vocab_size": 49408}
+    torch.save(state | {k: torch.tensor(n) for k, n in numbers.items()}, folder / "model.pt")
+
+
+@pytest.mark.parametrize("layout", layouts.LAYOUTS)
+def test_a_model_is_cleaned_from_layout_to_the_same_layout(clipvet: Any, tmp_path: Path, layout: str) -> None:
+    if layout == "transformers":
+        pytest.importorskip("transformers")
+    given(layout, tmp_path / "in")
+    how = ["--method", "par", "--set", "epochs=1", "--set", "batch=32", "--set", "lr_start=1e-3"]
+    data = ["--data", "shapes", "--n", 64]
+    said = clipvet("clean", "--model", tmp_path / "in", *data, *how, "--out", tmp_path / "out")
+    assert said.code == 0, said.err
+    of_every_run = {"run.json", "card.json", "commands.json", "results.jsonl", "log.jsonl"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} - of_every_run == WRITTEN[layout]
+    held = [io.load_weights(models.weights_file(tmp_path / at)) for at in ("in", "out")]
+    before, after = ({k: (v.shape, v.dtype) for k, v in state.items()} for state in held)
+    assert before == after
+    dirty, cleaned = (models.load(str(tmp_path / at)) for at in ("in", "out"))
+    assert cleaned.layout == layout
+    assert not any(torch.allclose(a, b, atol=1e-3) for a, b in zip(features(dirty), features(cleaned)))
+    images, tokens = inputs(cleaned)
+    with torch.no_grad():  # as the layout's own library reads it
+        theirs = READERS[layout][1](tmp_path / "out", (images - cleaned.mean) / cleaned.std, tokens)
+    assert close((theirs[0], theirs[1]), features(cleaned))
+
+
+def test_weights_of_half_precision_come_back_whole(tmp_path: Path) -> None:
+    """OpenAI's are: rounded again, they would not be the weights that were measured."""
+    given("openai", tmp_path / "in")
+    state = io.load_weights(tmp_path / "in" / "model.pt")
+    halves = {k: v.half() if v.is_floating_point() and v.ndim > 1 else v for k, v in state.items()}
+    io.save_weights(halves, tmp_path / "in" / "model.pt")
+    clip = models.load(str(tmp_path / "in"))
+    models.save(clip, tmp_path / "out", {})
+    again = io.load_weights(tmp_path / "out" / "model.pt")
+    assert {str(v.dtype) for v in again.values()} == {"torch.float32", "torch.int64"}
+    assert all(torch.equal(again[k], v.to(again[k].dtype)) for k, v in halves.items())
 
 
 def refused(match: str, *args: Any, call: Any = models.load) -> None:

@@ -166,6 +166,15 @@ def test_output_resumes_a_killed_run(tmp_path):
     assert not partial.exists()
 
 
+def test_a_run_that_was_killed_before_its_last_line_is_tidied_up(tmp_path):
+    with io.output(tmp_path / "a", {}) as work:
+        (work / "weights").touch()
+    (tmp_path / "a" / "state").mkdir()
+    with pytest.raises(io.AlreadyDone), io.output(tmp_path / "a", {}):
+        pass
+    assert {p.name for p in (tmp_path / "a").iterdir()} == {"weights", "run.json"}
+
+
 def test_output_keeps_only_what_can_go_on(tmp_path):
     out, partial = tmp_path / "a", tmp_path / "a.partial"
     with pytest.raises(UserError), io.output(out, {}):

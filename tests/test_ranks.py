@@ -61,6 +61,9 @@ def launch(*args: str, n: int = 2) -> list[str]:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    found = ranked.plant(one)
+    assert found[f"asr_{ranked.TARGET}"] > 0.3 + found["clean_target_rate"], "the backdoor did not take"
+    shutil.copy(one / ranked.VICTIM, two)
     (one / "resumed").mkdir()
     stopped(one / "resumed")
     shutil.copytree(one / "resumed", two / "resumed")  # two ranks go on where one has stopped
@@ -95,14 +98,21 @@ def test_two_processes_train_what_one_trains(both, part):
     losses = one[f"{part}.losses"]
     assert len(losses) >= {"torn": 10, "muon": 4, "sharded_par": 5}.get(part, 20)
     assert losses.std() > 1e-3, "nothing is learnt"
-    assert torch.allclose(losses, two[f"{part}.losses"], rtol=0, atol=1e-5)
+    limit = 5e-4 if part == "muon" else 1e-5  # Muon's orthogonalisation is in bf16
+    assert torch.allclose(losses, two[f"{part}.losses"], rtol=0, atol=limit)
     for k in (k for k in one if ".weights." in k):
         a, b = (without_keys(k, given[k]) for given in (one, two))
         assert torch.allclose(a, b, rtol=0, atol=5e-3 if part == "muon" else 1e-5), k
     figures = [k for k in one if ".judged." in k]
-    assert len(figures) == 13
-    assert sum(float(one[k]) for k in figures if ".asr_" in k) > 0.5, "no success to compare"
+    assert len(figures) == 14
+    if part in ("plain", "sharded", "torn"):  # on poisoned pairs, undefended
+        assert one[f"{part}.judged.asr_{ranked.TARGET}"] > 0.3 + one[f"{part}.judged.clean_target_rate"]
     assert [k for k in figures if one[k] != two[k]] == []
+
+
+def test_the_backdoor_that_is_compared_is_neither_gone_nor_whole(both):
+    asr = [float(both[0][f"{part}.judged.asr_{ranked.TARGET}"]) for part in TRAININGS]
+    assert sum(0.05 < v < 0.95 for v in asr) >= 2, asr
 
 
 def test_a_state_goes_on_with_another_number_of_processes(both, folders):
@@ -133,6 +143,25 @@ def test_embeddings_are_the_same_to_the_last_bit(both):
     one, two = of(both, "embedded")
     assert len(one["embedded.z"]) < 600
     assert [k for k in one if not torch.equal(one[k], two[k])] == []
+
+
+def test_a_killed_pass_goes_on(both):
+    one, two = of(both, "passed")
+    for given in (one, two):
+        assert given["passed.alike"] == 1
+        assert given["passed.read"].tolist() == list(range(256, 900)), "what was kept is read again"
+        assert torch.equal(given["passed.z"], one["passed.z"])
+
+
+def test_a_killed_filter_goes_on_over_all_ranks(both):
+    one, two = of(both, "filtered")
+    assert len(one["filtered.scores"]) == 1100
+    assert torch.equal(one["filtered.scores"], two["filtered.scores"])
+    for given, read in ((one, 4), (two, 3)):  # of five batches the first, or the first two, were kept
+        interrupted, done = given["filtered.codes"].tolist()
+        assert interrupted > done == 0
+        assert given["filtered.read"] == read
+        assert given["filtered.left"] == 0
 
 
 def test_inspectors_find_the_same(both):

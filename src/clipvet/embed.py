@@ -196,54 +196,53 @@ class _Batches(torch.utils.data.Dataset):
 
 
 def _parts(pairs: Pairs, f: Callable[[Batch], Tensor]) -> Iterator[Part]:
-    """What f gives of every batch, in order. UserError where no picture can be read."""
-    shared, path, readable = _shared.get(), None, 0
-    if shared:
-        shared.passes += 1
-        path = shared.folder / f"pass-{shared.passes}.arrows" if shared.folder else None
-    for part in _of_all_ranks(pairs, f, path):
+    """What f gives of every batch, in order, on the CPU. UserError where no picture can be read."""
+    shared, readable = _shared.get() or Shared(), 0
+    shared.passes += 1
+    path = shared.folder / f"pass-{shared.passes}.arrows" if shared.folder and ranks.main() else None
+    for part in _made(pairs, f, path):
         readable += len(part.kept)
-        if shared:
-            shared.bad |= dict(part.bad)
+        shared.bad |= dict(part.bad)
         yield part
     if not readable:
         raise UserError(f"{pairs.name}: none of its {len(pairs)} pictures could be read; check the files")
 
 
-def _of_all_ranks(pairs: Pairs, f: Callable[[Batch], Tensor], path: Path | None, batch: int = 256) -> Iterator[Part]:
-    own = _own(len(pairs), batch)
-    if ranks.world() == 1:
-        yield from _made(pairs, f, path, own)
-        return
-    with ranks.alone():
-        made = [part._replace(values=part.values.cpu()) for part in _made(pairs, f, None, own)]
-    for parts in ranks.objects(made):
-        yield from parts
+def _made(pairs: Pairs, f: Callable[[Batch], Tensor], path: Path | None, batch: int = 256) -> Iterator[Part]:
+    """Every batch; those that a killed run has kept in this file, which is the first rank's, are not read again.
 
-
-def _made(pairs: Pairs, f: Callable[[Batch], Tensor], path: Path | None, starts: range) -> Iterator[Part]:
-    """The batches that begin there; those that a killed run has kept in this file are not read again."""
-    done = 0
-    for part in _read(path, pairs) if path and path.exists() else ():
+    Several ranks take a batch each at a time: they get one's result to the bit, and any number goes on from the file.
+    """
+    kept, done = _read(path, pairs) if path and path.exists() else iter(()), 0
+    while (part := ranks.first(lambda: next(kept, None))) is not None:
         done += len(part.kept) + len(part.bad)
         yield part
-    steps = [np.arange(max(k, done), min(k + starts.step, len(pairs))) for k in starts if k + starts.step > done]
-    steps = [at for at in steps if len(at)]
-    for at, rows in zip(steps, loading(_Batches(pairs), steps, pairs.workers, Rng(0))):
-        with torch.no_grad():
-            values = f(rows) if rows.captions else torch.zeros(0, 1)
-        lost = {i for i, _ in rows.bad}
-        part = Part(
-            values, at[[int(i) not in lost for i in pairs.ids[at]]], rows.captions, [(i, why) for i, why in rows.bad]
-        )
-        if path:
-            _write(path, part, pairs)
-        yield part
+    steps = [np.arange(k, min(k + batch, len(pairs))) for k in range(done, len(pairs), batch)]
+    own = steps[ranks.rank() :: ranks.world()]
+    loaded = zip(own, loading(_Batches(pairs), own, pairs.workers, Rng(0)))
+    for _ in range(0, len(steps), ranks.world()):
+        with ranks.alone():
+            mine = next(loaded, None)
+            made = _part(pairs, f, *mine) if mine else None
+        for part in ranks.objects(made):
+            if path and part:
+                _write(path, part, pairs)
+            if part:
+                yield part
+
+
+@torch.no_grad()
+def _part(pairs: Pairs, f: Callable[[Batch], Tensor], at: np.ndarray, rows: Batch) -> Part:
+    values = f(rows).cpu() if rows.captions else torch.zeros(0, 1)
+    lost = {i for i, _ in rows.bad}
+    return Part(
+        values, at[[int(i) not in lost for i in pairs.ids[at]]], rows.captions, [(i, why) for i, why in rows.bad]
+    )
 
 
 def _write(path: Path, part: Part, pairs: Pairs) -> None:
     """Appends it: the length of an Arrow stream, then the stream."""
-    values = part.values.cpu().reshape(len(part.kept), -1)
+    values = part.values.reshape(len(part.kept), -1)
     flat = pa.array(values.reshape(-1).numpy())
     table = pa.table({
         "at": part.kept, "id": pairs.ids[part.kept], "caption": pa.array(part.captions, pa.string()),
@@ -276,12 +275,6 @@ def _read(path: Path, pairs: Pairs) -> Iterator[Part]:
     os.truncate(path, whole)
 
 
-def _own(n: int, batch: int) -> range:
-    """Where this rank's batches begin. They are dealt out whole, so that several ranks get one's result to the bit."""
-    starts = range(0, n, batch)
-    return starts[ranks.share(len(starts))]
-
-
 @torch.no_grad()
 def embed_chosen(clip: Clip, pictures: Float[Tensor, "k 3 h h"]) -> Float[Tensor, "k d"]:
     """Embeddings of the chosen pictures of an answer key, brought to the model's size where they have another."""
@@ -293,7 +286,8 @@ def embed_chosen(clip: Clip, pictures: Float[Tensor, "k 3 h h"]) -> Float[Tensor
 
 @torch.no_grad()
 def embed_texts(clip: Clip, captions: Sequence[str], batch: int = 1024) -> Float[Tensor, "n d"]:
-    own = _own(len(captions), batch)
+    starts = range(0, len(captions), batch)  # dealt out whole, so that several ranks get one's result to the bit
+    own = starts[ranks.share(len(starts))]
     with ranks.alone():
         parts = [clip.encode_text(list(captions[k : k + batch])).float() for k in own]
     found: Any = ranks.rows(torch.cat(parts) if parts else None, device_of(clip))

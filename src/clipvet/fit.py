@@ -29,6 +29,7 @@ from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
 
 Loss = Callable[[Clip, Batch, Rng], dict[str, Tensor]]  # {"loss": with gradient, other parts: logged}
+SAVING = 0.02  # of the time, at most, goes into saving the state
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Workspace:
 
     folder: Path | None = None
     progress: bool = False
-    save_seconds: float = 5.0  # at least this long between two saves, and 50 x the time that a save takes
+    save_seconds: float = 5.0  # at least this long between two saves, and as SAVING allows
     shard: bool = False  # deal the trained weights out over the ranks
     track: tracking.Track = tracking.nowhere  # numbers of a step also go there
     steps: int = field(default=0, init=False)  # of all fits so far
@@ -280,7 +281,7 @@ def fit(
                     f.write(json.dumps(row) + "\n")
             now = time.monotonic()
             last = step + 1 == len(steps)
-            due = last or now - saved_at > max(ws.save_seconds, 50 * save_cost)
+            due = last or now - saved_at > max(ws.save_seconds, save_cost / SAVING)
             if sharded:  # all must take part in a save
                 due = ranks.first(lambda due=due: due)
             if state and due and (sharded or accelerator.is_main_process):

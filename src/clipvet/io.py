@@ -202,6 +202,15 @@ def _begin(partial: Path, config: dict[str, Any]) -> bool:
     return fresh
 
 
+def _partial(out: Path) -> Path:
+    return Path(os.path.abspath(out)).with_name(out.name + ".partial")
+
+
+def begun(out: Path) -> bool:
+    """Whether a killed command has left its working folder beside `out`."""
+    return (_partial(out) / "run.json").exists()
+
+
 @contextmanager
 def _by_the_first(folder: Callable[[], AbstractContextManager[Path]]) -> Iterator[Path]:
     """Of several ranks the first has this folder; each of the others one that is thrown away."""
@@ -226,7 +235,7 @@ def scratch(out: Path, config: dict[str, Any]) -> Iterator[Path]:
 
 @contextmanager
 def _scratch(out: Path, config: dict[str, Any]) -> Iterator[Path]:
-    partial = Path(os.path.abspath(out)).with_name(out.name + ".partial")
+    partial = _partial(out)
     fresh = _begin(partial, config)
     try:
         yield partial
@@ -253,11 +262,11 @@ def output(out: Path, config: dict[str, Any]) -> Iterator[Path]:
 
 @contextmanager
 def _output(out: Path, config: dict[str, Any]) -> Iterator[Path]:
-    out = Path(os.path.abspath(out))
-    partial = out.with_name(out.name + ".partial")
+    out, partial = Path(os.path.abspath(out)), _partial(out)
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             _check_same(out, _plain(config))
+            shutil.rmtree(out / "state", ignore_errors=True)  # of a run that was killed before its last line
             raise AlreadyDone(out)
     except OSError as e:
         raise UserError(f"{partial} cannot be made ({e.strerror}); choose another --out") from e

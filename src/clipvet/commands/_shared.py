@@ -173,13 +173,13 @@ def finish(work: Path, measured: "dict[str, Measured]", **common: Any) -> None:
     )
 
 
-def check_new(path: Path, suffixes: tuple[str, ...], option: str) -> None:
-    """UserError unless a file of this kind can be written there."""
+def check_new(path: Path, suffixes: tuple[str, ...], option: str, begun: bool = False) -> None:
+    """UserError unless a file of this kind can be written there. begun: a killed run may have left it, and goes on."""
     from clipvet.errors import UserError
 
     if path.suffix.lower() not in suffixes:
         raise UserError(f"{option} {path} must end in {' or '.join(suffixes)}")
-    if path.exists():
+    if path.exists() and not begun:
         raise UserError(f"{path} already exists; choose another {option} or delete it")
     there = next(p for p in path.absolute().parents if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):

@@ -59,10 +59,11 @@ def command(
     from clipvet.text import check_captions
 
     how, rng, page = open_method("filters", method, data, set_), Rng(seed), out.with_suffix(".html")
-    check_new(out, (".parquet",), "--out")
-    check_new(page, (".html",), "--out")
+    begun = io.begun(out)
+    check_new(out, (".parquet",), "--out", begun)
+    check_new(page, (".html",), "--out", begun)
     if cleaned:
-        check_new(cleaned, (".csv", ".tsv", ".parquet"), "--cleaned")
+        check_new(cleaned, (".csv", ".tsv", ".parquet"), "--cleaned", begun)
     if keep is not None and not 0 < keep < 1:
         raise UserError(f"--keep {keep:g} is no fraction between 0 and 1; 0.99 keeps all but the most suspect 1 %")
     if cleaned and keep is None and not hasattr(how, "cut"):
@@ -78,6 +79,7 @@ def command(
     config = {
         "command": "filter", "method": repr(how), "model": results.weights_hash(clip), "data": pairs.name,
         "fingerprint": pairs.fingerprint, "n": n, "seed": seed, "backdoor": backdoor, "keys": [image_key, caption_key],
+        "cleaned": cleaned,
     }  # fmt: skip
     began = time.monotonic()
     try:
