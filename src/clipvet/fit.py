@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +75,11 @@ def workspace(
             _workspace.reset(token)
 
 
+def attention(device: torch.device, half: bool) -> AbstractContextManager:
+    """torch's fused attention for a CPU is many times slower backwards in bf16 than its plain one, taken here then."""
+    return sdpa_kernel(SDPBackend.MATH) if half and device.type == "cpu" else nullcontext()
+
+
 class _Step(nn.Module):
     """The loss runs inside `forward`, so that a distributed wrapper sees every use of the towers."""
 
@@ -83,9 +88,8 @@ class _Step(nn.Module):
         self.clip, self.loss = clip, loss
 
     def forward(self, batch: Batch, rng: Rng) -> dict[str, Tensor]:
-        # torch's fused attention for a CPU is many times slower backwards in bf16 than its plain one
-        plain = batch.images.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-        with ranks.cutting(), sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+        device = batch.images.device
+        with ranks.cutting(), attention(device, torch.is_autocast_enabled(device.type)):
             return self.loss(self.clip, batch, rng)  # pyright: ignore[reportArgumentType]
 
 

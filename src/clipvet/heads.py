@@ -1,7 +1,7 @@
 """What an inspector asks of a model: logits of pictures under class prompts, and losses of them for a target."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clipvet.embed import classifier, device_of, plain_logits
 from clipvet.errors import Unsupported, UserError
+from clipvet.fit import attention
 from clipvet.models import frozen, load
 from clipvet.rng import Rng
 from clipvet.types import Clip, Pairs
@@ -69,10 +69,9 @@ def pixels(clip: Clip, pictures: Pairs, batch: int) -> Float[Tensor, "n 3 s s"]:
 
 @contextmanager
 def computing(device: torch.device, precision: str) -> Iterator[None]:
-    """In this precision: no (float32) or bf16, for which torch's fused attention is very slow backwards on a CPU."""
+    """In this precision: no (float32) or bf16."""
     half = precision == "bf16"
-    plain = sdpa_kernel(SDPBackend.MATH) if half and device.type == "cpu" else nullcontext()
-    with torch.autocast(device.type, torch.bfloat16, enabled=half), plain:
+    with torch.autocast(device.type, torch.bfloat16, enabled=half), attention(device, half):
         yield
 
 
