@@ -7,7 +7,9 @@ hardware: 2 CPU cores; not measured. Settings: first ones, on one victim (patch,
 """
 
 from dataclasses import replace
+from typing import Any
 
+from clipvet.attacks.badclip import BadClip
 from clipvet.attacks.poison import Poison
 from clipvet.cleaners.abl import Abl
 from clipvet.cleaners.cleanclip import CleanClip
@@ -32,22 +34,26 @@ CLEAN = {"finetune": Finetune(), "cleanclip": CleanClip(), "par": Par(), "wise_f
 SUSPECTED = {"abl": Abl(), "finetune_filtered": FinetuneFiltered(), "task_negation": TaskNegation(), "ubt": Ubt()}
 
 
-def recipe(smoke: bool = False) -> Recipe:
-    training = replace(shapes(Plain()), **({"epochs": 0.5} if smoke else {}))
-    clean, suspected = ({name: shapes(c) for name, c in given.items()} for given in (CLEAN, SUSPECTED))
+def recipe(smoke: bool = False) -> tuple[Recipe, Recipe]:
+    fast: dict[str, Any] = {"precision": "bf16"}
+    training = replace(shapes(Plain()), **fast, **({"epochs": 0.5} if smoke else {}))
+    clean: dict[str, Any] = {name: shapes(c) for name, c in CLEAN.items()}
+    clean = {name: replace(c, **fast) if hasattr(c, "precision") else c for name, c in clean.items()}
+    suspected: dict[str, Any] = {name: shapes(c) for name, c in SUSPECTED.items()}
     ubt = replace(suspected["ubt"], **({"susp": 0.1, "sure": -float("inf"), "steps": 5} if smoke else {}))
     suspected |= {"ubt": ubt, "ubt_full": replace(ubt, mode="full"), "ubt_no_cells": replace(ubt, grid=0)}
     if smoke:
         clean = {"finetune": replace(clean["finetune"], epochs=0.5)}
         suspected["finetune_filtered"] = FinetuneFiltered(finetune=clean["finetune"])
     own = Data("shapes", 256 if smoke else 8_000, "validation")
-    return Recipe(
+    rates = (0.05,) if smoke else (0.01, 0.003)
+    main = Recipe(
         name="ubt_shapes",
         model_names=("shapes-vit",),
         attacks={
             f"{name}_{100 * rate:g}": Poison(trigger, rate, templates=TEMPLATES, training=training)
             for name, trigger in TRIGGERS.items()
-            for rate in ((0.05,) if smoke else (0.01, 0.003))
+            for rate in rates
         },
         cleaners=clean | suspected,
         rebound=clean["finetune"],
@@ -58,3 +64,5 @@ def recipe(smoke: bool = False) -> Recipe:
         seeds=(0,) if smoke else (0, 1, 2),
         took=0.0 if smoke else 0.8,
     )
+    crafted = {f"badclip_{100 * r:g}": replace(shapes(BadClip()), rate=r, training=training) for r in rates}
+    return main, replace(main, base=training, attacks=crafted)  # its patch is made on a clean model
