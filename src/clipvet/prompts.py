@@ -116,9 +116,9 @@ class Prompted(OnFrozen):
         return rest(self.base, h, self.prompts)
 
     @torch.no_grad()
-    def reference(self, h: Tokens) -> Float[Tensor, "b blocks v"]:
-        """The class token after every prompted block, had it no prompts."""
-        return rest(self.base, h, [None] * len(self.prompts))[1]
+    def reference(self, h: Tokens) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b blocks v"]]:
+        """What `rest` would give without prompts."""
+        return rest(self.base, h, [None] * len(self.prompts))
 
 
 def beginning(clip: OpenClip, images: Float[Tensor, "b 3 h w"], depth: int) -> Tokens:

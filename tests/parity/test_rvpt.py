@@ -74,8 +74,9 @@ def test_without_prompts_it_is_the_base(clip: Any, images: torch.Tensor) -> None
 
 def test_reference_is_the_base_s_class_token(clip: Any, images: torch.Tensor) -> None:
     made = prompts.begin(clip, 1, 5, Rng(0))
-    sigma = made.reference(made.beginning(images))
-    assert torch.allclose(sigma, by_hand(clip, images, torch.zeros(3, 0, 96), 1)[1], atol=1e-5)
+    by_itself = made.reference(made.beginning(images))
+    for found, wanted in zip(by_itself, by_hand(clip, images, torch.zeros(3, 0, 96), 1)):
+        assert torch.allclose(found, wanted, atol=1e-5)
 
 
 def test_loss_is_cross_entropy_plus_mean_cosine() -> None:
@@ -93,6 +94,9 @@ def test_loss_is_cross_entropy_plus_mean_cosine() -> None:
     held = sum(max(sum(row) / 2, 0.1) for row in cosines) / 6
     assert rvpt_loss(logits, y, c, sigma, 2.0, 0.1).fr == pytest.approx(float(held), abs=1e-5)
     assert rvpt_loss(logits, y, c, c).fr == pytest.approx(1, abs=1e-5)
+    for enough in (0.5 * ce, 2 * ce):  # a budget that is not kept, and one that is
+        budget = max(float(ce - enough), 0) + 2 * fr
+        assert rvpt_loss(logits, y, c, sigma, 2.0, enough=enough).loss == pytest.approx(float(budget), abs=1e-5)
 
 
 def test_margin_one_gives_vpt_s_gradients(clip: Any, images: torch.Tensor) -> None:
@@ -104,7 +108,9 @@ def test_margin_one_gives_vpt_s_gradients(clip: Any, images: torch.Tensor) -> No
         z, c = made.rest(h)
         logits = 10 * z @ text.T
         loss = (
-            F.cross_entropy(logits, y) if margin is None else rvpt_loss(logits, y, c, made.reference(h), 2, margin).loss
+            F.cross_entropy(logits, y)
+            if margin is None
+            else rvpt_loss(logits, y, c, made.reference(h)[1], 2, margin).loss
         )
         grads.append(torch.autograd.grad(loss, made.prompts)[0])
     assert torch.equal(*grads)
@@ -138,7 +144,7 @@ def test_repelling_turns_class_tokens_away(clip: Any, few: Pairs) -> None:
         made: Any = Rvpt(alpha=alpha, epochs=20, tokens=20, lr=0.3).clean(clip, few, Rng(0))
         h = made.beginning(few[:].images)
         with torch.no_grad():
-            return float(F.cosine_similarity(made.rest(h)[1], made.reference(h), dim=-1).mean())
+            return float(F.cosine_similarity(made.rest(h)[1], made.reference(h)[1], dim=-1).mean())
 
     assert cosine(2.0) < cosine(0.0) - 0.2
 

@@ -1,6 +1,7 @@
 """RVPT (Repulsive Visual Prompt Tuning): prompts in the deep blocks of a frozen, backdoored ViT, from a few shots.
 
     L     = CE + alpha * L_FR                                              over the prompts p^D .. p^{L-1} alone
+            [CE - budget CE_0]_+ + alpha * L_FR                            if there is a budget; CE_0: without prompts
     CE    = -mean_i log softmax_j(s <z_i, t_j>)[y_i]                       t_j: class prompts, untouched text tower
     L_FR  = mean_i max(m, mean_{d = D+1..L} cos(c_i^d, sigma_i^d))         c, sigma: class token with, without prompts
 
@@ -8,7 +9,8 @@ paper:   Zhang et al., NeurIPS 2025, arXiv:2412.20392; formulas rebuilt from its
          read; it published no code
 needs:   few labelled pictures; white-box weights of a ViT
 differs: momentum, decay and warm-up (one epoch) are not in the paper and are those of CoOp's code; D is a quarter of
-         the blocks where not given (3 of 12); one fixed view unless `augment`, and then sigma is that of the view
+         the blocks where not given (3 of 12); one fixed view unless `augment`, and then sigma is that of the view;
+         `budget` is ours: repelling goes on until the few shots are known no better than the budget asks
 """
 
 from dataclasses import dataclass
@@ -41,17 +43,24 @@ def rvpt_loss(
     sigma: Float[Tensor, "b blocks v"],
     alpha: float = 2.0,
     margin: float = -1.0,
+    enough: Float[Tensor, ""] | float = 0.0,
 ) -> Parts:
-    """RVPT's loss and its parts, from zero-shot logits and class tokens with (c) and without prompts (sigma)."""
+    """RVPT's loss and its parts, from zero-shot logits and class tokens with (c) and without prompts (sigma).
+
+    enough: cross-entropy below which there is no gain, nats.
+    """
     ce = F.cross_entropy(logits, y)
     fr = F.cosine_similarity(c, sigma.detach(), dim=-1).mean(1).clamp(min=margin).mean()
-    return Parts(ce + alpha * fr, ce, fr)
+    return Parts((ce - enough).clamp(min=0) + alpha * fr, ce, fr)
 
 
 @dataclass(frozen=True)
 class Rvpt:
     alpha: float = 2.0  # weight of the repelling
     margin: float = -1.0  # cosine at which repelling ends: -1 never, 1 at once
+    budget: float = (
+        0.0  # share of the frozen model's cross-entropy below which CE has no gain; 0: none, as in the paper
+    )
     depth: int | None = None  # D, the first blocks that get no prompts; none: a quarter of them
     tokens: int = 50  # prompts in each of the other blocks
     std: float = 0.02  # of the first prompts
@@ -70,22 +79,24 @@ class Rvpt:
     def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
         """The frozen model with learned prompts. Raises UserError for towers without a class token."""
         start = begin(clip, self.depth, self.tokens, rng.fork("prompts"), self.std)
-        named, known = labels(clip, pairs, self.others), {}  # known: class tokens of pictures already seen
+        named, known = labels(clip, pairs, self.others), {}  # known: what the base makes of pictures already seen
 
-        def reference(clip: Prompted, h: Tensor, ids: list[int]) -> Tensor:
+        def reference(clip: Prompted, h: Tensor, ids: list[int]) -> tuple[Tensor, Tensor]:
             if self.augment:
                 return clip.reference(h)
             new = [k for k, i in enumerate(ids) if i not in known]
             if new:
-                known.update(zip([ids[k] for k in new], clip.reference(h[new])))
-            return torch.stack([known[i] for i in ids])
+                known.update(zip([ids[k] for k in new], zip(*clip.reference(h[new]))))
+            z, sigma = zip(*(known[i] for i in ids))
+            return torch.stack(z), torch.stack(sigma)
 
         def loss(clip: Prompted, batch: Batch, rng: Rng) -> dict[str, Tensor]:
             h = clip.beginning(view(batch, self.augment, rng))
             z, c = clip.rest(h)
-            sigma = reference(clip, h, batch.ids.tolist()) if self.alpha else c
-            logits, y = clip.logit_scale * z @ named.text.T, named.of(batch.captions)
-            return rvpt_loss(logits, y, c, sigma, self.alpha, self.margin)._asdict()
+            base, sigma = reference(clip, h, batch.ids.tolist()) if self.alpha else (z, c)
+            scale, text, y = clip.logit_scale, named.text.T, named.of(batch.captions)
+            enough = self.budget * F.cross_entropy(scale * base @ text, y) if self.budget and self.alpha else 0.0
+            return rvpt_loss(scale * z @ text, y, c, sigma, self.alpha, self.margin, enough)._asdict()
 
         schedule = warmup_cosine(self.lr, 1 / self.epochs)
         return fit_by(self, start, pairs, loss, rng, schedule=schedule)  # pyright: ignore[reportArgumentType]
