@@ -42,7 +42,7 @@ def hardware() -> str:
 @dataclass(frozen=True)
 class Row:
     recipe: str
-    stage: str  # victim, clean, train, evaluate
+    stage: str  # base, victim, refused, clean, rebound, train, filter, inspect, detect, suite, evaluate
     attack: str
     method: str  # short name; "none" is the untouched victim
     config: str  # its repr

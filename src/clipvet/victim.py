@@ -235,9 +235,9 @@ class Victim:
 
         label = name if source == next(iter(self.recipe.defender_data)) else f"{name}-{source}"
         said = {"stage": "clean", "method": name, "config": repr(cleaner), "data": source}
-        return self._rows(self._cleaned(source, name), make, progress, label, **said)
+        return self._rows(self._clean_key(source, name), make, progress, label, **said)
 
-    def _cleaned(self, source: str, name: str) -> str:
+    def _clean_key(self, source: str, name: str) -> str:
         looks = (*self.recipe.inspectors.values(), self.recipe.pool) if self.recipe.inspectors else ()
         data = self.recipe.defender_data[source][0]
         return key(self.recipe.cleaners[name], self.key, data, self.seed, *looks)
@@ -247,7 +247,7 @@ class Victim:
 
         Its pairs are the first of the defender's that are no shots, else the victim's own, unpoisoned.
         """
-        r, benign, before = self.recipe, self.recipe.rebound, self._cleaned(source, name)
+        r, benign, before = self.recipe, self.recipe.rebound, self._clean_key(source, name)
         assert benign is not None
         pairs = next((d for d, _ in r.defender_data.values() if isinstance(d, Data)), r.victim_data)
 
