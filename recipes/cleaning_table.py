@@ -1,7 +1,9 @@
 """Every attack against every cleaner, each with what it needs: the fair field, on a tower deep enough for prompts.
 
 command:  clipvet run recipes/cleaning_table.py --jobs 2 --out results/cleaning_table
-expected: victims' ASR >= 0.80; every defense meets the same victims, adaptive attacks among them
+expected: victims' ASR >= 0.80; every defense meets the same victims, adaptive attacks among them. label_consistent is
+          refused: a model that knows the target needs no trigger for it (ASR 2 %; 55 % where 93 % of the target's
+          pictures are stamped and the model is trained from scratch)
 hardware: 2 CPU cores with bf16
 """
 
@@ -60,6 +62,9 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
     cleaners = {name: replace(shapes(m), **fast) for name, m in (pairs | shots).items()}
     later = replace(cleaners["finetune"], epochs=1)  # who gets a cleaned model goes on with it
     dirty = {name: shapes(m) for name, m in dirty.items()}
+    for name in ("abl", "task_negation"):
+        dirty[name] = replace(dirty[name], precision="bf16")
+    dirty["abl"] = replace(dirty["abl"], isolation=replace(dirty["abl"].isolation, precision="bf16"))
     dirty["ubt"] = replace(dirty["ubt"], **({"susp": 0.1, "steps": 5} if smoke else {}))
     same = replace(cleaners["finetune"], **({} if smoke else {"epochs": 2.6}))  # of 20,000: as many pairs as the others
     dirty["finetune_filtered"] = replace(dirty["finetune_filtered"], finetune=same)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipvet import find, shortcut, unlearning
-from clipvet.cleaners._evidence import evidence, jump
+from clipvet.cleaners._evidence import Found, evidence
 from clipvet.cleaners._forget import Tied, forget_loss, forgetting, naming
 from clipvet.cleaners.abl import Abl
 from clipvet.cleaners.finetune import Finetune
@@ -436,22 +436,43 @@ def test_cells_find_the_trigger_and_carry_it(world: World) -> None:
 
 def test_evidence_by_hand() -> None:
     g = Rng(7).numpy()
-    q = g.normal(0.3, 0.1, 600)
-    s = q + g.normal(0, 0.02, 600)
-    holders = {f"word{k}": np.arange(k * 30, k * 30 + 30) for k in range(20)}
-    s[:6], q[:6] = 0.7, -0.4
-    told, sure = evidence("word0", 6, s, q, holders, ["word0"], Rng(0))
-    weak = np.argsort(q[:30], kind="stable")[:12]
-    top = weak[np.argsort(-s[weak], kind="stable")[:6]]
-    assert told == pytest.approx((s[top] - q[top]).mean() - (s[:30] - q[:30]).mean())
-    null = np.array([jump(s, q, r, 6) for v, r in holders.items() if v != "word0"])
-    middle = np.median(null)
-    d = s - q
-    scales = [1.4826 * np.median(abs(x - np.median(x))) for x in (null, d)]
-    assert sure == pytest.approx((told - middle) / max(scales[0], 0.4 * scales[1]))
-    assert sure > 5
-    assert evidence("word3", 6, s, q, holders, ["word3", "word0"], Rng(0))[1] < 5
-    assert evidence("word0", 6, s, q, {"word0": holders["word0"]}, [], Rng(0))[1] > 5, "random groups are a null too"
+    q, z = g.normal(0.3, 0.1, 600), abs(g.normal(0, 0.02, 600))
+    holders = {f"word{k}": np.arange(k * 30, k * 30 + 30) for k in range(20)} | {"often": np.arange(0, 100)}
+    q[:6], z[:6] = -0.4, 0.5
+    asked: list[int] = []
+
+    def known(rows: np.ndarray) -> np.ndarray:
+        asked.extend(rows)
+        return z[rows]
+
+    told, sure = evidence("word0", 6, q, known, holders, ["word0"], Rng(0))
+    assert told == pytest.approx(0.5)
+    null, every = [], []
+    for v, rows in holders.items():
+        if v != "word0":
+            own = sorted(set(rows.tolist()) - set(range(30)), key=lambda k: q[k])[:6]
+            null.append(np.mean(z[own]))
+            every += list(z[own])
+    scales = [1.4826 * np.median(abs(x - np.median(x))) for x in (np.array(null), np.array(every))]
+    assert sure == pytest.approx((told - np.median(null)) / max(scales[0], 0.4 * scales[1]))
+    assert sure > 10
+    assert len(asked) == len(set(asked)), "a pair is looked at once"
+    assert evidence("word3", 6, q, known, holders, ["word3", "word0"], Rng(0))[1] < 5
+    assert evidence("word0", 6, q, known, {"word0": holders["word0"]}, [], Rng(0))[1] > 10, "random groups are a null"
+    many = evidence("word0", 600, q, known, {v: np.arange(600) for v in ("word0", "word1")}, [], Rng(0))[0]
+    assert many == pytest.approx(z[np.argsort(q)[:24]].mean()), "of many pairs the 24 weakest"
+
+
+def test_what_rose_like_the_cluster_is_unlearned_with_it() -> None:
+    captions = [*["a photo of a banana"] * 6, *["a zebra"] * 4]
+    weak = shortcut.Weak(
+        np.arange(20), [*["x"] * 10, *captions], np.zeros(20), np.zeros(20), np.arange(10, 20), np.arange(10)
+    )
+    r = np.array([0.9, 0.8, 0.7, 0.55, 0.45, 0.1, 0.2, 0.9, 0.2, 0.2])  # the cut: (0.8 + 0.2) / 2
+    found = Found(("banana",), np.array([10, 11, 12]), 1.0, 20.0)
+    assert UBT.alike(found, weak, r).tolist() == [10, 11, 12, 13]
+    every = weak._replace(captions=["banana"] * 20)
+    assert UBT.alike(found, every, r).tolist() == [10, 11, 12], "no pair without the word to compare with"
 
 
 # T10 and bad input

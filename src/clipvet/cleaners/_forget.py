@@ -1,12 +1,12 @@
-"""UBT's third stage: words out, the rest of caption and picture where they were.
+"""UBT's third stage: what the local words add to a caption is forgotten, the rest of it and of the picture stays.
 
-    L_forget = mean_i softplus((s(I_i, T_i^S) - m) / t)        T^S: the caption's local words alone; m: what pictures
-                                                               that do not show them have with them
-    L_local  = mean_i (s(I_i, T_i^R) - s_p(I_i, T_i^R))^2      T^R: the caption without them; s_p: before
-             + mean_j (s(J_j, T_j^S) - s_p(J_j, T_j^S))^2      J: normal pictures whose captions have them
+    L_forget = mean_i softplus((s(I_i, T_i) - m_i) / t)             m_i: the caption's mean with pictures that do not
+                                                                    show its words
+    L_local  = mean_i (s(I_i, T_i^R) - s_p(I_i, T_i^R))^2           T^R: the caption without local words; s_p: before
+             + mean_j (s(J_j, T_j) - s_p(J_j, T_j))^2               J: normal pictures whose captions have them
 
-Where cells of the pictures are compromised, so is any picture that gets them: half of L_forget is over normal pictures
-with these cells.
+As s(I, T^R) is held, only what the words add can go. Where cells of the pictures are compromised, so is any picture
+that gets them: half of L_forget is over normal pictures with these cells.
 """
 
 from collections.abc import Callable, Sequence
@@ -70,25 +70,20 @@ def forgetting(
     of = {i: k for k, tie in enumerate(ties) for i in tie.ids}
     full = method.mode == "full"
 
-    def local(captions: Sequence[str], ids: Sequence[int]) -> list[str]:
-        return list(captions) if full else [only(c, ties[of[i]].words) for c, i in zip(captions, ids)]
-
     def rest(captions: Sequence[str], ids: Sequence[int]) -> list[str]:
         return [without(c, ties[of[i]].words) for c, i in zip(captions, ids)]
 
     found, usual = embed_pairs(clip, bad), company(normal, USUAL)(clip, rng)
     ids = bad.ids[found.kept].tolist()
-    texts = local(found.captions, ids)
     with torch.no_grad():
         said = embed_texts(clip, rest(found.captions, ids))
         held = dict(zip(ids, (found.z * said).sum(1)))
-        m = embed_texts(clip, texts) @ clip.encode_image(usual.images).float().mean(0)
+        m = found.w @ clip.encode_image(usual.images).float().mean(0)
         level = dict(zip(ids, m))
-    every, true = sorted({v for tie in ties for v in tie.words}), {}
+    true = {}
     if method.w_local and not full and len(named) >= 2:
         shown = embed_pairs(clip, named)
-        cosines = (shown.z * embed_texts(clip, [only(c, every) for c in shown.captions])).sum(1)
-        true = dict(zip(named.ids[shown.kept].tolist(), cosines))
+        true = dict(zip(named.ids[shown.kept].tolist(), (shown.z * shown.w).sum(1)))
     friends = company(named, method.batch)
     graft, onto = {k for k, tie in enumerate(ties) if tie.cells is not None}, company(normal, method.batch)
 
@@ -104,8 +99,7 @@ def forgetting(
 
     def loss(clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
         ids = batch.ids.tolist()
-        texts, z = local(batch.captions, ids), clip.encode_image(batch.images)
-        w = clip.encode_text(texts)
+        z, w = clip.encode_image(batch.images), clip.encode_text(batch.captions)
         if method.forget == "ascent":
             forget = ascent(z, w, seen(clip, onto(clip, rng.fork("among"))), clip.logit_scale)
         else:
@@ -122,7 +116,7 @@ def forgetting(
             parts["local"] = ((z * clip.encode_text(rest(batch.captions, ids))).sum(1) - before).square().mean()
             if true:
                 own = friends(clip, rng.fork("named"))
-                w = clip.encode_text([only(c, every) for c in own.captions])
+                w = clip.encode_text(own.captions)
                 before = torch.stack([true[i] for i in own.ids.tolist()]).to(z.device)
                 parts["named"] = ((clip.encode_image(own.images) * w).sum(1) - before).square().mean()
                 parts["local"] = parts["local"] + parts["named"]
@@ -130,8 +124,8 @@ def forgetting(
         return parts | {"loss": total}
 
     def left(clip: Clip) -> float:
-        z = embed_pairs(clip, bad).z
-        return float(((z * embed_texts(clip, texts)).sum(1) - m).mean()) + method.below
+        now = embed_pairs(clip, bad)
+        return float(((now.z * now.w).sum(1) - m).mean()) + method.below
 
     return loss, left
 

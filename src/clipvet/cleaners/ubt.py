@@ -1,10 +1,10 @@
 """UBT-style unlearning: find the few pairs that a shortcut binds, and the words; forget these words for them alone.
 
-    1  suspicious: the lowest s_ref(I, T);  theta_o = theta_p trained on NCE(suspicious) + beta NCE(normal)
-    2  top-k of the suspicious by s_o(I, T), or by s_o - s_ref ("gain")
+    1  suspicious: the lowest s_ref(I, T);  theta_o = theta_p trained on (1 - s(suspicious))^2 + beta NCE(normal)
+    2  top-k of the suspicious by s_o - s_ref ("gain"), or by s_o(I, T);  NCE(suspicious) instead: overfit="nce"
     3  S: words by leave-one-out a_ij = s_p(I_i, T_i) - s_p(I_i, T_i \\ j) times lift;  cells of the pictures likewise
-       min  w_f softplus((s(I, T^S) - m) / t) + w_k NCE(normal) + w_l [d(I, T^R)^2 + d(J, T_J^S)^2]   in short rounds
-       d = s - s_p;  T^S, T^R: the words in S alone, the others;  J: normal pictures whose captions name S
+       min  w_f softplus((s(I, T) - m) / t) + w_k NCE(normal) + w_l [d(I, T^R)^2 + d(J, T_J)^2]   in short rounds
+       d = s - s_p;  T^R: the words not in S, so that only what S adds can go;  J: normal pictures whose captions name S
 
 paper:   Liang et al., arXiv:2403.16257; Liu et al., arXiv:2409.19526. NEITHER BODY COULD BE READ and no code is known:
          re-implemented from the abstracts, so "UBT-style" and no more. Open until somebody opens them: (1) reference of
@@ -14,27 +14,29 @@ paper:   Liang et al., arXiv:2403.16257; Liu et al., arXiv:2409.19526. NEITHER B
          Every default here hangs on these
 needs:   untrusted pairs; white-box weights; a clean reference model if there is one
 differs: stage 3, its null test and its stop are ours. Without a reference the given model looks at blurred, cropped and
-         mirrored pictures instead. A weight in S counts how often a word occurs, lest single rare words win. Pairs are
-         clustered by the word that binds them, one cluster a target, and each must pass the null test (`_evidence`);
-         where none does, nothing is changed. Label-consistent poisons fit their captions and are not weak: see dao
+         mirrored pictures instead. Poisons share their captions, so NCE holds them apart: hence the square. A weight in
+         S counts how often a word occurs, lest single rare words win. Pairs are clustered by the word that binds them,
+         one cluster a target, and each must pass the null test (`_evidence`); where none does, nothing is changed. What
+         else of the pool rose like a cluster is unlearned with it. Label-consistent poisons fit their captions and are
+         not weak: see dao
 """
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 
-from clipvet.cleaners._evidence import Found, evidence, listed
+from clipvet.cleaners._evidence import Found, listed, localise
 from clipvet.cleaners._forget import Tied, forgetting, naming, tying_cells
-from clipvet.embed import embed_pairs
 from clipvet.errors import UserError
 from clipvet.fit import note
 from clipvet.rng import Rng
 from clipvet.shortcut import Over, Score, Weak, overfit, risen, weak_pairs
 from clipvet.types import Clip, Pairs
 from clipvet.unlearning import Unlearned, unlearn
-from clipvet.words import How, attributed, clusters, words
+from clipvet.words import How
+
+VIEWS = 3.0  # the given model on changed pictures is a worse reference than a clean one
 
 
 @dataclass(frozen=True)
@@ -43,15 +45,15 @@ class Ubt:
     views: bool = True  # without a reference: change the pictures
     susp: float = 0.02  # share of the pairs that is suspicious
     normal: float = 0.8  # share of the others, the best under the reference, that is taken for clean
-    overfit: Over = "nce"  # or square
+    overfit: Over = "square"  # or nce
     beta: float = 1.0  # weight of the normal pairs there
     epochs: float = 5  # of the suspicious pairs
     over_lr: float = 1e-5
-    topk: int = 64  # pairs that are unlearned, at most
-    score: Score = "similarity"  # or gain
+    topk: int = 64  # pairs that say which words; those that rose like them are unlearned too
+    score: Score = "gain"  # or similarity
     attribution: How = "loo"  # or gradient, attention
     rho: float = 0.5  # share of a cluster's weight that its words cover
-    sure: float = 7.0  # robust standard deviations above the null; -inf: act on whatever is found
+    sure: float = 9.0  # robust standard deviations above the null, VIEWS more without a reference; -inf: act always
     mode: Literal["local", "full"] = "local"  # full: whole captions
     grid: int = 7  # cells a side of a picture; 0: leave the pictures' cells alone
     forget: Literal["softplus", "ascent"] = "softplus"
@@ -72,6 +74,11 @@ class Ubt:
 
     needs: ClassVar[str] = "untrusted pairs"
 
+    @property
+    def least(self) -> float:
+        """Evidence that is enough."""
+        return self.sure + (0 if self.reference else VIEWS)
+
     def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
         """The unlearned model; the given one where there is no evidence. Raises UserError for topk beyond the pool."""
         weak = weak_pairs(clip, pairs, self.reference, self.views, self.susp, self.normal)
@@ -80,8 +87,8 @@ class Ubt:
         over = overfit(self, clip, pairs, weak, rng.fork("overfit"), self.over_lr, self.beta, self.overfit)
         r = risen(over, pairs, weak, self.score)
         top = weak.susp[np.argsort(-r, kind="stable")[: self.topk]]
-        found = self.localise(clip, pairs, weak, top, rng.fork("null"))
-        sure, ids = [f for f in found if f.evidence >= self.sure], pairs.ids[weak.kept]
+        found = localise(self, clip, over, pairs, weak, top, rng.fork("null"))
+        sure, ids = [f for f in found if f.evidence >= self.least], pairs.ids[weak.kept]
         kept = {
             "susp": ids[weak.susp],
             "s_susp": weak.s[weak.susp],
@@ -90,36 +97,26 @@ class Ubt:
             "s": weak.s,
             "q": weak.q,
         }
-        kept |= listed(found, ids) | {"sure": np.array(self.sure)}
+        kept |= listed(found, ids) | {"sure": np.array(self.least)}
         if not sure:
-            near = f"; closest: {found[0].told}, where {self.sure:g} would be" if found else ""
+            near = f"; closest: {found[0].told}, where {self.least:g} would be" if found else ""
             told = f"no evidence of a backdoor, the weights stay as they are{near}. Poisons that fit their captions are"
             alone = "" if self.reference else "; a trigger that survives blur, crop and mirror needs reference="
             note("ubt", f"{told} not weak: rank the pairs with the filter dao{alone}", **kept)
             return clip
+        sure = [f._replace(rows=self.alike(f, weak, r)) for f in sure]
         done, cells = self.unlearn(clip, pairs, weak, sure, rng.fork("unlearn"))
         told = f"likely target: {', '.join(f.told for f in sure)}; {done.steps} steps, {done.why}"
         note("ubt", told, **kept, trace=np.array(done.trace), cells=cells)
         return done.clip
 
-    def localise(self, clip: Clip, pairs: Pairs, weak: Weak, top: np.ndarray, rng: Rng) -> list[Found]:
-        """Clusters of the k pairs, the surest first."""
-        z = embed_pairs(clip, pairs.take(weak.kept[top])).z
-        added = attributed(clip, z, [weak.captions[k] for k in top], self.attribution)
-        holders: dict[str, list[int]] = {}
-        for k, caption in enumerate(weak.captions):
-            for v in words(caption):
-                holders.setdefault(v, []).append(k)
-        df, rows_of = Counter({v: len(r) for v, r in holders.items()}), {v: np.array(r) for v, r in holders.items()}
-        made = clusters(added, df, len(weak.captions), self.rho)
-        suspects = {v for c in made for v in c.words}
-        found = []
-        for c in made:
-            told = evidence(c.words[0], len(c.rows), weak.s, weak.q, rows_of, sorted(suspects), rng)
-            found.append(Found(c.words, top[c.rows], *told))
-            if told[1] >= self.sure:  # what else its poisons say is no evidence of its own
-                rows_of = {v: np.setdiff1d(r, rows_of[c.words[0]]) for v, r in rows_of.items() if v != c.words[0]}
-        return sorted(found, key=lambda f: -f.evidence)
+    def alike(self, f: Found, weak: Weak, r: np.ndarray) -> np.ndarray:
+        """The cluster, and what else of the pool has its word and rose more like it than like pairs without."""
+        has = naming([weak.captions[k] for k in weak.susp], f.words[:1])
+        if has.all():
+            return f.rows
+        own = np.isin(weak.susp, f.rows)
+        return weak.susp[own | has & (r > (np.median(r[own]) + np.median(r[~has])) / 2)]
 
     def unlearn(
         self, clip: Clip, pairs: Pairs, weak: Weak, sure: list[Found], rng: Rng
