@@ -333,14 +333,18 @@ def test_without_forgetting_the_suspicious_pairs_stay(world: World, tmp_path: Pa
 # T6, T7: what it does
 
 
-def test_no_poison_no_evidence(world: World, tmp_path: Path) -> None:
-    for k, (pairs, method) in enumerate(
-        [(toy(1200, seed)[0], UBT) for seed in (21, 22, 23)] + [(toy(1200, 21)[0], replace(UBT, reference=""))]
-    ):
-        honest = trained(pairs, seed=k)
-        out, found = ran(method, honest, pairs, tmp_path / str(k))
-        assert weights_hash(out) == weights_hash(honest), (k, found["words"], found["evidence"])
-        assert measure_pool(tmp_path / str(k), None)["evidence"].value == 0
+@pytest.mark.parametrize("reference", ["reference", ""])
+def test_no_poison_no_evidence(world: World, tmp_path: Path, reference: str) -> None:
+    """On at least 19 of 20 clean sets nothing is found, and then the weights stay as they are."""
+    silent = 0
+    for seed in range(101, 121):
+        pairs, folder = toy(1200, seed)[0], tmp_path / str(seed)
+        honest = trained(pairs, seed=seed)
+        out, _ = ran(replace(UBT, reference=reference, steps=1), honest, pairs, folder)
+        quiet = measure_pool(folder, None)["evidence"].value == 0
+        assert (weights_hash(out) == weights_hash(honest)) == quiet
+        silent += quiet
+    assert silent >= 19
 
 
 def test_a_clean_model_on_dirty_data_is_left_alone(world: World, tmp_path: Path) -> None:
