@@ -105,7 +105,8 @@ def test_per_pair_training_on_shards_as_on_files(name: str, small: Any, tmp_path
     def run(pairs: Pairs) -> Any:
         if name == "safeclip":
             return SAFE.train(small, pairs, Rng(2))
-        ubt = Ubt(susp=0.25, epochs=1, topk=8, grid=0, steps=5, batch=8, sure=-np.inf, lr=1e-3)
+        how: Any = {"overfit": "nce", "score": "similarity"}  # with which random weights show a word
+        ubt = Ubt(susp=0.25, epochs=1, topk=8, grid=0, steps=5, batch=8, sure=-np.inf, lr=1e-3, **how)
         return ubt.clean(small, pairs, Rng(2))
 
     done = weights_hash(run(pairs))
