@@ -1,10 +1,10 @@
-"""Every attack against every cleaner, each with what it needs: the fair field, on a tower deep enough for prompts.
+"""Every attack against every cleaner that trains on pairs, clean or dirty ones: the fair field.
 
 command:  clipvet run recipes/cleaning_table.py --jobs 2 --out results/cleaning_table
 expected: victims' ASR >= 0.80; every defense meets the same victims, adaptive attacks among them. label_consistent is
           refused: a model that knows the target needs no trigger for it (ASR 2 %; 55 % where 93 % of the target's
-          pictures are stamped and the model is trained from scratch)
-hardware: 2 CPU cores with bf16
+          pictures are stamped and the model is trained from scratch). Prompts want a deeper tower: fewshot_table.py
+hardware: 2 CPU cores with bf16, 40 minutes a seed
 """
 
 from dataclasses import replace
@@ -19,13 +19,10 @@ from clipvet.cleaners.abl import Abl
 from clipvet.cleaners.cleanclip import CleanClip
 from clipvet.cleaners.finetune import Finetune
 from clipvet.cleaners.finetune_filtered import FinetuneFiltered
-from clipvet.cleaners.linear_probe import LinearProbe
 from clipvet.cleaners.par import Par
-from clipvet.cleaners.rvpt import Rvpt
 from clipvet.cleaners.task_negation import TaskNegation
 from clipvet.cleaners.ubt import Ubt
-from clipvet.cleaners.vpt import Vpt
-from clipvet.data import Data, Shots, Test
+from clipvet.data import Data, Test
 from clipvet.presets import ERASE, shapes
 from clipvet.recipe import Recipe
 from clipvet.training.plain import Plain
@@ -36,46 +33,47 @@ from clipvet.triggers.wanet import WaNet
 from clipvet.worlds.shapes import TEMPLATES
 
 REBOUND = ("patch", "badclip")  # attacks after whose cleaning the models are fine-tuned once more
-PATTERNS = ("noise", "stripes", "triangles")  # blended
-TRIGGERS = {"patch": Patch(), "sig": Sig(), **{name: Blended(name) for name in PATTERNS}}
+TRIGGERS = {"patch": Patch(), "blended": Blended("noise"), "sig": Sig()}
+TRIGGERS |= {name: Blended(name) for name in ("stripes", "triangles")}
+CLEAN = {"finetune": Finetune(), "cleanclip": CleanClip(), "par": Par()}
+DIRTY = {"ubt": Ubt(), "abl": Abl(), "finetune_filtered": FinetuneFiltered(), "task_negation": TaskNegation()}
 
 
-def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
-    """Every attack against every cleaner; on two attacks, benign fine-tuning after each cleaner too."""
+def planted(smoke: bool = False) -> tuple[Plain, dict[str, Any]]:
+    """The training of the clean model, and all attacks, which go on from it as who fine-tunes would."""
     plain = replace(shapes(Plain()), precision="bf16", epochs=1 if smoke else 4)
     gentle = replace(plain, epochs=1 if smoke else 2, optimizer="adamw", lr=5e-4)
     poison = {"rate": 0.02, "templates": TEMPLATES, "training": gentle}
     triggers = {name: shapes(t) for name, t in TRIGGERS.items()} | {"wanet": WaNet(k=8, s=4.0)}
-    own: dict[str, Any] = {"patch": {"rate": 0.01}, "noise": {"rate": 0.01}, "sig": {"rate": 0.03}}  # as in rvpt_shapes
+    own: dict[str, Any] = {"patch": {"rate": 0.01}, "blended": {"rate": 0.03}, "sig": {"rate": 0.03}}
     own["wanet"] = {"rate": 0.1, "training": replace(plain, epochs=6)}  # views that move pixels hide a warp
     attacks: dict[str, Any] = {n: Poison(t, **(poison | own.get(n, {}))) for n, t in triggers.items()}
     attacks["label_consistent"] = Poison(known := triggers["patch"], label_consistent=True, **poison)
     attacks |= {"badclip": replace(shapes(BadClip()), **poison), "issba": replace(Issba(), **poison)}
-    attacks |= {
-        "adaptive_par": AdaptivePar(known, erase=ERASE, **poison),
-        "adaptive_rvpt": AdaptiveRvpt(known, **poison),
-    }
+    attacks["adaptive_par"] = AdaptivePar(known, erase=ERASE, **(poison | {"rate": 0.03}))
+    attacks["adaptive_rvpt"] = AdaptiveRvpt(known, **poison)
+    return plain, attacks
+
+
+def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
+    """Every attack against every cleaner; on two attacks, benign fine-tuning after each cleaner too."""
+    plain, attacks = planted(smoke)
     fast: dict[str, Any] = {"precision": "bf16"} | ({"epochs": 1} if smoke else {})
-    pairs: dict[str, Any] = {"finetune": Finetune(), "cleanclip": CleanClip(), "par": Par()}
-    shots: dict[str, Any] = {"vpt": Vpt(), "rvpt": Rvpt(), "linear_probe": LinearProbe()}
-    dirty = {"ubt": Ubt(), "abl": Abl(), "finetune_filtered": FinetuneFiltered(), "task_negation": TaskNegation()}
-    cleaners = {name: replace(shapes(m), **fast) for name, m in (pairs | shots).items()}
-    later = replace(cleaners["finetune"], epochs=1)  # who gets a cleaned model goes on with it
-    dirty = {name: shapes(m) for name, m in dirty.items()}
+    clean: dict[str, Any] = {name: replace(shapes(m), **fast) for name, m in CLEAN.items()}
+    dirty: dict[str, Any] = {name: shapes(m) for name, m in DIRTY.items()}
     for name in ("abl", "task_negation"):
         dirty[name] = replace(dirty[name], precision="bf16")
     dirty["abl"] = replace(dirty["abl"], isolation=replace(dirty["abl"].isolation, precision="bf16"))
     dirty["ubt"] = replace(dirty["ubt"], **({"susp": 0.1, "steps": 5} if smoke else {}))
-    same = replace(cleaners["finetune"], **({} if smoke else {"epochs": 2.6}))  # of 20,000: as many pairs as the others
+    same = replace(clean["finetune"], **({} if smoke else {"epochs": 2.6}))  # of 20,000: as many pairs as the others
     dirty["finetune_filtered"] = replace(dirty["finetune_filtered"], finetune=same)
     main = Recipe(
         name="cleaning_table",
-        model_names=("shapes-vit-deep",),
+        model_names=("shapes-vit",),
         attacks=attacks if not smoke else {name: attacks[name] for name in ("issba", "patch")},
-        cleaners=cleaners | dirty,
+        cleaners=clean | dirty,
         defender_data={
-            "shapes": (Data("shapes", 512 if smoke else 8_000, "validation"), tuple(pairs)),
-            "16-shot": (Shots(Test("shapes-shifted", by="colour shape"), 2 if smoke else 16), tuple(shots)),
+            "shapes": (Data("shapes", 512 if smoke else 8_000, "validation"), tuple(clean)),
             "the dirty pairs": (None, tuple(dirty)),
         },
         base=plain,
@@ -87,4 +85,5 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
     )
     again = {name: attack for name, attack in main.attacks.items() if name in REBOUND}
     rest = {name: attack for name, attack in main.attacks.items() if name not in REBOUND}
+    later = replace(clean["finetune"], epochs=1)  # who gets a cleaned model goes on with it
     return replace(main, attacks=rest), replace(main, attacks=again, rebound=later)
