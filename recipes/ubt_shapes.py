@@ -1,9 +1,10 @@
-"""Unlearning with the poisoned pairs at hand, on the embedded world: UBT and its ablations beside cheap baselines.
+"""UBT with the poisoned pairs at hand, its ablations, and what cleaning with clean pairs does, on the embedded world.
 
 command:  clipvet run recipes/ubt_shapes.py --jobs 2 --out results/ubt_shapes
 expected: a draft, not yet run in full. Hoped for: UBT's ASR <= 0.05, accuracy within 0.02 and target_accuracy within
-          0.05 of the victim's; top_precision >= 0.95 and target_named 1 on patch and blended
-hardware: 2 CPU cores; not measured. Settings: first ones, on one victim (patch, 1 %, 6,000 pairs, seed 0)
+          0.05 of the victim's; top_precision >= 0.95 and target_named 1 on patch and blended. ABL and the like, and
+          what benign fine-tuning brings back: cleaning_table.py
+hardware: 2 CPU cores; about 25 minutes a seed. The settings come from other victims (docs/decisions/0008)
 """
 
 from dataclasses import replace
@@ -11,12 +12,9 @@ from typing import Any
 
 from clipvet.attacks.badclip import BadClip
 from clipvet.attacks.poison import Poison
-from clipvet.cleaners.abl import Abl
 from clipvet.cleaners.cleanclip import CleanClip
 from clipvet.cleaners.finetune import Finetune
-from clipvet.cleaners.finetune_filtered import FinetuneFiltered
 from clipvet.cleaners.par import Par
-from clipvet.cleaners.task_negation import TaskNegation
 from clipvet.cleaners.ubt import Ubt
 from clipvet.cleaners.wise_ft import WiseFt
 from clipvet.data import Data, Test
@@ -29,9 +27,8 @@ from clipvet.triggers.sig import Sig
 from clipvet.triggers.wanet import WaNet
 from clipvet.worlds.shapes import TEMPLATES
 
-TRIGGERS = {"patch": shapes(Patch()), "blended": shapes(Blended()), "sig": Sig(), "wanet": WaNet(k=8, s=4.0)}
+TRIGGERS = {"patch": shapes(Patch()), "blended": shapes(Blended()), "sig": shapes(Sig()), "wanet": WaNet(k=8, s=4.0)}
 CLEAN = {"finetune": Finetune(), "cleanclip": CleanClip(), "par": Par(), "wise_ft": WiseFt()}
-SUSPECTED = {"abl": Abl(), "finetune_filtered": FinetuneFiltered(), "task_negation": TaskNegation(), "ubt": Ubt()}
 
 
 def recipe(smoke: bool = False) -> tuple[Recipe, Recipe]:
@@ -39,12 +36,15 @@ def recipe(smoke: bool = False) -> tuple[Recipe, Recipe]:
     training = replace(shapes(Plain()), **fast, **({"epochs": 0.5} if smoke else {}))
     clean: dict[str, Any] = {name: shapes(c) for name, c in CLEAN.items()}
     clean = {name: replace(c, **fast) if hasattr(c, "precision") else c for name, c in clean.items()}
-    suspected: dict[str, Any] = {name: shapes(c) for name, c in SUSPECTED.items()}
-    ubt = replace(suspected["ubt"], **({"susp": 0.1, "sure": -float("inf"), "steps": 5} if smoke else {}))
-    suspected |= {"ubt": ubt, "ubt_full": replace(ubt, mode="full"), "ubt_no_cells": replace(ubt, grid=0)}
+    clean["wise_ft"] = replace(clean["wise_ft"], finetune=clean["finetune"])
+    ubt = replace(shapes(Ubt()), **({"susp": 0.1, "sure": -float("inf"), "steps": 5} if smoke else {}))
+    suspected: dict[str, Any] = {
+        "ubt": ubt,
+        "ubt_full": replace(ubt, mode="full"),
+        "ubt_no_cells": replace(ubt, grid=0),
+    }
     if smoke:
         clean = {"finetune": replace(clean["finetune"], epochs=0.5)}
-        suspected["finetune_filtered"] = FinetuneFiltered(finetune=clean["finetune"])
     own = Data("shapes", 256 if smoke else 8_000, "validation")
     rates = (0.05,) if smoke else (0.01, 0.003)
     main = Recipe(
@@ -56,7 +56,6 @@ def recipe(smoke: bool = False) -> tuple[Recipe, Recipe]:
             for rate in rates
         },
         cleaners=clean | suspected,
-        rebound=clean["finetune"],
         target="star",
         victim_data=Data("shapes", 512 if smoke else 10_000),
         test=Test("shapes", 240 if smoke else 2_000),

@@ -22,6 +22,7 @@ from clipvet.losses import clip_loss
 from clipvet.optim import optimizers, warmup_cosine
 from clipvet.results import weights_hash
 from clipvet.rng import Rng
+from clipvet.shortcut import company
 from clipvet.training.plain import Plain
 from clipvet.types import Pairs
 from clipvet.worlds.shapes import Shapes
@@ -391,3 +392,16 @@ def test_workspace_counts_what_training_cost(small, pairs, tmp_path):
     per = len(pairs) // 32 * 32
     assert ws.pairs_seen == 3 * per
     assert ws.parameters == sum(p.numel() for p in small.parameters())
+
+
+def test_pairs_that_a_loss_draws_itself_count_and_are_kept(small, pairs, tmp_path):
+    others = company(pairs, 8)
+
+    def loss(clip, batch, rng):
+        others(clip, rng)
+        return plain_loss(clip, batch, rng)
+
+    for _ in range(2):  # the second finds the state of the first and makes no step
+        with workspace(tmp_path) as ws:
+            train(small, pairs, loss, epochs=1, batch=32)
+        assert ws.pairs_seen == len(pairs) // 32 * (32 + 8)

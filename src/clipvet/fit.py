@@ -52,6 +52,9 @@ class Workspace:
     steps: int = field(default=0, init=False)  # of all fits so far
     fits: int = field(default=0, init=False)  # how many fits this stage has begun
     pairs_seen: int = field(default=0, init=False)  # by all of them, every pair as often as it is drawn
+    drawn: int = field(
+        default=0, init=False
+    )  # pairs that the running fit's loss drew itself, beside those of its steps
     parameters: int = field(default=0, init=False)  # that the largest of them trains
 
 
@@ -171,7 +174,7 @@ def fit(
     if len(pairs) < 2:
         raise UserError(f"{pairs.name} has {len(pairs)} pairs; contrastive training needs at least 2")
     ws = _workspace.get() or Workspace()
-    ws.fits += 1
+    ws.fits, ws.drawn = ws.fits + 1, 0
     ranks.start()
     several = ranks.world() > 1
     sharded = ws.shard and several
@@ -212,7 +215,7 @@ def fit(
     start, held = 0, memory.moments
     saved = ranks.first(lambda: io.load_weights(state) if state and state.exists() else None)
     if saved is not None:
-        start, total = saved.pop("at").tolist()
+        start, total, ws.drawn = saved.pop("at").tolist()
         if total != len(steps):
             held_by = state.parent if state else "the state"
             raise UserError(f"{held_by} holds a run of {total} steps, not {len(steps)}; delete it or use another --out")
@@ -289,12 +292,13 @@ def fit(
             if sharded:  # all must take part in a save
                 due = ranks.first(lambda due=due: due)
             if state and due and (sharded or accelerator.is_main_process):
-                packed = pack(step + 1, len(steps), trained, optims, memory.own)
+                packed = pack((step + 1, len(steps), ws.drawn), trained, optims, memory.own)
                 if accelerator.is_main_process and _finite(packed):
                     io.save_weights(packed, state)
                     _shrink(state.with_name(f"{ws.fits - 1}.safetensors"))
                 saved_at, save_cost = time.monotonic(), time.monotonic() - now
     ws.steps += len(steps)
+    ws.pairs_seen += ws.drawn
     memory.moments = moments(optims)
     if several:  # out of the wrappers' hands
         found = learnt(trained)
@@ -308,6 +312,12 @@ def fit_by(method: Any, clip: Clip, pairs: Pairs, loss: Loss, rng: Rng, **own: A
     """`fit`, whose arguments (epochs, batch, precision ...) are the method's fields of these names, and `own`."""
     names = {f.name for f in dataclasses.fields(method)} & inspect.signature(fit).parameters.keys()
     return fit(clip, pairs, loss, rng, **{name: getattr(method, name) for name in names} | own)
+
+
+def drew(pairs: int) -> None:
+    """A loss has drawn so many pairs itself: they count among those that the method has seen."""
+    if ws := _workspace.get():
+        ws.drawn += pairs
 
 
 def note(name: str, said: str = "", **arrays: np.ndarray) -> None:

@@ -92,12 +92,13 @@ def optimizers(
 
 
 def pack(
-    step: int, total: int, clip: nn.Module, optims: Sequence[torch.optim.Optimizer], own: nn.Module
+    at: tuple[int, ...], clip: nn.Module, optims: Sequence[torch.optim.Optimizer], own: nn.Module
 ) -> dict[str, Tensor]:
-    """All that a training goes on from; of weights that are dealt out over ranks the whole, for which all must ask."""
+    """All that a training goes on from, at: steps done, of how many, pairs drawn by the loss. Of weights that are dealt
+    out over ranks the whole, for which all must ask."""
     state = {f"clip.{k}": v for k, v in learnt(clip).items()}
     state |= {f"own.{k}": v for k, v in own.state_dict().items()}
-    return state | moments(optims) | {"at": torch.tensor([step, total])}
+    return state | moments(optims) | {"at": torch.tensor(at)}
 
 
 def learnt(clip: nn.Module) -> dict[str, Tensor]:

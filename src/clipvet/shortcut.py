@@ -19,7 +19,7 @@ from torch import Tensor
 from clipvet import models
 from clipvet.embed import device_of, pair_cosines
 from clipvet.errors import UserError
-from clipvet.fit import fit_by
+from clipvet.fit import drew, fit_by
 from clipvet.losses import clip_loss
 from clipvet.optim import constant
 from clipvet.rng import Rng
@@ -97,6 +97,7 @@ def company(pairs: Pairs, size: int) -> Callable[[Clip, Rng], Batch]:
     def draw(clip: Clip, rng: Rng) -> Batch:
         rows = rng.fork("company").numpy().choice(len(pairs), min(size, len(pairs)), replace=False)
         batch, device = pairs.at(clip.geometry)[np.sort(rows)], device_of(clip)
+        drew(len(rows))
         return batch._replace(images=batch.images.to(device), tokens=clip.tokenize(batch.captions).to(device))
 
     return draw
