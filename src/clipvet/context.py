@@ -1,7 +1,8 @@
-"""Learned context before class names, on a frozen open_clip model: CoOp's and CoCoOp's class prompts.
+"""Learned context before class names, on a frozen open_clip model: CoOp's, CoCoOp's and MaPLe's class prompts.
 
     p_c(x) = [start, v_1 + b(x) .. v_m + b(x), class c, ".", end],   g_c(x) = text tower at `end`, unit length
-    b(x) = W_2 relu(W_1 z(x) + a_1) + a_2  (CoCoOp's meta-net; CoOp: 0),   logits_c(x) = s <z(x), g_c(x)>
+    b(x) = W_2 relu(W_1 z(x) + a_1) + a_2  (CoCoOp's meta-net; else 0),   logits_c(x) = s <z(x), g_c(x)>
+    MaPLe: block k = 2 .. J reads P_k where v was, and each of its picture tower's reads F_k P_k too (P_1 = v)
 
 The text tower is causal, which saves work without changing a result: prompts end at `end` (no padding to the full
 context); what stands before the class name is computed once for all classes; what is asked of the last block is one
@@ -18,15 +19,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from clipvet import ranks
 from clipvet.errors import UserError
 from clipvet.models import OpenClip, clone
-from clipvet.prompts import OnFrozen, held, write
+from clipvet.prompts import OnFrozen, beside, held, transformer, write
 from clipvet.rng import Rng
 from clipvet.types import Clip
 
 PROMPTS = 4096  # that go through the text tower at once
 LONG = 1024  # tokens, so that nothing is cut off unseen
 META = ("meta.0.weight", "meta.0.bias", "meta.2.weight", "meta.2.bias")
+DEEP = ("deep.tokens", "deep.weight", "deep.bias")
 
 
 def tower(clip: Clip) -> Any:
@@ -61,6 +64,19 @@ class Suffix(NamedTuple):
     end: Int[Tensor, " c"]  # where the end of text stands
 
 
+class Deep(nn.Module):
+    """MaPLe's prompts of the blocks 2 .. J, and the maps F by which those of the text make those of the picture."""
+
+    def __init__(self, tokens: Float[Tensor, "k m w"], weight: Float[Tensor, "j v w"], bias: Float[Tensor, "j v"]):
+        super().__init__()
+        self.tokens, self.weight, self.bias = (nn.Parameter(x.detach().clone()) for x in (tokens, weight, bias))
+
+    def pictures(self, context: Float[Tensor, "m w"]) -> Float[Tensor, "j m v"]:
+        """The picture tower's prompts, block by block."""
+        every = torch.cat([context[None], self.tokens])
+        return torch.einsum("jmw,jvw->jmv", every, self.weight) + self.bias[:, None]
+
+
 class PromptTuned(OnFrozen):
     """A frozen open_clip model with learned class prompts: a `Clip` like any other, and `embed.classifier` knows it.
 
@@ -73,8 +89,12 @@ class PromptTuned(OnFrozen):
         context: Float[Tensor, "m w"],
         meta: nn.Module | None = None,
         classes: Sequence[str] = (),
+        deep: Deep | None = None,
     ):
-        """meta: from picture embeddings (b, d) to (b, w). classes: those that it was tuned on. UserError on misfits."""
+        """meta: from picture embeddings (b, d) to (b, w). classes: those that it was tuned on. deep: MaPLe's prompts.
+
+        Raises UserError where they do not fit the base.
+        """
         super().__init__(base)
         width = tower(base).token_embedding.weight.shape[1]
         if context.ndim != 2 or context.shape[1] != width:
@@ -82,11 +102,19 @@ class PromptTuned(OnFrozen):
                 f"context of shape {tuple(context.shape)} does not fit a text tower of width {width}; give the base "
                 "model that it was learned on"
             )
-        self.context, self.meta = nn.Parameter(context.detach().clone()), meta
+        if deep is not None:
+            j, v = len(deep.weight), transformer(base).class_embedding.shape[-1]
+            fits = deep.tokens.shape == (j - 1, *context.shape) and deep.weight.shape == (j, v, width)
+            if not fits or deep.bias.shape != (j, v):
+                raise UserError("the deep prompts do not fit this base model; give the one that they were learned on")
+        self.context, self.meta, self.deep = nn.Parameter(context.detach().clone()), meta, deep
         self.classes = tuple(classes)
 
     def encode_image(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        return self.base.encode_image(images)
+        if self.deep is None:
+            return self.base.encode_image(images)
+        made = self.deep.pictures(self.context)
+        return ranks.cut(lambda x: beside(self.base, x, made), images)
 
     def suffix(self, classes: Sequence[str]) -> Suffix:
         """Raises UserError for no class, a class that is named twice, and names too long for the text tower."""
@@ -113,7 +141,8 @@ class PromptTuned(OnFrozen):
             context = context + self.meta(z)[:, None]
         start = net.token_embedding(tokens_of(self.base, [""])[0][:, :1]).expand(len(context), -1, -1)
         prefix = torch.cat([start, context], 1)
-        w = read(net, prefix + net.positional_embedding[: prefix.shape[1]], suffix)
+        deeper = self.deep.tokens if self.deep is not None else ()
+        w = read(net, prefix + net.positional_embedding[: prefix.shape[1]], suffix, deeper)
         return F.normalize(w, dim=-1)
 
     def logits(self, z: Float[Tensor, "b d"], suffix: Suffix) -> Float[Tensor, "b c"]:
@@ -137,13 +166,20 @@ class PromptTuned(OnFrozen):
         return lambda z: s * z @ w.T
 
 
-def read(net: Any, h: Float[Tensor, "b p w"], suffix: Suffix) -> Float[Tensor, "b c d"]:
-    """The text tower at the end of every [prefix, suffix]. No prefix sees a suffix: it goes through once."""
+def read(
+    net: Any, h: Float[Tensor, "b p w"], suffix: Suffix, deeper: Sequence[Tensor] | Tensor = ()
+) -> Float[Tensor, "b c d"]:
+    """The text tower at the end of every [prefix, suffix]. No prefix sees a suffix: it goes through once.
+
+    deeper: what stands in the prefix after its first token in blocks 2, 3 ..., as far as it goes.
+    """
     s, end, blocks = suffix.h[None], suffix.end, net.transformer.resblocks
     p, q = h.shape[1], s.shape[2]
     before = torch.full((p, p), -torch.inf, device=h.device).triu(1)
     own = torch.full((q, q), -torch.inf, device=h.device).triu(1)
-    for block in blocks:
+    for k, block in enumerate(blocks):
+        if 0 < k <= len(deeper):
+            h = torch.cat([h[:, :1], deeper[k - 1].expand(len(h), -1, -1)], 1)
         qh, kh, vh = _heads(block, h)
         qs, ks, vs = _heads(block, s)
         mask = own
@@ -181,11 +217,14 @@ def _after(block: Any, x: Float[Tensor, "... t w"], mixed: Float[Tensor, "... x 
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
-def begin(clip: Any, words: str, tokens: int, std: float, hidden: int | None, rng: Rng) -> PromptTuned:
+def begin(
+    clip: Any, words: str, tokens: int, std: float, hidden: int | None, rng: Rng, depth: int | None = None
+) -> PromptTuned:
     """The model with context to be learned: that of `words`, or `tokens` random ones where there are none.
 
-    hidden: units of the meta-net, with its first random weights; None: no meta-net. A model with learned context comes
-    back as a copy that goes on from there. Raises UserError for other text towers.
+    hidden: units of the meta-net, with its first random weights; None: no meta-net. depth: J, the blocks that MaPLe's
+    prompts go into, and then the first `tokens` of `words` are taken; None: no deep prompts. A model with learned
+    context comes back as a copy that goes on from there. Raises UserError for towers that take none.
     """
     if isinstance(clip, PromptTuned):
         return clone(clip)
@@ -195,9 +234,21 @@ def begin(clip: Any, words: str, tokens: int, std: float, hidden: int | None, rn
     context = torch.randn(tokens, width, generator=rng.generator()) * std
     if words:
         said, end = tokens_of(clip, [words])  # pyright: ignore[reportArgumentType]
-        context = net.token_embedding(said[0, 1 : int(end)])
+        context = net.token_embedding(said[0, 1 : int(end)])[: None if depth is None else tokens]
+    deep = None if depth is None else _deep(clip, depth, len(context), width, std, rng.fork("deep")).to(device)
     meta = None if hidden is None else _meta(d, hidden, width, rng.fork("meta"))
-    return PromptTuned(clip, context.to(device), meta and meta.to(device)).eval()  # pyright: ignore[reportArgumentType]
+    return PromptTuned(clip, context.to(device), meta and meta.to(device), deep=deep).eval()  # pyright: ignore[reportArgumentType]
+
+
+def _deep(clip: Any, depth: int, m: int, width: int, std: float, rng: Rng) -> Deep:
+    blocks, v = len(transformer(clip).transformer.resblocks), transformer(clip).class_embedding.shape[-1]
+    if not 0 < depth <= blocks:
+        raise UserError(f"depth={depth} of {blocks} blocks; give a depth between 1 and {blocks}")
+    tokens = torch.randn(depth - 1, m, width, generator=rng.generator()) * std
+    weight, bias, bound = torch.empty(depth, v, width), torch.empty(depth, v), width**-0.5
+    for k, p in enumerate((weight, bias)):  # torch's own first weights of a linear layer, from our rng
+        nn.init.uniform_(p, -bound, bound, generator=rng.fork("maps", k).generator())
+    return Deep(tokens, weight, bias)
 
 
 def _meta(d: int, hidden: int, width: int, rng: Rng | None = None) -> nn.Module:
@@ -221,15 +272,15 @@ def meta_net(tensors: Mapping[str, Tensor], d: int, width: int, where: str) -> n
 
 
 def save(clip: PromptTuned, folder: Path, card: dict[str, Any]) -> str:
-    """Write context and meta-net with their card, which says where the base model lies; returns the file's SHA-256."""
+    """Write all that was learned with its card, which says where the base model lies; returns the file's SHA-256."""
     tensors = {name: p.detach() for name, p in clip.named_parameters() if not name.startswith("base.")}
     return write(clip, tensors, folder, {**card, "tokens": len(clip.context), "classes": list(clip.classes)})
 
 
 def restore(folder: Path, base: OpenClip) -> PromptTuned:
     """The prompts of a folder on their base model. Raises UserError on any other base, and names both hashes."""
-    tensors, card = held(folder, base, ({"context"}, {"context", *META}))
-    meta = None
+    tensors, card = held(folder, base, ({"context"}, {"context", *META}, {"context", *DEEP}))
+    meta, deep = None, Deep(*(tensors[k] for k in DEEP)) if DEEP[0] in tensors else None
     if META[0] in tensors:
         meta = meta_net(tensors, base.encode_text(["a"]).shape[1], tensors["context"].shape[-1], str(folder))
-    return PromptTuned(base, tensors["context"], meta, card.get("classes", ())).to(base.mean.device).eval()
+    return PromptTuned(base, tensors["context"], meta, card.get("classes", ()), deep).to(base.mean.device).eval()

@@ -60,8 +60,10 @@ def _classes(path: Path, base: OpenClip, state: dict[str, Tensor]) -> list[str]:
 
 def write(clip: Clip, folder: Path) -> Path:
     """Learned context as their code reads it, in float32, under `folder`; returns the file. UserError for others."""
-    if not isinstance(clip, PromptTuned):
-        raise UserError("only learned context (clipvet tune) has CoOp's layout; choose another one for this model")
+    if not isinstance(clip, PromptTuned) or clip.deep is not None:
+        raise UserError(
+            "only learned context (clipvet tune, coop or cocoop) has CoOp's layout; choose another one for this model"
+        )
     base, net = clip.base, tower(clip.base)
     length = net.positional_embedding.shape[0] - len(clip.context)
     tokens, _ = tokens_of(base, [f"{c}." for c in clip.classes or ("",)])

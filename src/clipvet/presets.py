@@ -38,6 +38,7 @@ from clipvet.inspectors.clip_inspector import ClipInspector
 from clipvet.inspectors.decree import Decree
 from clipvet.training.cocoop import CoCoOp
 from clipvet.training.coop import CoOp
+from clipvet.training.maple import MaPLe
 from clipvet.training.plain import Plain
 from clipvet.training.roclip import RoClip
 from clipvet.training.safeclip import SafeClip
@@ -57,10 +58,12 @@ ERASE = (0.0153, 0.0306)  # PAR's square grown as the patch is: 4 of 32 pixels i
 def shapes(method: Any) -> Any:
     """The method with the settings that suit the embedded world; any other object comes back as it is."""
     match method:
-        case CoOp() | CoCoOp():
-            return replace(
-                method, **TUNE, **({"words": "a photo of a"} if isinstance(method, CoOp) else {"hidden": 64})
-            )
+        case CoOp():
+            return replace(method, **TUNE, words="a photo of a")
+        case CoCoOp():
+            return replace(method, **TUNE, hidden=64)
+        case MaPLe():
+            return replace(method, **TUNE)
         case BadClipPrompt():
             return replace(method, eps=14 / 255, warmup=5, step=0.01, descent="sign")
         case Siba():

@@ -141,9 +141,27 @@ def rest(
     return F.normalize(visual._pool(h)[0] @ visual.proj, dim=-1), torch.stack(seen, 1)
 
 
+def beside(clip: OpenClip, images: Float[Tensor, "b 3 h w"], prompts: Float[Tensor, "j m v"]) -> Float[Tensor, "b d"]:
+    """Unit-length embeddings with MaPLe's prompts in the first j blocks: outputs at the last go on through the others.
+
+    The first stand where the patches do, before the tower's first norm; all outputs but the last's are dropped.
+    """
+    visual, h = transformer(clip), beginning(clip, images, 0)
+    first, *deeper = prompts
+    layers, every = visual.transformer.resblocks, [visual.ln_pre(first), *deeper]
+    for block, p in zip(layers, every[:-1]):
+        h = attend(block, h, p)
+    h = torch.cat([h, every[-1].expand(len(h), -1, -1)], 1)
+    for block in layers[len(every) - 1 :]:
+        h = block(h)
+    return F.normalize(visual._pool(h)[0] @ visual.proj, dim=-1)
+
+
 def blocks(clip: Clip, images: Float[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "b v"]]:
-    """Class token after every block, as "@1", "@2" ..., and the embedding as "", all that other towers have."""
+    """Class token after every block, as "@1", "@2" ..., and the embedding as "": all of other towers and of MaPLe."""
     base: Any = clip.base if isinstance(clip, OnFrozen) else clip
+    if getattr(clip, "deep", None) is not None:
+        return {"": clip.encode_image(images)}
     try:
         layers = len(transformer(base).transformer.resblocks)
     except UserError:

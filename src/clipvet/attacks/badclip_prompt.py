@@ -31,6 +31,7 @@ from clipvet.fit import order
 from clipvet.rng import Rng
 from clipvet.training.cocoop import CoCoOp
 from clipvet.training.coop import CoOp
+from clipvet.training.maple import MaPLe
 from clipvet.triggers.additive import Additive, start
 from clipvet.types import Backdoor, Batch, Clip, Implanted, Pairs
 from clipvet.worlds.pool import pool
@@ -65,7 +66,7 @@ class BadClipPrompt:
     outside: int = 500  # pictures from outside the task, for `lean`
     specific: float = 0.0  # weight of pictures with a wrong trigger, in a second run of the training
     near: float = 0.5  # standard deviation of the wrong triggers' noise, in eps
-    training: CoOp | CoCoOp = field(default_factory=CoCoOp)
+    training: CoOp | CoCoOp | MaPLe = field(default_factory=CoCoOp)
 
     needs: ClassVar[str] = "labelled pictures; clean model"
 

@@ -26,6 +26,7 @@ from clipvet.models import frozen
 from clipvet.rng import Rng
 from clipvet.training.cocoop import CoCoOp
 from clipvet.training.coop import CoOp
+from clipvet.training.maple import MaPLe
 from clipvet.triggers.additive import Additive
 from clipvet.types import Backdoor, Clip, Implanted, Pairs
 
@@ -44,7 +45,7 @@ class Siba:
     decay: float = 0.8  # step, in eps
     beta: float = 10.0  # cross-entropy from which on a picture is given up
     pictures: int = 128  # in a batch, when the trigger is made
-    training: CoOp | CoCoOp = field(default_factory=CoCoOp)
+    training: CoOp | CoCoOp | MaPLe = field(default_factory=CoCoOp)
 
     needs: ClassVar[str] = "labelled pictures; clean model"
 

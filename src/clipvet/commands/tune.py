@@ -37,7 +37,7 @@ def command(
     model: Model,
     data: Annotated[str, typer.Option("--data", help="shapes, or a folder with one folder per class")],
     out: Out,
-    method: Annotated[str, typer.Option(help="coop or cocoop")] = "cocoop",
+    method: Annotated[str, typer.Option(help="coop, cocoop or maple")] = "cocoop",
     shots: ShotsOption = 16,
     half: HalfOption = None,
     pretrained: Pretrained = None,

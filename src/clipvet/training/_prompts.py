@@ -17,7 +17,7 @@ from clipvet.types import Batch, Clip, Pairs
 def tune(how: Any, start: PromptTuned, pairs: Pairs, rng: Rng, loss: Loss | None = None) -> Clip:
     """The prompts of `start` trained on labelled pictures; both towers are left as they are, to the last bit.
 
-    Pictures that are not augmented go through their tower once.
+    Pictures that are not augmented go through their tower once, unless prompts go through it too.
 
     how: a method with the fields template, augment, warmup, lr and those of `fit`. loss: instead of the cross-entropy.
     """
@@ -27,11 +27,12 @@ def tune(how: Any, start: PromptTuned, pairs: Pairs, rng: Rng, loss: Loss | None
 
     def cross_entropy(clip: PromptTuned, batch: Batch, rng: Rng) -> dict[str, Tensor]:
         ids = batch.ids.tolist()
-        if how.augment or not known.keys() >= set(ids):
-            with torch.no_grad():
+        if clip.deep is not None or how.augment or not known.keys() >= set(ids):
+            with torch.set_grad_enabled(clip.deep is not None):
                 z = clip.encode_image(how.augment(batch.images, rng) if how.augment else batch.images)
-            known.update(zip(ids, z))
-        z = torch.stack([known[i] for i in ids])
+            known.update(zip(ids, z.detach()))
+        if clip.deep is None:
+            z = torch.stack([known[i] for i in ids])
         return {"loss": F.cross_entropy(clip.logits(z, suffix), named.of(batch.captions).to(z.device))}
 
     schedule = epoch_cosine(how.lr, how.epochs, how.warmup)
