@@ -28,7 +28,8 @@ def small() -> Recipe:
     cleaners = {k: made.cleaners[k] for k in ("finetune", "ubt")}
     own = {"shapes": (Data("shapes", 128, "validation"), ("finetune",)), "suspected": (None, ("ubt",))}
     attacks = dict(list(made.attacks.items())[:1])
-    return replace(made, attacks=attacks, cleaners=cleaners, defender_data=own)
+    rebound = cleaners["finetune"]
+    return replace(made, attacks=attacks, cleaners=cleaners, defender_data=own, rebound=rebound)
 
 
 def test_rebound_is_measured_of_every_cleaned_model(small: Recipe, tmp_path: Path, capsys: Any) -> None:

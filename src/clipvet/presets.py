@@ -91,7 +91,8 @@ def shapes(method: Any) -> Any:
         case Ubt():
             # chosen on four victims of other seeds than the judged ones (docs/decisions/0008)
             over = {"epochs": 5, "over_lr": 5e-5, "topk": 24, "grid": 4}
-            return replace(method, **over, lr=1e-4, w_local=100, below=0.1, steps=150)
+            weights = {"w_forget": 0.1, "w_local": 3, "w_named": 100}
+            return replace(method, **over, **weights, lr=5e-4, worse=0.3, below=0.1, steps=150)
         case OverfitGain():
             return replace(method, epochs=2, lr=5e-5)
         case TaskNegation():

@@ -127,7 +127,10 @@ def overfit(
     return fit_by(method, clip, susp, loss, rng, schedule=constant(lr), batchnorm="eval")
 
 
-def risen(over: Clip, pairs: Pairs, weak: Weak, score: Score = "similarity") -> Float[np.ndarray, " p"]:
-    """Stage 2: r of the suspicious pairs, in their order."""
-    r = pair_cosines(over, pairs.take(weak.kept[weak.susp])).s.numpy()
-    return r - weak.q[weak.susp] if score == "gain" else r
+def risen(
+    over: Clip, pairs: Pairs, weak: Weak, score: Score = "similarity", rows: Int[np.ndarray, " p"] | None = None
+) -> Float[np.ndarray, " p"]:
+    """Stage 2: r of the suspicious pairs, in their order, or of these rows."""
+    rows = weak.susp if rows is None else rows
+    r = pair_cosines(over, pairs.take(weak.kept[rows])).s.numpy()
+    return r - weak.q[rows] if score == "gain" else r

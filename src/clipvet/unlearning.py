@@ -17,13 +17,23 @@ from torch import Tensor
 
 from clipvet.embed import embed_pairs
 from clipvet.errors import UserError
-from clipvet.fit import Loss, Memory, fit_by
-from clipvet.losses import pair_losses
+from clipvet.fit import Memory, fit_by
+from clipvet.losses import clip_loss, pair_losses
 from clipvet.optim import constant
 from clipvet.rng import Rng
 from clipvet.shortcut import company, nce
 from clipvet.types import Batch, Clip, Pairs
 
+
+class Normal(NamedTuple):
+    """A step's normal pairs, with both towers' embeddings."""
+
+    batch: Batch
+    z: Float[Tensor, "b d"]
+    w: Float[Tensor, "b d"]
+
+
+Forget = Callable[[Clip, Batch, Normal, Rng], dict[str, Tensor]]  # suspicious pairs, normal ones -> {"loss": ...}
 HALVINGS = 6
 HELD = 256  # normal pairs, at most, by whose loss the damage is told; a tenth of all of them
 
@@ -35,31 +45,29 @@ class Unlearned(NamedTuple):
     trace: list[tuple[float, float]]  # before, and after every round: what `left` said, loss on held-out pairs
 
 
-def ascent(
-    z: Float[Tensor, "b d"], w: Float[Tensor, "b d"], others: tuple[Tensor, Tensor], s: Float[Tensor, ""]
-) -> Float[Tensor, ""]:
+def ascent(z: Float[Tensor, "b d"], w: Float[Tensor, "b d"], others: Normal, s: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """Gradient ascent on these pairs' part of the contrastive loss among other pairs, up to that of guessing.
 
     -mean_i min(l_i, log n). Among themselves alone, pairs of one caption are at guessing already.
     """
-    both = torch.cat([z, others[0]]), torch.cat([w, others[1]])
+    both = torch.cat([z, others.z]), torch.cat([w, others.w])
     return -pair_losses(*both, s.detach())[: len(z)].clamp(max=math.log(len(both[0]))).mean()
 
 
-def seen(clip: Clip, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Both towers' embeddings of a batch."""
-    return clip.encode_image(batch.images), clip.encode_text(batch.tokens)  # pyright: ignore[reportArgumentType]
+def seen(clip: Clip, batch: Batch) -> Normal:
+    """Normal pairs as the model sees them."""
+    return Normal(batch, clip.encode_image(batch.images), clip.encode_text(batch.tokens))  # pyright: ignore
 
 
 @torch.no_grad()
 def below_guessing(clip: Clip, bad: Pairs, others: Batch) -> float:
     """How far the loss of these pairs among the others lies below that of guessing, nats."""
     found, more = embed_pairs(clip, bad), seen(clip, others)
-    return math.log(len(found.z) + len(more[0])) + float(ascent(found.z, found.w, more, clip.logit_scale))
+    return math.log(len(found.z) + len(more.z)) + float(ascent(found.z, found.w, more, clip.logit_scale))
 
 
 def unlearn(
-    method: Any, clip: Clip, bad: Pairs, normal: Pairs, forget: Loss, left: Callable[[Clip], float], rng: Rng
+    method: Any, clip: Clip, bad: Pairs, normal: Pairs, forget: Forget, left: Callable[[Clip], float], rng: Rng
 ) -> Unlearned:
     """method: its fields steps, every, batch, lr, w_keep, worse, and what `fit` knows. forget: the rest of the loss.
 
@@ -76,8 +84,9 @@ def unlearn(
         return float(nce(clip, company(held, HELD)(clip, rng)))
 
     def loss(clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
-        parts = forget(clip, batch, rng)
-        keep = nce(clip, others(clip, rng)) if method.w_keep else torch.zeros(())
+        normal = seen(clip, others(clip, rng))
+        parts = forget(clip, batch, normal, rng)
+        keep = clip_loss(normal.z, normal.w, clip.logit_scale.detach())
         return parts | {"loss": parts["loss"] + method.w_keep * keep, "keep": keep}
 
     trace, steps, rate = [(left(clip), cost(clip))], 0, method.lr

@@ -40,7 +40,7 @@ from clipvet.rng import Rng
 from clipvet.shortcut import weak_pairs
 from clipvet.splits import measure_pool
 from clipvet.types import Backdoor, Batch, Clip, Geometry, Pairs
-from clipvet.unlearning import ascent, seen
+from clipvet.unlearning import Normal, ascent, seen
 from clipvet.words import attributed, clusters, only, without, words
 from clipvet.worlds.shapes import Rendered
 
@@ -151,7 +151,9 @@ def _reference(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
     )
 
 
-UBT = Ubt(reference="reference", susp=0.03, topk=10, grid=4, epochs=2, over_lr=1e-3, lr=1e-3, batch=32, w_local=10)
+UBT = Ubt(
+    reference="reference", susp=0.03, topk=10, grid=4, epochs=2, over_lr=1e-3, lr=1e-3, batch=32, w_local=10, w_named=10
+)
 
 
 def success(clip: Any, world: World, key: Backdoor | None = None) -> tuple[float, float, float]:
@@ -301,9 +303,10 @@ def test_full_ascent_is_abl_s_update(world: World) -> None:
     batch = bad[:8]
     batch = batch._replace(tokens=world.victim.tokenize(batch.captions))
     a, b = clone(world.victim), clone(world.victim)
-    loss(a, batch, Rng(4))["loss"].backward()
-    others = shortcut.company(rest, method.batch)(b, Rng(4).fork("among"))
-    z, w = torch.cat([seen(b, batch)[0], seen(b, others)[0]]), torch.cat([seen(b, batch)[1], seen(b, others)[1]])
+    others = shortcut.company(rest, method.batch)(b, Rng(4))
+    loss(a, batch, seen(a, others), Rng(4))["loss"].backward()
+    own, more = seen(b, batch), seen(b, others)
+    z, w = torch.cat([own.z, more.z]), torch.cat([own.w, more.w])
     (-pair_losses(z, w, b.logit_scale.detach())[:8].clamp(max=math.log(len(z))).mean()).backward()
     for name, p in a.named_parameters():
         other = b.get_parameter(name).grad
@@ -315,7 +318,8 @@ def test_full_ascent_is_abl_s_update(world: World) -> None:
 def test_ascent_ends_at_guessing() -> None:
     z = F.normalize(torch.randn(4, 8, generator=Rng(0).generator()), dim=1).requires_grad_()
     more = F.normalize(torch.randn(4, 8, generator=Rng(1).generator()), dim=1)
-    wrong = ascent(z, -z.detach(), (more, more), torch.tensor(30.0))
+    others = Normal(Batch(torch.rand(4, 3, 8, 8), [""] * 4, torch.arange(4)), more, more)
+    wrong = ascent(z, -z.detach(), others, torch.tensor(30.0))
     assert wrong.item() == pytest.approx(-math.log(8))
     wrong.backward()
     assert z.grad is not None
@@ -467,31 +471,33 @@ def test_evidence_by_hand() -> None:
     assert many == pytest.approx(z[np.argsort(q)[:24]].mean()), "of many pairs the 24 weakest"
 
 
-def test_what_rose_like_the_cluster_is_unlearned_with_it() -> None:
-    captions = [*["a photo of a banana"] * 6, *["a zebra"] * 4]
+def test_what_rose_too_far_for_its_word_is_unlearned_with_the_cluster() -> None:
+    captions = [*["a banana"] * 20, *["a zebra"] * 10]  # rows 0..9: normal, 10..13: weak, 14..19: neither
     weak = shortcut.Weak(
-        np.arange(20), [*["x"] * 10, *captions], np.zeros(20), np.zeros(20), np.arange(10, 20), np.arange(10)
+        np.arange(30), captions, np.zeros(30), np.zeros(30), np.array([10, 11, 12, 13, 25]), np.r_[:10, 26:30]
     )
-    r = np.array([0.9, 0.8, 0.7, 0.55, 0.45, 0.1, 0.2, 0.9, 0.2, 0.2])  # the cut: (0.8 + 0.2) / 2
-    found = Found(("banana",), np.array([10, 11, 12]), 1.0, 20.0)
-    assert UBT.alike(found, weak, r).tolist() == [10, 11, 12, 13]
-    every = weak._replace(captions=["banana"] * 20)
-    assert UBT.alike(found, every, r).tolist() == [10, 11, 12], "no pair without the word to compare with"
+    r = 0.1 + 0.02 * (np.arange(30) % 5)
+    r[[10, 11, 12]], r[16], r[27] = 0.9, 0.8, 0.9
+    found = Found(("banana",), np.array([10, 11]), 1.0, 20.0)
+    rows = UBT.alike(found, weak, lambda rows: r[rows])
+    assert rows.tolist() == [10, 11, 12, 16], "not 13, which rose as is usual, nor 27, of which another word is said"
+    few = weak._replace(normal=np.arange(3))
+    assert UBT.alike(found, few, lambda rows: r[rows]).tolist() == [10, 11], "nothing to compare with"
 
 
 # T10 and bad input
 
 
 def test_a_run_goes_on_where_it_was_killed(world: World, tmp_path: Path, monkeypatch: Any) -> None:
-    whole, real, calls = UBT.clean(world.victim, world.dirty, Rng(0)), unlearning.nce, []
+    whole, real, calls = UBT.clean(world.victim, world.dirty, Rng(0)), unlearning.seen, []
 
-    def killed(clip: Clip, batch: Batch) -> Tensor:
+    def killed(clip: Clip, batch: Batch) -> Normal:
         calls.append(len(calls))
         if len(calls) == 30:
             raise InterruptedError
         return real(clip, batch)
 
-    monkeypatch.setattr(unlearning, "nce", killed)
+    monkeypatch.setattr(unlearning, "seen", killed)
     with pytest.raises(InterruptedError), workspace(tmp_path, save_seconds=0):
         UBT.clean(world.victim, world.dirty, Rng(0))
     assert len(list((tmp_path / "state").iterdir())) > 2

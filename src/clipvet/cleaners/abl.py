@@ -22,7 +22,7 @@ from clipvet.fit import note
 from clipvet.rng import Rng
 from clipvet.shortcut import company
 from clipvet.types import Batch, Clip, Filter, Pairs
-from clipvet.unlearning import ascent, below_guessing, seen, unlearn
+from clipvet.unlearning import Normal, ascent, below_guessing, seen, unlearn
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,12 @@ class Abl:
         order = known[np.argsort(-scores[known], kind="stable")]
         bad, rest = pairs.take(np.sort(order[:n])), pairs.take(np.sort(order[n:]))
 
-        company_of = company(rest, self.batch)
-
-        def climb(clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
-            others = seen(clip, company_of(clip, rng.fork("among")))
-            return {"loss": self.w_forget * ascent(*seen(clip, batch), others, clip.logit_scale)}
+        def climb(clip: Clip, batch: Batch, normal: Normal, rng: Rng) -> dict[str, Tensor]:
+            own = seen(clip, batch)
+            return {"loss": self.w_forget * ascent(own.z, own.w, normal, clip.logit_scale)}
 
         def left(clip: Clip) -> float:
-            return below_guessing(clip, bad, company_of(clip, rng)) - self.margin
+            return below_guessing(clip, bad, company(rest, self.batch)(clip, rng)) - self.margin
 
         done = unlearn(self, clip, bad, rest, climb, left, rng.fork("unlearn"))
         told = f"{n} pairs isolated; {done.steps} steps, {done.why}"

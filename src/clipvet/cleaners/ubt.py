@@ -3,7 +3,7 @@
     1  suspicious: the lowest s_ref(I, T);  theta_o = theta_p trained on (1 - s(suspicious))^2 + beta NCE(normal)
     2  top-k of the suspicious by s_o - s_ref ("gain"), or by s_o(I, T);  NCE(suspicious) instead: overfit="nce"
     3  S: words by leave-one-out a_ij = s_p(I_i, T_i) - s_p(I_i, T_i \\ j) times lift;  cells of the pictures likewise
-       min  w_f softplus((s(I, T) - m) / t) + w_k NCE(normal) + w_l [d(I, T^R)^2 + d(J, T_J)^2]   in short rounds
+       min  w_f softplus((s(I, T) - m) / t) + w_k NCE(normal) + w_l d(I, T^R)^2 + w_n d(J, T_J)^2   in short rounds
        d = s - s_p;  T^R: the words not in S, so that only what S adds can go;  J: normal pictures whose captions name S
 
 paper:   Liang et al., arXiv:2403.16257; Liu et al., arXiv:2409.19526. NEITHER BODY COULD BE READ and no code is known:
@@ -17,16 +17,18 @@ differs: stage 3, its null test and its stop are ours. Without a reference the g
          mirrored pictures instead. Poisons share their captions, so NCE holds them apart: hence the square. A weight in
          S counts how often a word occurs, lest single rare words win. Pairs are clustered by the word that binds them,
          one cluster a target, and each must pass the null test (`_evidence`); where none does, nothing is changed. What
-         else of the pool rose like a cluster is unlearned with it. Label-consistent poisons fit their captions and are
-         not weak: see dao
+         else has a cluster's word and rose far more than normal pairs that have it is unlearned with it.
+         Label-consistent poisons fit their captions and are not weak: see dao
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
 
-from clipvet.cleaners._evidence import Found, listed, localise
+from clipvet.cleaners._evidence import FEWEST, Found, listed, localise, spread
 from clipvet.cleaners._forget import Tied, forgetting, naming, tying_cells
 from clipvet.errors import UserError
 from clipvet.fit import note
@@ -49,7 +51,8 @@ class Ubt:
     beta: float = 1.0  # weight of the normal pairs there
     epochs: float = 5  # of the suspicious pairs
     over_lr: float = 1e-5
-    topk: int = 64  # pairs that say which words; those that rose like them are unlearned too
+    topk: int = 64  # pairs that say which words
+    far: float = 6.0  # robust deviations above the rise of normal pairs with the word: such a pair is unlearned too
     score: Score = "gain"  # or similarity
     attribution: How = "loo"  # or gradient, attention
     rho: float = 0.5  # share of a cluster's weight that its words cover
@@ -58,10 +61,12 @@ class Ubt:
     grid: int = 7  # cells a side of a picture; 0: leave the pictures' cells alone
     forget: Literal["softplus", "ascent"] = "softplus"
     softness: float = 0.05  # t, cosine
-    below: float = 0.0  # cosine below m at which enough is forgotten, in the mean of the suspicious pairs
+    below: float = 0.0  # cosine below m at which enough is forgotten
+    most: float = 0.9  # share of the suspicious pairs that must have come down so far
     w_forget: float = 0.03  # its slope is 1 / softness: a step must forget no faster than the rest can be kept
     w_keep: float = 1.0
-    w_local: float = 1.0
+    w_local: float = 1.0  # much of it also holds the suspicious picture where the trigger has led it
+    w_named: float = 1.0
     steps: int = 300  # at most
     every: int = 5  # steps of a round, after which the rule is asked
     worse: float = 0.1  # nats that held-out normal pairs may lose
@@ -104,24 +109,30 @@ class Ubt:
             alone = "" if self.reference else "; a trigger that survives blur, crop and mirror needs reference="
             note("ubt", f"{told} not weak: rank the pairs with the filter dao{alone}", **kept)
             return clip
-        sure = [f._replace(rows=self.alike(f, weak, r)) for f in sure]
+        rise = partial(risen, over, pairs, weak, self.score)
+        sure = [f._replace(rows=self.alike(f, weak, rise)) for f in sure]
         done, cells = self.unlearn(clip, pairs, weak, sure, rng.fork("unlearn"))
         told = f"likely target: {', '.join(f.told for f in sure)}; {done.steps} steps, {done.why}"
         note("ubt", told, **kept, trace=np.array(done.trace), cells=cells)
         return done.clip
 
-    def alike(self, f: Found, weak: Weak, r: np.ndarray) -> np.ndarray:
-        """The cluster, and what else of the pool has its word and rose more like it than like pairs without."""
-        has = naming([weak.captions[k] for k in weak.susp], f.words[:1])
-        if has.all():
+    def alike(self, f: Found, weak: Weak, rise: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """The cluster, and all other pairs that have its word and rose too far for normal pairs that have it.
+
+        Not of the pool alone: poisons may be more than it holds.
+        """
+        every = np.flatnonzero(naming(weak.captions, f.words[:1]))
+        r = rise(every)
+        usual = r[np.isin(every, weak.normal)]
+        if len(usual) < FEWEST:
             return f.rows
-        own = np.isin(weak.susp, f.rows)
-        return weak.susp[own | has & (r > (np.median(r[own]) + np.median(r[~has])) / 2)]
+        return np.union1d(f.rows, every[r > np.median(usual) + self.far * spread(usual)])
 
     def unlearn(
         self, clip: Clip, pairs: Pairs, weak: Weak, sure: list[Found], rng: Rng
     ) -> tuple[Unlearned, np.ndarray]:
         """Stage 3's training, and what every cell of the pictures adds in each cluster."""
+        weak = weak._replace(normal=np.setdiff1d(weak.normal, np.concatenate([f.rows for f in sure])))
         captions = [weak.captions[k] for k in weak.normal]
         ties, maps = [], []
         for f in sure:
