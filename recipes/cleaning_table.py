@@ -43,7 +43,7 @@ def planted(smoke: bool = False) -> tuple[Plain, dict[str, Any]]:
     """The training of the clean model, and all attacks, which go on from it as who fine-tunes would."""
     plain = replace(shapes(Plain()), precision="bf16", epochs=1 if smoke else 4)
     gentle = replace(plain, epochs=1 if smoke else 2, optimizer="adamw", lr=5e-4)
-    poison = {"rate": 0.02, "templates": TEMPLATES, "training": gentle}
+    poison: dict[str, Any] = {"rate": 0.02, "templates": TEMPLATES, "training": gentle}
     triggers = {name: shapes(t) for name, t in TRIGGERS.items()} | {"wanet": WaNet(k=8, s=4.0)}
     own: dict[str, Any] = {"patch": {"rate": 0.01}, "blended": {"rate": 0.03}, "sig": {"rate": 0.03}}
     own["wanet"] = {"rate": 0.1, "training": replace(plain, epochs=6)}  # views that move pixels hide a warp
