@@ -5,6 +5,7 @@ python docs/generate.py [--check]     --check: exit 1 if a file is not up to dat
 
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from layouts_table import layouts_table
@@ -39,7 +40,11 @@ def methods() -> str:
 def table(folder: Path, metrics: tuple[str, ...] = ("asr", "clean_accuracy")) -> str:
     """Attack x method, mean over seeds and range, rates in percent."""
     known = ("victim", "clean", "rebound", "train", "filter", "detect", "suite")
-    rows = [r for r in results.read(folder) if r.stage in known and r.metric in metrics]
+    rows = [r for r in results.read(folder) if r.stage in known]
+    rows += [
+        replace(r, metric="seconds", value=r.seconds, n=1) for r in rows if r.metric == "asr" and r.stage == "clean"
+    ]
+    rows = [r for r in rows if r.metric in metrics]
     models = sorted({r.model for r in rows})
     out = []
     for model in models:
