@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipvet import find, shortcut, unlearning
-from clipvet.cleaners._evidence import Found, evidence
+from clipvet.cleaners._evidence import Found, alike, evidence
 from clipvet.cleaners._forget import Tied, forget_loss, forgetting, naming
 from clipvet.cleaners.abl import Abl
 from clipvet.cleaners.finetune import Finetune
@@ -479,10 +479,10 @@ def test_what_rose_too_far_for_its_word_is_unlearned_with_the_cluster() -> None:
     r = 0.1 + 0.02 * (np.arange(30) % 5)
     r[[10, 11, 12]], r[16], r[27] = 0.9, 0.8, 0.9
     found = Found(("banana",), np.array([10, 11]), 1.0, 20.0)
-    rows = UBT.alike(found, weak, lambda rows: r[rows])
+    rows = alike(found, weak, lambda rows: r[rows], 6.0)
     assert rows.tolist() == [10, 11, 12, 16], "not 13, which rose as is usual, nor 27, of which another word is said"
     few = weak._replace(normal=np.arange(3))
-    assert UBT.alike(found, few, lambda rows: r[rows]).tolist() == [10, 11], "nothing to compare with"
+    assert alike(found, few, lambda rows: r[rows], 6.0).tolist() == [10, 11], "nothing to compare with"
 
 
 # T10 and bad input

@@ -24,7 +24,7 @@ from clipvet.shortcut import Weak
 from clipvet.types import Clip, Pairs
 from clipvet.words import attributed, clusters, words
 
-FEWEST = 8  # words, for a null; random groups of pairs else
+FEWEST = 8  # words, for a null, random groups of pairs else; normal pairs that say what a usual rise is
 GROUPS = 64
 MOST = 24  # pairs of a word that are looked at
 NEAR = 4  # words are about as frequent where one is at most so many times as frequent as the other
@@ -122,3 +122,18 @@ def localise(method: Any, clip: Clip, over: Clip, pairs: Pairs, weak: Weak, top:
         if told[1] >= method.least:  # what else its poisons say is no evidence of its own
             rows_of = {v: np.setdiff1d(r, rows_of[c.words[0]]) for v, r in rows_of.items() if v != c.words[0]}
     return sorted(found, key=lambda f: -f.evidence)
+
+
+def alike(
+    f: Found, weak: Weak, rise: Callable[[Int[np.ndarray, " r"]], Float[np.ndarray, " r"]], far: float
+) -> Int[np.ndarray, " c"]:
+    """The cluster, and all other pairs that have its word and rose too far for normal pairs that have it.
+
+    Not of the pool alone: poisons may be more than it holds. far: robust standard deviations. rise: of any rows.
+    """
+    every = np.array([k for k, caption in enumerate(weak.captions) if f.words[0] in words(caption)])
+    r = rise(every)
+    usual = r[np.isin(every, weak.normal)]
+    if len(usual) < FEWEST:
+        return f.rows
+    return np.union1d(f.rows, every[r > np.median(usual) + far * spread(usual)])

@@ -21,14 +21,13 @@ differs: stage 3, its null test and its stop are ours. Without a reference the g
          Label-consistent poisons fit their captions and are not weak: see dao
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
 
-from clipvet.cleaners._evidence import FEWEST, Found, listed, localise, spread
+from clipvet.cleaners._evidence import Found, alike, listed, localise
 from clipvet.cleaners._forget import Tied, forgetting, naming, tying_cells
 from clipvet.errors import UserError
 from clipvet.fit import note
@@ -110,23 +109,11 @@ class Ubt:
             note("ubt", f"{told} not weak: rank the pairs with the filter dao{alone}", **kept)
             return clip
         rise = partial(risen, over, pairs, weak, self.score)
-        sure = [f._replace(rows=self.alike(f, weak, rise)) for f in sure]
+        sure = [f._replace(rows=alike(f, weak, rise, self.far)) for f in sure]
         done, cells = self.unlearn(clip, pairs, weak, sure, rng.fork("unlearn"))
         told = f"likely target: {', '.join(f.told for f in sure)}; {done.steps} steps, {done.why}"
         note("ubt", told, **kept, trace=np.array(done.trace), cells=cells)
         return done.clip
-
-    def alike(self, f: Found, weak: Weak, rise: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """The cluster, and all other pairs that have its word and rose too far for normal pairs that have it.
-
-        Not of the pool alone: poisons may be more than it holds.
-        """
-        every = np.flatnonzero(naming(weak.captions, f.words[:1]))
-        r = rise(every)
-        usual = r[np.isin(every, weak.normal)]
-        if len(usual) < FEWEST:
-            return f.rows
-        return np.union1d(f.rows, every[r > np.median(usual) + self.far * spread(usual)])
 
     def unlearn(
         self, clip: Clip, pairs: Pairs, weak: Weak, sure: list[Found], rng: Rng
