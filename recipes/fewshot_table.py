@@ -1,8 +1,8 @@
 """The few-shot cleaners against the attacks that rvpt_shapes leaves out, on its tower, deep enough for prompts.
 
 command:  clipvet run recipes/fewshot_table.py --jobs 2 --out results/fewshot_table
-expected: victims' ASR >= 0.80, adaptive attacks among them; docs/results.md has these rows beside those of rvpt_shapes
-hardware: 2 CPU cores with bf16, 25 minutes a seed
+expected: not yet run in full. Victims' ASR >= 0.80, adaptive attacks among them; to be read beside rvpt_shapes
+hardware: 2 CPU cores with bf16; not measured
 """
 
 from dataclasses import replace

@@ -4,7 +4,7 @@ command:  clipvet run recipes/ubt_shapes.py --jobs 2 --out results/ubt_shapes
 expected: a draft, not yet run in full. Hoped for: UBT's ASR <= 0.05, accuracy within 0.02 and target_accuracy within
           0.05 of the victim's; top_precision >= 0.95 and target_named 1 on patch and blended. ABL and the like, and
           what benign fine-tuning brings back: cleaning_table.py
-hardware: 2 CPU cores; about 25 minutes a seed. The settings come from other victims (docs/decisions/0008)
+hardware: 2 CPU cores; not measured. The settings come from other victims (docs/decisions/0008)
 """
 
 from dataclasses import replace
