@@ -184,6 +184,8 @@ def test_a_damaged_folder_is_refused_in_a_sentence(clip: Any, tmp_path: Path) ->
     told({**held, "more": torch.zeros(2)}, "holds context, .*, not prompts")
     told({k: v for k, v in held.items() if k != "meta.2.bias"}, "not prompts")
     told({**held, "meta.0.weight": torch.zeros(6, 5)}, "meta-net in .* does not fit its base model")
+    told({**held, "meta.0.bias": torch.tensor(1.0)}, "meta-net in .* does not fit its base model")
+    told({**held, "context": held["context"].int()}, "not prompts")
     told({"context": torch.zeros(4, 5)}, r"context of shape \(4, 5\) does not fit a text tower of width 64")
 
 

@@ -103,9 +103,10 @@ class PromptTuned(OnFrozen):
                 "model that it was learned on"
             )
         if deep is not None:
-            j, v = len(deep.weight), transformer(base).class_embedding.shape[-1]
-            fits = deep.tokens.shape == (j - 1, *context.shape) and deep.weight.shape == (j, v, width)
-            if not fits or deep.bias.shape != (j, v):
+            visual, j = transformer(base), len(deep.bias) if deep.bias.ndim else 0
+            shapes = [tuple(p.shape) for p in (deep.tokens, deep.weight, deep.bias)]
+            v, most = visual.class_embedding.shape[-1], len(visual.transformer.resblocks)
+            if not 0 < j <= most or shapes != [(j - 1, *context.shape), (j, v, width), (j, v)]:
                 raise UserError("the deep prompts do not fit this base model; give the one that they were learned on")
         self.context, self.meta, self.deep = nn.Parameter(context.detach().clone()), meta, deep
         self.classes = tuple(classes)
@@ -263,7 +264,7 @@ def _meta(d: int, hidden: int, width: int, rng: Rng | None = None) -> nn.Module:
 
 def meta_net(tensors: Mapping[str, Tensor], d: int, width: int, where: str) -> nn.Module:
     """CoCoOp's meta-net of these weights (META), from d to width numbers. Raises UserError where they do not fit."""
-    hidden = len(tensors[META[1]])
+    hidden = tensors[META[1]].numel()
     if [tuple(tensors[k].shape) for k in META] != [(hidden, d), (hidden,), (width, hidden), (width,)] or not hidden:
         raise UserError(f"the meta-net in {where} does not fit its base model; restore the file")
     meta = _meta(d, hidden, width)

@@ -210,6 +210,6 @@ def held(folder: Path, base: OpenClip, kinds: Sequence[set[str]]) -> tuple[dict[
     if io.sha256(folder / FILE) != card.get("weights_sha256"):
         raise UserError(f"{folder / FILE} is not the file that its card describes; restore it")
     tensors = io.load_weights(folder / FILE)
-    if set(tensors) not in kinds:
+    if set(tensors) not in kinds or not all(x.is_floating_point() for x in tensors.values()):
         raise UserError(f"{folder / FILE} holds {', '.join(sorted(tensors))[:80]}, not prompts; restore it")
-    return tensors, card
+    return {name: x.float() for name, x in tensors.items()}, card

@@ -138,9 +138,14 @@ def test_folder_and_refusals(base: Any, clip: Any, resnet: Any, tmp_path: Any) -
     with pytest.raises(UserError, match="belong to the base model"):
         context.restore(tmp_path / "prompts", clip)
     tokens, weight, bias = tuned.deep.parameters()
+    grown, spread = (torch.cat([x] * 2) for x in (weight, bias))  # six blocks of four
     narrow = context.Deep(tokens[..., :1], weight[..., :1], bias)
-    with pytest.raises(UserError, match="do not fit this base model"):
-        context.PromptTuned(base, tuned.context, deep=narrow)
+    longer = context.Deep(torch.cat([tokens, tokens, tokens[:1]]), grown, spread)
+    flat = context.Deep(tokens, weight, bias)
+    flat.bias = torch.nn.Parameter(bias[0, 0].detach())  # what a file may hold
+    for deep in (narrow, longer, flat):
+        with pytest.raises(UserError, match="do not fit this base model"):
+            context.PromptTuned(base, tuned.context, deep=deep)
     with pytest.raises(UserError, match="need an open_clip vision transformer"):
         MaPLe().begin(resnet, Rng(0))
     with pytest.raises(UserError, match="depth=5 of 4 blocks; give a depth between 1 and 4"):
