@@ -31,7 +31,7 @@ TRIGGERS = {"patch": shapes(Patch()), "blended": shapes(Blended()), "sig": shape
 CLEAN = {"finetune": Finetune(), "cleanclip": CleanClip(), "par": Par(), "wise_ft": WiseFt()}
 
 
-def recipe(smoke: bool = False) -> tuple[Recipe, Recipe]:
+def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
     fast: dict[str, Any] = {"precision": "bf16"}
     training = replace(shapes(Plain()), **fast, **({"epochs": 0.5} if smoke else {}))
     clean: dict[str, Any] = {name: shapes(c) for name, c in CLEAN.items()}
@@ -46,22 +46,17 @@ def recipe(smoke: bool = False) -> tuple[Recipe, Recipe]:
     if smoke:
         clean = {"finetune": replace(clean["finetune"], epochs=0.5)}
     own = Data("shapes", 256 if smoke else 8_000, "validation")
-    rates = (0.05,) if smoke else (0.01, 0.003)
-    main = Recipe(
-        name="ubt_shapes",
-        model_names=("shapes-vit",),
-        attacks={
-            f"{name}_{100 * rate:g}": Poison(trigger, rate, templates=TEMPLATES, training=training)
-            for name, trigger in TRIGGERS.items()
-            for rate in rates
-        },
-        cleaners=clean | suspected,
-        target="star",
-        victim_data=Data("shapes", 512 if smoke else 10_000),
-        test=Test("shapes", 240 if smoke else 2_000),
-        defender_data={"shapes": (own, tuple(clean)), "suspected": (None, tuple(suspected))},
-        seeds=(0,) if smoke else (0, 1, 2),
-        took=0.0 if smoke else 0.8,
-    )
-    crafted = {f"badclip_{100 * r:g}": replace(shapes(BadClip()), rate=r, training=training) for r in rates}
-    return main, replace(main, base=training, attacks=crafted)  # its patch is made on a clean model
+    common: dict[str, Any] = {"name": "ubt_shapes", "model_names": ("shapes-vit",), "target": "star"}
+    common |= {"victim_data": Data("shapes", 512 if smoke else 10_000), "test": Test("shapes", 240 if smoke else 2_000)}
+    common |= {"seeds": (0,) if smoke else (0, 1, 2), "took": 0.0 if smoke else 0.8}
+    dirty = {"suspected": (None, tuple(suspected))}
+    every = common | {"cleaners": clean | suspected, "defender_data": dirty | {"shapes": (own, tuple(clean))}}
+    alone = common | {"cleaners": suspected, "defender_data": dirty}  # the fewest poisons, for UBT alone
+    found = []
+    for rate, how in ((0.05, every),) if smoke else ((0.01, every), (0.003, alone)):
+        poison: dict[str, Any] = {"rate": rate, "templates": TEMPLATES, "training": training}
+        blind = {f"{name}_{100 * rate:g}": Poison(t, **poison) for name, t in TRIGGERS.items()}
+        crafted = {f"badclip_{100 * rate:g}": replace(shapes(BadClip()), rate=rate, training=training)}
+        found += [Recipe(attacks=blind, **how)]
+        found += [Recipe(attacks=crafted, base=training, **how)]  # its patch is made on a clean model
+    return tuple(found)
