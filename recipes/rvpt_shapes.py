@@ -1,8 +1,9 @@
 """RVPT and plain visual prompts against five backdoors, on a tower deep enough for them.
 
 command:  clipvet run recipes/rvpt_shapes.py --jobs 2 --out results/rvpt_shapes
-expected: victims' ASR >= 0.95; RVPT's ASR <= 0.05 at no more than 1 point of accuracy below the victim; VPT's >= 0.5 on
-          BadCLIP. The base model under the same trigger, clean_model_asr, is the floor
+expected: victims' ASR >= 0.95. Hoped for: RVPT's ASR <= 0.05 at no more than 1 point of accuracy below the victim
+          (measured: 4 of 15 victims, by ASR alone 8), VPT's >= 0.5 on BadCLIP (1 of 3). The base model under the same
+          trigger, clean_model_asr, is the floor
 hardware: 2 CPU cores with bf16
 """
 
