@@ -111,6 +111,13 @@ def test_an_attack_that_did_not_take_scores_no_defense(tmp_path: Path):
 def test_without_a_victim_there_is_no_verdict(tmp_path: Path):
     write(tmp_path, [r for r in rows() if r.method != "none"])
     assert "there is no verdict" in words(report.build(tmp_path))
+    base = [
+        replace(r, method="base", attack="", stage="base") for r in rows() if r.method == "none" and r.metric != "asr"
+    ]
+    write(tmp_path, [*rows(), *base])
+    text = words(report.build(tmp_path))
+    assert "The clean model from which the attacks start." in text
+    assert "no verdict" not in text
 
 
 def test_seeds_are_averaged_and_their_range_shown(tmp_path: Path):

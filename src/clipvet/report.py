@@ -23,7 +23,8 @@ from clipvet.results import Row
 from clipvet.text import names_target
 
 NAMES = {"none": "victim", "finetune": "plain fine-tuning", "par": "PAR", "cleanclip": "CleanCLIP", "roclip": "RoCLIP"}
-NAMES |= {"safeclip": "SafeCLIP", "rvpt": "RVPT", "ubt": "UBT", "abl": "ABL", "wise_ft": "WiSE-FT"}
+NAMES |= {"safeclip": "SafeCLIP", "rvpt": "RVPT", "ubt": "UBT", "abl": "ABL", "wise_ft": "WiSE-FT", "vpt": "VPT"}
+NAMES |= {"linear_probe": "linear probe", "task_negation": "task negation", "base": "clean base model"}
 FIRST = ("safeclip", "rvpt", "ubt")  # of which the page speaks first
 CONTROLS = ("none", "oracle", "random")
 TOOK = 0.5  # an attack below this success rate leaves a defense nothing to remove
