@@ -9,10 +9,10 @@ import torch
 from clipvet import data
 from clipvet.errors import UserError
 from clipvet.types import Geometry
-from clipvet.worlds import foreign
+from clipvet.worlds import foreign, shapes
 from clipvet.worlds.foreign import Foreign
 from clipvet.worlds.pool import pool
-from clipvet.worlds.shapes import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, Shapes
+from clipvet.worlds.shapes import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, Rendered, Shapes
 
 WORLDS = [Shapes(), Shapes(objects=3), Foreign()]
 
@@ -43,6 +43,17 @@ def test_lazy_equals_eager(world):
     assert torch.equal(eager[rows].images, lazy[rows].images)
     assert list(eager.captions) == list(lazy.captions)
     assert eager[rows].images.shape == (3, 3, world.size, world.size)
+
+
+def test_more_than_memory_should_hold_is_drawn_on_fetch(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shapes, "EAGER", 3 * 32 * 32 * 100)
+    assert isinstance(Shapes().pairs(100).pictures, Rendered)
+    assert not isinstance(Shapes().pairs(101).pictures, Rendered)
+    few = data.Shots(data.Test("shapes"), 2).pairs()
+    assert not isinstance(few.pictures, Rendered)
+    assert few[:].images.shape == (24, 3, 32, 32)
+    with pytest.raises(UserError, match="n from 1 to 100000000"):
+        Shapes().pairs(10**9)
 
 
 def test_no_two_pictures_are_alike():

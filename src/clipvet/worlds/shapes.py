@@ -223,6 +223,8 @@ class _Captions(Sequence):
         return PHRASES[phrase].format(text)
 
 
+EAGER = 2**31  # bytes of pictures; more are drawn on fetch
+MOST = 10**8  # rows, whose captions and labels are held
 # Another domain with the same classes: smaller things, farther off centre, turned further, in noisier pictures
 SHIFTED = {"jitter": 0.3, "scale": (0.5, 0.8), "rotation": 0.8, "noise": 0.08}
 
@@ -309,12 +311,14 @@ class Shapes:
         return (canvas.clamp_(0, 1) * 255 + 0.5).to(torch.uint8)
 
     def pairs(self, n: int, split: str = "train", device: str = "cpu", lazy: bool = False) -> Pairs:
-        """The first n rows of a split: train, validation or test. lazy: draw pictures on fetch, to the same pixels.
+        """The first n rows of a split: train, validation or test. lazy: draw pictures on fetch, to the same pixels, as
+        is done with more of them than EAGER.
 
-        Raises UserError for an unknown split or n < 1.
+        Raises UserError for an unknown split, n < 1 and n > MOST.
         """
-        if split not in SPLITS or n < 1:
-            raise UserError(f"shapes have the splits {', '.join(SPLITS)} and n >= 1, got split={split}, n={n}")
+        if split not in SPLITS or not 1 <= n <= MOST:
+            raise UserError(f"shapes have the splits {', '.join(SPLITS)} and n from 1 to {MOST}, got {split}, n={n}")
+        lazy = lazy or 3 * n * self.size**2 > EAGER
         rows = np.arange(n)
         codes, silent = self.codes(rows, split), 255
         for column in range(codes.shape[1]):
@@ -335,7 +339,7 @@ class Shapes:
 
     def task(self, n: int = 2000, by: str = "shape", split: str = "test") -> Task:
         """Name the (largest) shape of n pictures, alone or with one more attribute: see `classes_by`."""
-        classes = classes_by(by)
+        classes, pictures = classes_by(by), self.pairs(n, split)
         colour, texture, shape, *_, background = self.codes(np.arange(n), split).T
         first = {"colour": colour, "texture": texture, "background": background}.get(by.removesuffix(" shape"), 0)
-        return Task(f"shapes by {by}", classes, TEMPLATES, self.pairs(n, split), first * len(SHAPES) + shape)
+        return Task(f"shapes by {by}", classes, TEMPLATES, pictures, first * len(SHAPES) + shape)
