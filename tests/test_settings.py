@@ -7,6 +7,7 @@ import pytest
 from clipvet import settings
 from clipvet.attacks.poison import Poison
 from clipvet.cleaners.par import Par
+from clipvet.cleaners.rvpt import Rvpt
 from clipvet.errors import UserError
 from clipvet.training.plain import Plain
 from clipvet.triggers.patch import Patch
@@ -30,6 +31,11 @@ def test_fields_take_values_of_their_type():
     assert settings.apply(Poison(count=5), ["count=None"]).count is None
     assert settings.apply(Patch(), ["fresh=True"]).fresh is True
     assert settings.apply(Poison(), ["templates=('a {}', '{}=b')"]).templates == ("a {}", "{}=b")
+    assert settings.apply(Rvpt(), ["others=hat, two hats"]).others == ("hat", "two hats")
+    assert (
+        settings.apply(Rvpt(), ["others=hat"]).others == settings.apply(Rvpt(), ["others=('hat',)"]).others == ("hat",)
+    )
+    assert settings.apply(Rvpt(), ["others='hat, red'"]).others == ("hat, red",)
     assert settings.apply(Par(), []) == Par()
 
 

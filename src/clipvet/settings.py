@@ -14,6 +14,8 @@ from clipvet.errors import UserError
 def apply(method: Any, settings: Iterable[str]) -> Any:
     """The method with every `field=value` set; `trigger.size=0.1` or plain `size=0.1` reaches a nested method's field.
 
+    A tuple is written as in Python, or as its items with commas between them (`others=hat,two hats`).
+
     Raises UserError on a field that no part has, that two parts have (name it with a dot), or of another type.
     """
     for setting in settings:
@@ -46,10 +48,12 @@ def _set(method: Any, path: tuple[str, ...], text: str) -> Any:
     if rest:
         return dataclasses.replace(method, **{name: _set(getattr(method, name), tuple(rest), text)})
     kind = typing.get_type_hints(type(method))[name]
+    several = typing.get_origin(kind) is tuple and typing.get_args(kind)[-1] is ...  # one value, or words and commas
     try:
         raw = ast.literal_eval(text)
+        raw = [raw] if several and not isinstance(raw, list | tuple) else raw
     except (ValueError, SyntaxError):
-        raw = text  # a bare word
+        raw = [word.strip() for word in text.split(",")] if several else text
     try:
         value = TypeAdapter(kind).validate_python(raw)
     except ValidationError as e:
