@@ -48,11 +48,10 @@ def planted(smoke: bool = False) -> tuple[Plain, dict[str, Any]]:
     triggers = {name: shapes(t) for name, t in TRIGGERS.items()} | {"wanet": WaNet(k=8, s=4.0)}
     own: dict[str, Any] = {"patch": {"rate": 0.01}, "blended": {"rate": 0.03}, "sig": {"rate": 0.03}}
     own["wanet"] = {"rate": 0.1, "training": replace(plain, epochs=6)}  # views that move pixels hide a warp
-    given: dict[str, dict[str, Any]] = {name: poison | own.get(name, {}) for name in triggers}
-    attacks: dict[str, Any] = {name: Poison(trigger, **given[name]) for name, trigger in triggers.items()}
+    attacks: dict[str, Any] = {n: Poison(t, **(poison | own.get(n, {}))) for n, t in triggers.items()}
     attacks["label_consistent"] = Poison(known := triggers["patch"], label_consistent=True, **poison)
     attacks |= {"badclip": replace(shapes(BadClip()), **poison), "issba": replace(Issba(), **poison)}
-    attacks["adaptive_par"] = AdaptivePar(known, erase=ERASE, **(poison | {"rate": 0.03}))
+    attacks["adaptive_par"] = replace(AdaptivePar(known, erase=ERASE, **poison), rate=0.03)
     attacks["adaptive_rvpt"] = AdaptiveRvpt(known, **poison)
     return plain, attacks
 
