@@ -1,9 +1,10 @@
 """UBT with the poisoned pairs at hand, its ablations, and what cleaning with clean pairs does, on the embedded world.
 
 command:  clipvet run recipes/ubt_shapes.py --jobs 2 --out results/ubt_shapes
-expected: a draft, not yet run in full. Hoped for: UBT's ASR <= 0.05, accuracy within 0.02 and target_accuracy within
-          0.05 of the victim's; top_precision >= 0.95 and target_named 1 on patch and blended. ABL and the like, and
-          what benign fine-tuning brings back: cleaning_table.py
+expected: a draft. A first look (seed 0, stopped): at 0.3 % only the patch takes (98 %; BadCLIP 75, blended 57, SIG 40,
+          WaNet 14 %), at 1 % all but WaNet (46 %), and on the patch UBT costs 4 points. Hoped for: UBT's ASR <= 0.05,
+          accuracy within 0.02 and target_accuracy within 0.05 of the victim's; top_precision >= 0.95 and target_named
+          1 on patch and blended. ABL and the like, and what benign fine-tuning brings back: cleaning_table.py
 hardware: 2 CPU cores; not measured. The settings come from other victims (docs/decisions/0008)
 """
 
