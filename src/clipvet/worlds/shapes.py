@@ -225,6 +225,7 @@ class _Captions(Sequence):
 
 EAGER = 2**31  # bytes of pictures; more are drawn on fetch
 MOST = 10**8  # rows, whose captions and labels are held
+
 # Another domain with the same classes: smaller things, farther off centre, turned further, in noisier pictures
 SHIFTED = {"jitter": 0.3, "scale": (0.5, 0.8), "rotation": 0.8, "noise": 0.08}
 
