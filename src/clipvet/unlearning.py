@@ -4,6 +4,7 @@
 
 After every round: enough is forgotten; or the loss on held-out normal pairs has risen by more than `worse`: the round
 is taken back and tried again at half the rate, at most `HALVINGS` times. Thus nothing explodes, however high the rate.
+A rate that ends at 0 is taken to its end, even when enough is forgotten: what the first steps broke mends as it falls.
 """
 
 import math
@@ -19,7 +20,7 @@ from clipvet.embed import embed_pairs
 from clipvet.errors import UserError
 from clipvet.fit import Memory, fit_by
 from clipvet.losses import clip_loss, pair_losses
-from clipvet.optim import constant
+from clipvet.optim import Schedule, constant
 from clipvet.rng import Rng
 from clipvet.shortcut import company, nce
 from clipvet.types import Batch, Clip, Pairs
@@ -67,11 +68,19 @@ def below_guessing(clip: Clip, bad: Pairs, others: Batch) -> float:
 
 
 def unlearn(
-    method: Any, clip: Clip, bad: Pairs, normal: Pairs, forget: Forget, left: Callable[[Clip], float], rng: Rng
+    method: Any,
+    clip: Clip,
+    bad: Pairs,
+    normal: Pairs,
+    forget: Forget,
+    left: Callable[[Clip], float],
+    rng: Rng,
+    schedule: Schedule | None = None,
 ) -> Unlearned:
     """method: its fields steps, every, batch, lr, w_keep, worse, and what `fit` knows. forget: the rest of the loss.
 
-    left: what is still to be forgotten; 0 or less is enough. Raises UserError where there are too few pairs.
+    left: what is still to be forgotten; 0 or less is enough. schedule: of all the steps, which are then all taken;
+    none: lr, until enough is forgotten. Raises UserError where there are too few pairs.
     """
     order = rng.fork("held").numpy().permutation(len(normal))
     held, kept = (normal.take(np.sort(part)) for part in np.split(order, [min(HELD, max(2, len(order) // 10))]))
@@ -89,16 +98,18 @@ def unlearn(
         keep = clip_loss(normal.z, normal.w, clip.logit_scale.detach())
         return parts | {"loss": parts["loss"] + method.w_keep * keep, "keep": keep}
 
-    trace, steps, rate = [(left(clip), cost(clip))], 0, method.lr
-    while steps < method.steps and (steps == 0 or trace[-1][0] > 0):  # one round at least
-        n = min(method.every, method.steps - steps)
-        own = {"epochs": n / max(1, len(bad) // method.batch), "schedule": constant(rate), "memory": memory}
-        tried = fit_by(method, clip, bad, loss, rng.fork("round", len(trace), rate), batchnorm="eval", **own)
-        now = left(tried), cost(tried)
-        if now[1] <= trace[0][1] + method.worse:
-            clip, steps, trace = tried, steps + n, [*trace, now]
-        elif rate > method.lr / 2**HALVINGS:
-            rate, memory.moments = rate / 2, {}
+    rates = (schedule or constant(method.lr))(method.steps)
+    trace, steps, slower = [(left(clip), cost(clip))], 0, 1.0
+    while steps < method.steps and (steps == 0 or schedule or trace[-1][0] > 0):  # one round at least
+        now = [rate / slower for rate in rates[steps : steps + method.every]]
+        own = {"epochs": len(now) / max(1, len(bad) // method.batch), "memory": memory}
+        own |= {"schedule": lambda _, now=now: now, "peak": method.lr / slower}
+        tried = fit_by(method, clip, bad, loss, rng.fork("round", len(trace), slower), batchnorm="eval", **own)
+        told = left(tried), cost(tried)
+        if told[1] <= trace[0][1] + method.worse:
+            clip, steps, trace = tried, steps + len(now), [*trace, told]
+        elif slower < 2**HALVINGS:
+            slower, memory.moments = 2 * slower, {}
         else:
             return Unlearned(clip, "more would cost too much", steps, trace)
     return Unlearned(clip, "enough is forgotten" if trace[-1][0] <= 0 else "the steps are used up", steps, trace)

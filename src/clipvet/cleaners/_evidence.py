@@ -1,14 +1,15 @@
 """Whether a word's weak pairs betray a backdoor, by a null distribution that the set itself gives.
 
     z_i  = s(I_i, T_i) - q_i                                          the model finds it better than the reference
-           times s_over(I_i, T_i) - s(I_i, T_i)                       and it rises fast; where there is no reference
+           or that times s_over(I_i, T_i) - s(I_i, T_i)               and it rises fast; where there is no reference
     T(v) = mean of z over the m weakest pairs (lowest q) whose captions have v
     e(v) = (T(v) - median) / max(spread of T, 0.4 spread of z)        over words that are about as frequent, in pairs
     spread = 1.4826 * median absolute deviation                       without v
 
 Every word has weak pairs, and some of them are better under the model than under the reference; where there is no
 backdoor one word is in that like another. Poisons of a word are weak pairs that the model finds good. Without a
-reference changed pictures tell that less well; but overfitting strengthens one shortcut in all poisons at once.
+reference changed pictures tell that less well; but overfitting strengthens one shortcut in all poisons at once, unless
+the model holds them at their best already. So there either z will do.
 """
 
 from collections import Counter
@@ -101,13 +102,13 @@ def localise(method: Any, clip: Clip, over: Clip, pairs: Pairs, weak: Weak, top:
     """
 
     def better(rows: np.ndarray) -> np.ndarray:
-        d = weak.s[rows] - weak.q[rows]
-        if method.reference:
-            return d
-        return d * (pair_cosines(over, pairs.take(weak.kept[rows])).s.numpy() - weak.s[rows])
+        return weak.s[rows] - weak.q[rows]
 
-    z = embed_pairs(clip, pairs.take(weak.kept[top])).z
-    added = attributed(clip, z, [weak.captions[k] for k in top], method.attribution)
+    def rising(rows: np.ndarray) -> np.ndarray:
+        return better(rows) * (pair_cosines(over, pairs.take(weak.kept[rows])).s.numpy() - weak.s[rows])
+
+    shown = embed_pairs(clip, pairs.take(weak.kept[top])).z
+    added = attributed(clip, shown, [weak.captions[k] for k in top], method.attribution)
     holders: dict[str, list[int]] = {}
     for k, caption in enumerate(weak.captions):
         for v in words(caption):
@@ -115,9 +116,11 @@ def localise(method: Any, clip: Clip, over: Clip, pairs: Pairs, weak: Weak, top:
     df, rows_of = Counter({v: len(r) for v, r in holders.items()}), {v: np.array(r) for v, r in holders.items()}
     made = clusters(added, df, len(weak.captions), method.rho)
     suspects = {v for c in made for v in c.words}
+    looks = [better] if method.reference else [better, rising]
     found = []
     for c in made:
-        told = evidence(c.words[0], len(c.rows), weak.q, better, rows_of, sorted(suspects), rng)
+        tests = [evidence(c.words[0], len(c.rows), weak.q, z, rows_of, sorted(suspects), rng) for z in looks]
+        told = max(tests, key=lambda t: t[1])
         found.append(Found(c.words, top[c.rows], *told))
         if told[1] >= method.least:  # what else its poisons say is no evidence of its own
             rows_of = {v: np.setdiff1d(r, rows_of[c.words[0]]) for v, r in rows_of.items() if v != c.words[0]}

@@ -27,6 +27,7 @@ from clipvet.unlearning import Forget, Normal, ascent
 from clipvet.words import only, without, words
 
 LOOKED = 32  # pictures of either kind, whose cells are left out in turn
+MOST = 0.9  # of the suspicious pairs must have come down to m: then enough is forgotten
 USUAL = 256  # normal pictures, at most, that say what m is; suspicious pairs by which is told what is left
 
 
@@ -61,11 +62,10 @@ def tying_cells(
 def forgetting(
     method: Any, clip: Clip, bad: Pairs, normal: Pairs, named: Pairs, ties: Sequence[Tied], rng: Rng
 ) -> tuple[Forget, Callable[[Clip], float]]:
-    """L_forget and L_local for `unlearn`, and how far s still lies above m - below in the share `most`
-    of the suspicious pairs.
+    """L_forget and L_local for `unlearn`, and how far above m lies the s that `MOST` suspicious pairs do not exceed.
 
     normal: pairs that have none of the words; named: those that have one. method: mode, forget, softness, w_forget,
-    w_local, w_named, below, most, batch.
+    w_local, w_named, batch.
     """
     of = {i: k for k, tie in enumerate(ties) for i in tie.ids}
     full = method.mode == "full"
@@ -128,7 +128,7 @@ def forgetting(
 
     def left(clip: Clip) -> float:
         now = embed_pairs(clip, some)
-        return float(((now.z * now.w).sum(1) - among).quantile(method.most)) + method.below
+        return float(((now.z * now.w).sum(1) - among).quantile(MOST))
 
     return loss, left
 

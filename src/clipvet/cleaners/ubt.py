@@ -31,6 +31,7 @@ from clipvet.cleaners._evidence import Found, alike, listed, localise
 from clipvet.cleaners._forget import Tied, forgetting, naming, tying_cells
 from clipvet.errors import UserError
 from clipvet.fit import note
+from clipvet.optim import warmup_cosine
 from clipvet.rng import Rng
 from clipvet.shortcut import Over, Score, Weak, overfit, risen, weak_pairs
 from clipvet.types import Clip, Pairs
@@ -60,13 +61,12 @@ class Ubt:
     grid: int = 7  # cells a side of a picture; 0: leave the pictures' cells alone
     forget: Literal["softplus", "ascent"] = "softplus"
     softness: float = 0.05  # t, cosine
-    below: float = 0.0  # cosine below m at which enough is forgotten
-    most: float = 0.9  # share of the suspicious pairs that must have come down so far
     w_forget: float = 0.03  # its slope is 1 / softness: a step must forget no faster than the rest can be kept
     w_keep: float = 1.0
     w_local: float = 1.0  # much of it also holds the suspicious picture where the trigger has led it
     w_named: float = 1.0
-    steps: int = 300  # at most
+    steps: int = 300  # the rate falls to 0 over them
+    warmup: float = 1 / 6  # share of them over which it rises before
     every: int = 5  # steps of a round, after which the rule is asked
     worse: float = 0.1  # nats that held-out normal pairs may lose
     batch: int = 64  # suspicious pairs a step, and as many normal ones
@@ -135,4 +135,5 @@ class Ubt:
         bad = pairs.take(weak.kept[np.concatenate([f.rows for f in sure])])
         normal = pairs.take(weak.kept[weak.normal])
         loss, left = forgetting(self, clip, bad, normal.take(~has), normal.take(has), ties, rng)
-        return unlearn(self, clip, bad, normal, loss, left, rng), np.array(maps)
+        rates = warmup_cosine(self.lr, self.warmup)
+        return unlearn(self, clip, bad, normal, loss, left, rng, rates), np.array(maps)
