@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipvet import find, shortcut, unlearning
-from clipvet.cleaners._evidence import Found, alike, evidence
+from clipvet.cleaners._evidence import Found, alike, evidence, localise
 from clipvet.cleaners._forget import Tied, forget_loss, forgetting, naming
 from clipvet.cleaners.abl import Abl
 from clipvet.cleaners.finetune import Finetune
@@ -369,6 +369,21 @@ def test_asr_falls_and_the_target_class_stays(world: World, tmp_path: Path, caps
     assert (trace[:, 1] <= trace[0, 1] + UBT.worse).all(), "a round that cost too much was kept"
 
 
+def test_a_falling_rate_is_taken_to_its_end(world: World, tmp_path: Path) -> None:
+    """Even when enough is forgotten, which ends a constant one."""
+    _, found = ran(replace(UBT, steps=63, lr=5e-3, w_forget=0.3, worse=9.0), world.victim, world.dirty, tmp_path)
+    trace = found["trace"]
+    assert len(trace) == 1 + 13
+    assert (trace[1:-1, 0] <= 0).any()
+    bad = world.dirty.take(np.isin(world.dirty.ids, found["top"]))
+    rest = world.dirty.take(~np.isin(world.dirty.ids, found["top"]))
+    left = iter([1.0, 0.5, -0.1, 1.0])
+    done = unlearning.unlearn(
+        UBT, world.victim, bad, rest, lambda *_: {"loss": torch.tensor(0.0)}, lambda _: next(left), Rng(0)
+    )
+    assert (done.steps, done.why) == (10, "enough is forgotten")
+
+
 def test_a_rate_far_too_high_does_no_harm(world: World, tmp_path: Path) -> None:
     before = success(world.victim, world)
     out, _ = ran(replace(UBT, lr=3.0, steps=40), world.victim, world.dirty, tmp_path)
@@ -469,6 +484,19 @@ def test_evidence_by_hand() -> None:
     assert evidence("word0", 6, q, known, {"word0": holders["word0"]}, [], Rng(0))[1] > 10, "random groups are a null"
     many = evidence("word0", 600, q, known, {v: np.arange(600) for v in ("word0", "word1")}, [], Rng(0))[0]
     assert many == pytest.approx(z[np.argsort(q)[:24]].mean()), "of many pairs the 24 weakest"
+
+
+def test_poisons_held_at_their_best_need_not_rise(world: World) -> None:
+    """Without a reference either the difference speaks, or the difference times the rise."""
+    weak = weak_pairs(world.victim, world.dirty, "reference", True, 0.03, 0.8)
+    top = np.flatnonzero(np.isin(world.dirty.ids[weak.kept], world.key.poisoned))
+    risen = replace(UBT, reference="")
+    (known, *_), (alone, *_) = (
+        localise(m, world.victim, world.victim, world.dirty, weak, top, Rng(0)) for m in (UBT, risen)
+    )
+    assert alone.words == known.words == ("banana",)
+    assert alone.evidence == pytest.approx(known.evidence)
+    assert alone.evidence > UBT.sure
 
 
 def test_what_rose_too_far_for_its_word_is_unlearned_with_the_cluster() -> None:
