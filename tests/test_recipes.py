@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from clipvet import results
+from clipvet import io, results
 from clipvet.cli import main
 from clipvet.errors import UserError
 from clipvet.recipe import Recipe, load_recipes
@@ -79,7 +79,7 @@ def test_several_recipes_in_one_command(tmp_path: Path, monkeypatch: Any, capsys
             main()
         return end.value.code, capsys.readouterr().err
 
-    for wrong in (("one.py", "two.py", "--out", "here"), ("one.py", "one.py")):
+    for wrong in (("one.py", "two.py", "--out", "here"), ("one.py", "one.py"), ("one.py", "--part", "half")):
         assert said(*wrong)[0] == 2
     assert not Path("runs").exists(), "refused only after something was run"
     code, text = said("one.py", "two.py")
@@ -89,7 +89,7 @@ def test_several_recipes_in_one_command(tmp_path: Path, monkeypatch: Any, capsys
     assert len(list(Path("runs/stages").iterdir())) == 1, "the same stage was run twice"
 
 
-def test_stages_are_not_run_again_and_outputs_not_mixed(tmp_path: Path, capsys) -> None:
+def test_stages_are_not_run_again_and_outputs_not_mixed(tmp_path: Path, capsys, monkeypatch: Any) -> None:
     recipe = load_recipes(ROOT / "recipes/par_structured.py", smoke=True)[0]
     small = replace(recipe, attacks={"patch": recipe.attacks["patch"]}, defender_data={})
     first = run((small,), tmp_path / "out", tmp_path / "stages")
@@ -101,6 +101,28 @@ def test_stages_are_not_run_again_and_outputs_not_mixed(tmp_path: Path, capsys) 
         run((replace(small, target="ring"),), tmp_path / "out", tmp_path / "stages")
     other = run((small,), tmp_path / "out", tmp_path / "stages", seeds=(1,))
     assert {r.seed for r in other} == {0, 1}, "rows of another seed were lost"
+    monkeypatch.setattr(results, "command", lambda: "clipvet run --seed 2")
+    run((small,), tmp_path / "out", tmp_path / "stages", seeds=(1,))
+    told = io.read_json(tmp_path / "out" / "commands.json")["commands"]
+    assert len(told) == 2, "the command that made the other rows was lost"
+    assert told[-1] == "clipvet run --seed 2"
+
+
+def test_parts_together_are_the_whole(tmp_path: Path) -> None:
+    recipe = load_recipes(ROOT / "recipes/par_structured.py", smoke=True)[0]
+    assert len(recipe.attacks) > 1
+    small = replace(recipe, cleaners={}, defender_data={})
+    whole = run((small,), tmp_path / "whole", tmp_path / "stages")
+    n = len(recipe.attacks) * len(recipe.model_names) + 1  # so that one part is empty
+    seen = []
+    for k in range(1, n + 1):
+        found = run((small,), tmp_path / "parts", tmp_path / "stages", part=(k, n))
+        seen.append(len(found))
+    assert seen == sorted(seen)
+    assert seen[1] < seen[-1]
+    assert [(r.attack, r.metric, r.value) for r in found] == [(r.attack, r.metric, r.value) for r in whole]
+    with pytest.raises(UserError, match="no part 3 of 2; parts are 1/2 to 2/2"):
+        run((small,), tmp_path / "parts", tmp_path / "stages", part=(3, 2))
 
 
 def test_a_stage_is_known_by_its_settings_and_sources(monkeypatch) -> None:

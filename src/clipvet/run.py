@@ -19,12 +19,17 @@ def run(
     seeds: tuple[int, ...] | None = None,
     jobs: int = 1,
     ray: str = "",
+    part: tuple[int, int] = (1, 1),
 ) -> list[results.Row]:
-    """All rows of the recipes, written to out/results.jsonl as they come; rows of other seeds already there stay.
+    """All rows of the recipes, written to out/results.jsonl as they come; rows of other seeds and parts stay.
 
     jobs: stages side by side, one thread each. ray: address of the cluster that runs them instead, which sees the same
-    files; "local" starts one of so many jobs. Raises UserError if `out` holds another run.
+    files; "local" starts one of so many jobs. part: (k, n), the k-th of n parts of the victims, for a run that is too
+    long for one sitting. Raises UserError if `out` holds another run, and for a part that does not exist.
     """
+    k, n = part
+    if not 1 <= k <= n:
+        raise UserError(f"there is no part {k} of {n}; parts are 1/{n} to {n}/{n}")
     began, wanted = time.monotonic(), {"recipes": [told(r) for r in recipes]}
     out, runs = Path(out).absolute(), Path(runs).absolute()
     if ranks.world() > 1 and (jobs > 1 or ray):
@@ -58,6 +63,7 @@ def run(
         for model in recipe.model_names
         for attack in recipe.attacks
     ]
+    victims = victims[(k - 1) * len(victims) // n : k * len(victims) // n]
     bases = {v.base_key: v for v in victims if v.recipe.base}.values()
     if jobs == 1 and not ray:
         for first in bases:
@@ -89,10 +95,11 @@ def run(
     if not ranks.main():
         return found
     results.write(out, found)
+    earlier = io.read_json(out / "commands.json")["commands"] if (out / "commands.json").exists() else []
     io.write_json(
         out / "commands.json",
         {
-            "commands": [results.command()],
+            "commands": list(dict.fromkeys([*earlier, results.command()])),
             "settings": {
                 name: repr(c)
                 for r in recipes

@@ -15,6 +15,7 @@ def command(
     smoke: Annotated[bool, typer.Option("--smoke", help="tiny sizes: does it run at all?")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="of one recipe alone; default: runs/NAME of each")] = None,
     jobs: Annotated[int, typer.Option(help="stages side by side")] = 1,
+    part: Annotated[str, typer.Option("--part", help="K/N: the K-th of N parts; all into one --out")] = "1/1",
     ray: Annotated[str, typer.Option("--ray", help="address of a Ray cluster, or local: stages run there")] = "",
 ) -> None:
     """Run experiments: every attack, every cleaner, rows in OUT/results.jsonl. Finished stages are not run again."""
@@ -23,10 +24,15 @@ def command(
     from clipvet.report import build
     from clipvet.run import run as execute
 
+    k, _, n = part.partition("/")
+    if not (k.isdecimal() and n.isdecimal()):
+        raise UserError(f"--part {part} is not of the form K/N; the first of four parts is 1/4")
     made = [load_recipes(path, smoke) for path in recipes]  # a bad file ends all before anything is run
     folders = [out or Path("runs") / (r[0].name + ("-smoke" if smoke else "")) for r in made]
     if len(set(folders)) < len(folders):
         raise UserError("several recipes cannot share one folder; leave out --out, and name each recipe once")
     for several, folder in zip(made, folders):
-        execute(several, folder, Path("runs") / "stages", (seed,) if seed is not None else None, jobs, ray)
+        execute(
+            several, folder, Path("runs") / "stages", (seed,) if seed is not None else None, jobs, ray, (int(k), int(n))
+        )
         say(f"wrote {folder / 'results.jsonl'} and {ranks.first(lambda f=folder: build(f))}")
