@@ -1,9 +1,10 @@
 """Is this model backdoored? Prompt-tuned models, clean and backdoored through their prompts alone, and all inspectors.
 
 command:  clipvet run recipes/inspector_suite.py --jobs 2 --out results/inspector_suite
+          (or --part 1/4 to 4/4, one after the other)
 expected: attacks' ASR >= 0.80 at no more than 3 points of accuracy below the clean model; clean_model_asr, that of the
           same trigger on a model tuned on the clean pictures, far below. clip_inspector: AUROC >= 0.97; decree: 0.5
-hardware: 2 CPU cores; a minute or two a model. The 20 calibration models are of other tasks than the judged ones
+hardware: 2 CPU cores; about two hours. The 20 calibration models are of other tasks than the judged ones
 """
 
 from dataclasses import replace
@@ -50,6 +51,8 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
     }
     inspectors: dict[str, Any] = {name: shapes(find.load("inspectors", name)()) for name in find.names("inspectors")}
     inspectors |= {k: replace(i, precision="bf16") for k, i in inspectors.items() if hasattr(i, "precision")}
+    for name in ("neural_cleanse", "pixel_backdoor"):  # one epoch as CLIP-Inspector has, in four times as many updates
+        inspectors[name] = replace(inspectors[name], batch=8, epochs=1)
     if smoke:
         attacks = {name: attacks[name] for name in ("none", "badclip_prompt")}
         inspectors = {name: inspectors[name] for name in ("clip_inspector", "no_inversion", "random")}
