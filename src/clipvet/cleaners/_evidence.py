@@ -9,7 +9,7 @@
 Every word has weak pairs, and some of them are better under the model than under the reference; where there is no
 backdoor one word is in that like another. Poisons of a word are weak pairs that the model finds good. Without a
 reference changed pictures tell that less well; but overfitting strengthens one shortcut in all poisons at once, unless
-the model holds them at their best already. So there either z will do.
+the model holds them at their best already. So there the larger e counts, each less its `VIEWS`.
 """
 
 from collections import Counter
@@ -29,6 +29,7 @@ FEWEST = 8  # words, for a null, random groups of pairs else; normal pairs that 
 GROUPS = 64
 MOST = 24  # pairs of a word that are looked at
 NEAR = 4  # words are about as frequent where one is at most so many times as frequent as the other
+VIEWS = 1.0, 3.0  # robust standard deviations more that clean models reach without a reference, by either z
 FLOOR = 0.4  # where words are few, the spread of T is small by chance
 
 
@@ -98,7 +99,7 @@ def evidence(
 def localise(method: Any, clip: Clip, over: Clip, pairs: Pairs, weak: Weak, top: np.ndarray, rng: Rng) -> list[Found]:
     """Clusters of the pairs at these rows, the surest first. over: the overfitted copy.
 
-    method: its fields reference, attribution, rho and least, the evidence that is enough.
+    method: its fields reference, attribution, rho and sure, the evidence that is enough.
     """
 
     def better(rows: np.ndarray) -> np.ndarray:
@@ -116,13 +117,16 @@ def localise(method: Any, clip: Clip, over: Clip, pairs: Pairs, weak: Weak, top:
     df, rows_of = Counter({v: len(r) for v, r in holders.items()}), {v: np.array(r) for v, r in holders.items()}
     made = clusters(added, df, len(weak.captions), method.rho)
     suspects = {v for c in made for v in c.words}
-    looks = [better] if method.reference else [better, rising]
+    looks = [(better, 0.0)] if method.reference else list(zip((better, rising), VIEWS))
     found = []
     for c in made:
-        tests = [evidence(c.words[0], len(c.rows), weak.q, z, rows_of, sorted(suspects), rng) for z in looks]
+        tests = []
+        for z, more in looks:
+            strength, e = evidence(c.words[0], len(c.rows), weak.q, z, rows_of, sorted(suspects), rng)
+            tests.append((strength, e - more))
         told = max(tests, key=lambda t: t[1])
         found.append(Found(c.words, top[c.rows], *told))
-        if told[1] >= method.least:  # what else its poisons say is no evidence of its own
+        if told[1] >= method.sure:  # what else its poisons say is no evidence of its own
             rows_of = {v: np.setdiff1d(r, rows_of[c.words[0]]) for v, r in rows_of.items() if v != c.words[0]}
     return sorted(found, key=lambda f: -f.evidence)
 

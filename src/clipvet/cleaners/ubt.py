@@ -38,8 +38,6 @@ from clipvet.types import Clip, Pairs
 from clipvet.unlearning import Unlearned, unlearn
 from clipvet.words import How
 
-VIEWS = 3.0  # the given model on changed pictures is a worse reference than a clean one
-
 
 @dataclass(frozen=True)
 class Ubt:
@@ -56,7 +54,7 @@ class Ubt:
     score: Score = "gain"  # or similarity
     attribution: How = "loo"  # or gradient, attention
     rho: float = 0.5  # share of a cluster's weight that its words cover
-    sure: float = 9.0  # robust standard deviations above the null, VIEWS more without a reference; -inf: act always
+    sure: float = 9.0  # robust standard deviations above the null; -inf: act always
     mode: Literal["local", "full"] = "local"  # full: whole captions
     grid: int = 7  # cells a side of a picture; 0: leave the pictures' cells alone
     forget: Literal["softplus", "ascent"] = "softplus"
@@ -78,11 +76,6 @@ class Ubt:
 
     needs: ClassVar[str] = "untrusted pairs"
 
-    @property
-    def least(self) -> float:
-        """Evidence that is enough."""
-        return self.sure + (0 if self.reference else VIEWS)
-
     def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
         """The unlearned model; the given one where there is no evidence. Raises UserError for topk beyond the pool."""
         weak = weak_pairs(clip, pairs, self.reference, self.views, self.susp, self.normal)
@@ -92,7 +85,7 @@ class Ubt:
         r = risen(over, pairs, weak, self.score)
         top = weak.susp[np.argsort(-r, kind="stable")[: self.topk]]
         found = localise(self, clip, over, pairs, weak, top, rng.fork("null"))
-        sure, ids = [f for f in found if f.evidence >= self.least], pairs.ids[weak.kept]
+        sure, ids = [f for f in found if f.evidence >= self.sure], pairs.ids[weak.kept]
         kept = {
             "susp": ids[weak.susp],
             "s_susp": weak.s[weak.susp],
@@ -101,9 +94,9 @@ class Ubt:
             "s": weak.s,
             "q": weak.q,
         }
-        kept |= listed(found, ids) | {"sure": np.array(self.least)}
+        kept |= listed(found, ids) | {"sure": np.array(self.sure)}
         if not sure:
-            near = f"; closest: {found[0].told}, where {self.least:g} would be" if found else ""
+            near = f"; closest: {found[0].told}, where {self.sure:g} would be" if found else ""
             told = f"no evidence of a backdoor, the weights stay as they are{near}. Poisons that fit their captions are"
             alone = "" if self.reference else "; a trigger that survives blur, crop and mirror needs reference="
             note("ubt", f"{told} not weak: rank the pairs with the filter dao{alone}", **kept)
