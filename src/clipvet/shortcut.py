@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -55,6 +56,19 @@ def _mirrored(x: Tensor) -> Tensor:
     return x.flip(-1)
 
 
+class _Changed:
+    """A model to which every picture is the mean of what it is blurred, cropped and mirrored; so are its cosines."""
+
+    def __init__(self, clip: Clip):
+        self.clip = clip
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.clip, name)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        return torch.stack([self.clip.encode_image(f(images)) for f in (_blurred, _cropped, _mirrored)]).mean(0)
+
+
 def reference_cosines(clip: Clip, pairs: Pairs, reference: str, views: bool = True) -> Float[np.ndarray, " m"]:
     """Cosines under the reference, a model by name or folder; without one, the given model's own on changed pictures.
 
@@ -65,10 +79,8 @@ def reference_cosines(clip: Clip, pairs: Pairs, reference: str, views: bool = Tr
     if not views:
         return pair_cosines(clip, pairs).s.numpy()
 
-    def seen(change: Callable[[Tensor], Tensor]) -> Pairs:
-        return pairs.at(clip.geometry).map(lambda b: b._replace(images=change(b.images)) if b.captions else b)
-
-    return np.mean([pair_cosines(clip, seen(f)).s.numpy() for f in (_blurred, _cropped, _mirrored)], axis=0)
+    changed: Any = _Changed(clip)
+    return pair_cosines(changed, pairs).s.numpy()
 
 
 def weak_pairs(

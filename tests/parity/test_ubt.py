@@ -191,6 +191,21 @@ def test_weak_pairs_hold_the_poisons_and_the_risers_are_them(world: World, tmp_p
     assert len(found["susp"]) == 36
 
 
+def test_without_a_reference_changed_pictures_are_weak(world: World) -> None:
+    some = world.dirty.take(np.arange(20))
+    x, w = some[:].images, world.victim.encode_text(some[:].captions)
+    small = F.avg_pool2d(x, 2)
+    changed = (
+        F.interpolate(small, (8, 8), mode="bilinear"),
+        F.interpolate(x[:, :, 1:7, 1:7], (8, 8), mode="bilinear"),
+        x.flip(3),
+    )
+    each = [(world.victim.encode_image(v) * w).sum(1).detach().numpy() for v in changed]
+    assert np.allclose(shortcut.reference_cosines(world.victim, some, ""), np.mean(each, axis=0), atol=1e-6)
+    plain = (world.victim.encode_image(x) * w).sum(1).detach().numpy()
+    assert np.allclose(shortcut.reference_cosines(world.victim, some, "", views=False), plain, atol=1e-6)
+
+
 def test_overfitting_is_the_sum_of_its_terms(world: World) -> None:
     weak = weak_pairs(world.victim, world.dirty, "reference", True, 0.03, 0.8)
     assert set(weak.susp).isdisjoint(weak.normal)
