@@ -25,23 +25,23 @@ RECIPE = Path(__file__).parent.parent / "recipes/ubt_shapes.py"
 @pytest.fixture
 def small() -> Recipe:
     made = load_recipes(RECIPE, smoke=True)[0]
-    cleaners = {k: made.cleaners[k] for k in ("finetune", "ubt")}
-    own = {"shapes": (Data("shapes", 128, "validation"), ("finetune",)), "suspected": (None, ("ubt",))}
+    cleaners = {k: made.cleaners[k] for k in ("par", "ubt")}
+    own = {"shapes": (Data("shapes", 128, "validation"), ("par",)), "suspected": (None, ("ubt",))}
     attacks = dict(list(made.attacks.items())[:1])
-    rebound = cleaners["finetune"]
+    rebound = cleaners["par"]
     return replace(made, attacks=attacks, cleaners=cleaners, defender_data=own, rebound=rebound)
 
 
 def test_rebound_is_measured_of_every_cleaned_model(small: Recipe, tmp_path: Path, capsys: Any) -> None:
     rows = run((small,), tmp_path / "out", tmp_path / "stages")
-    metrics = {m: {r.metric for r in rows if r.method == m} for m in ("none", "finetune", "ubt")}
-    for name in ("finetune", "ubt"):
+    metrics = {m: {r.metric for r in rows if r.method == m} for m in ("none", "par", "ubt")}
+    for name in ("par", "ubt"):
         assert {"rebound_asr", "rebound_clean_accuracy", "asr"} <= metrics[name]
     later = {(r.stage, r.config) for r in rows if r.method == "ubt" and r.metric.startswith("rebound")}
     assert later == {("rebound", repr(small.cleaners["ubt"]))}, "the report tells by these whose rebound it is"
     assert not any(m.startswith("rebound") for m in metrics["none"])
     assert {"pool_recall", "pool_precision", "top_precision", "weak_precision", "evidence"} <= metrics["ubt"]
-    assert "evidence" not in metrics["finetune"]
+    assert "evidence" not in metrics["par"]
     folder = next(p.parents[1] for p in (tmp_path / "stages").rglob("ubt.npz"))
     with np.load(folder / "splits/ubt.npz") as found:
         assert len(found["s"]) == 512, "ubt was not given the victim's pairs"
@@ -52,8 +52,8 @@ def test_keys_of_other_stages_are_as_they_were(small: Recipe, tmp_path: Path, mo
     plain, asked = replace(small, rebound=None), []
     victim = Victim(plain, 0, "shapes-vit", next(iter(plain.attacks)), tmp_path, tmp_path)
     monkeypatch.setattr(Victim, "_rows", lambda self, name, *rest, **said: asked.append(name) or [])
-    victim.clean("shapes", "finetune")
-    assert asked == [key(plain.cleaners["finetune"], victim.key, plain.defender_data["shapes"][0], 0)]
+    victim.clean("shapes", "par")
+    assert asked == [key(plain.cleaners["par"], victim.key, plain.defender_data["shapes"][0], 0)]
 
 
 def test_untrusted_pairs_are_asked_for(small: Recipe, tmp_path: Path, capsys: Any) -> None:
@@ -85,5 +85,5 @@ def test_the_command_names_the_word(tmp_path: Path, monkeypatch: Any, capsys: An
 
 
 def test_presets_reach_what_a_method_owns() -> None:
-    assert shapes(Ubt()).grid == 4
+    assert shapes(Ubt()).topk == 24
     assert shapes(FinetuneFiltered()).finetune.batch == 64
