@@ -148,6 +148,13 @@ def test_several_attacks_make_a_matrix_and_a_section_each(tmp_path: Path):
     assert [*re.findall(r"<h2>(.*?)</h2>", page.read_text("utf-8"))][:2] == ["patch", "sig"]
 
 
+def test_the_headline_has_every_attack_of_its_method(tmp_path: Path):
+    """Also where another method comes first in the attack's own section."""
+    few = [r for r in rows("blended", took=0.9) if r.method in ("none", "cleanclip")]
+    write(tmp_path, few + rows())
+    assert "2 of 2 backdoors took. CleanCLIP leaves 86.6 % to 96.2 %" in words(report.build(tmp_path))
+
+
 def test_filters_are_bars_from_best_to_worst_and_no_columns_of_the_matrix(tmp_path: Path):
     found = rows("patch") + rows("blended")
     for name, auroc in (("random", 0.5), ("dao", 0.97)):
