@@ -27,13 +27,22 @@ def run(
     files; "local" starts one of so many jobs. part: (k, n), the k-th of n parts of the victims, for a run that is too
     long for one sitting. Raises UserError if `out` holds another run, and for a part that does not exist.
     """
-    k, n = part
-    if not 1 <= k <= n:
-        raise UserError(f"there is no part {k} of {n}; parts are 1/{n} to {n}/{n}")
     began, wanted = time.monotonic(), {"recipes": [told(r) for r in recipes]}
     out, runs = Path(out).absolute(), Path(runs).absolute()
     if ranks.world() > 1 and (jobs > 1 or ray):
         raise UserError("stages run side by side, or each over several processes; leave out --jobs and --ray")
+    victims = [
+        Victim(recipe, seed, model, attack, runs, out)
+        for seed in seeds or recipes[0].seeds
+        for recipe in recipes
+        for model in recipe.model_names
+        for attack in recipe.attacks
+    ]
+    k, n = part
+    if not 1 <= k <= n <= len(victims):
+        most = len(victims)
+        raise UserError(f"there is no part {k} of {n}; give K/N, N at most {most} (the victims) and K from 1 to N")
+    victims = victims[(k - 1) * len(victims) // n : k * len(victims) // n]
 
     def begin() -> list[results.Row]:
         if (out / "results.jsonl").exists() and io.read_json(out / "run.json") != wanted:
@@ -56,14 +65,6 @@ def run(
         shown = "  ".join(f"{k} {values[k]:6.1%}" for k in (*SUCCESS, "clean_accuracy", "auroc") if k in values)
         print(f"{what:64} {shown}  {m.seconds:5.0f} s", flush=True)
 
-    victims = [
-        Victim(recipe, seed, model, attack, runs, out)
-        for seed in seeds or recipes[0].seeds
-        for recipe in recipes
-        for model in recipe.model_names
-        for attack in recipe.attacks
-    ]
-    victims = victims[(k - 1) * len(victims) // n : k * len(victims) // n]
     bases = {v.base_key: v for v in victims if v.recipe.base}.values()
     if jobs == 1 and not ray:
         for first in bases:

@@ -13,11 +13,11 @@ paper:   Liang et al., arXiv:2403.16257; Liu et al., arXiv:2409.19526. NEITHER B
          which sign; (5) whether anything retains the rest; (6) attacks and models of the tables; (7) their baselines.
          Every default here hangs on these
 needs:   untrusted pairs; white-box weights; a clean reference model if there is one
-differs: stage 3, its null test and its stop are ours. Without a reference the given model looks at blurred, cropped and
-         mirrored pictures instead. Poisons share their captions, so NCE holds them apart: hence the square. A weight in
-         S counts how often a word occurs, lest single rare words win. Pairs are clustered by the word that binds them,
-         one cluster a target, and each must pass the null test (`_evidence`); where none does, nothing is changed. What
-         else has a cluster's word and rose far more than normal pairs that have it is unlearned with it.
+differs: stage 3, its null test, its rule and its rate are ours. Without a reference the given model looks at blurred,
+         cropped and mirrored pictures instead. Poisons share their captions, so NCE holds them apart: hence the square.
+         A weight in S counts how often a word occurs, lest single rare words win. Pairs are clustered by the word that
+         binds them, one cluster a target, and each must pass the null test (`_evidence`); where none does, nothing is
+         changed. What else has a cluster's word and rose far more than normal pairs that have it is unlearned with it.
          Label-consistent poisons fit their captions and are not weak: see dao
 """
 
