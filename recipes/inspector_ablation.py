@@ -23,7 +23,7 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
         arms["half_eps"] = replace(how, eps=how.eps / 2)
     arms |= {loss: replace(how, loss=loss) for loss in (("logit",) if smoke else ("cross_entropy", "logit"))}
     if not smoke:
-        arms |= {f"{name}_reference": replace(arm, reference="zeroshot") for name, arm in arms.items()}
+        arms |= {f"{name}_plain": replace(arm, reference="none") for name, arm in arms.items()}
     suite = load_recipes(Path(__file__).with_name("inspector_suite.py"), smoke)
     pool = 64 if smoke else suite[0].pool
     return tuple(replace(r, name="inspector_ablation", inspectors=arms, pool=pool) for r in suite)

@@ -56,8 +56,8 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
     if smoke:
         attacks = {name: attacks[name] for name in ("none", "badclip_prompt")}
         inspectors = {name: inspectors[name] for name in ("clip_inspector", "no_inversion", "random")}
-    for name in ("clip_inspector", "no_inversion"):  # also beside the same encoder under hand-written prompts
-        inspectors[f"{name}_reference"] = replace(inspectors[name], reference="zeroshot")
+    for name in ("clip_inspector", "no_inversion"):  # also without the same encoder under hand-written prompts beside
+        inspectors[f"{name}_plain"] = replace(inspectors[name], reference="none")
     common: dict[str, Any] = {"name": "inspector_suite", "model_names": ("shapes-vit",), "attacks": attacks}
     common |= {
         "base": replace(shapes(Plain()), epochs=4 if not smoke else 1),

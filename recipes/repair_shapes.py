@@ -3,7 +3,7 @@
 command:  clipvet run recipes/repair_shapes.py --jobs 2 --out results/repair_shapes
 expected: what is left of ASR: clean only > noise > a wrong class's trigger > the target's (repair), which leaves
           clearly less than the other three at no more than 3 points of accuracy below the victim; and the score of the
-          repaired model, clip_inspector_reference_score, falls to that of clean models. One development victim: 97.5
+          repaired model, clip_inspector_score, falls to that of clean models. One development victim: 97.5
           -> 15.3, 14.9, 14.4, 4.8; the trigger's ASR on a clean model was 14.2 (docs/decisions/0014)
 hardware: 2 CPU cores; two minutes a victim, which come from the suite's cache where that has run
 """
@@ -21,16 +21,14 @@ STAMPS = {"clean_only": "clean", "random_noise": "noise", "wrong_class": "wrong"
 
 def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
     how, made = shapes(CiRepair()), []
-    how = replace(how, inspector=replace(how.inspector, reference="zeroshot"), outside=32 if smoke else 1000)
+    how = replace(how, outside=32 if smoke else 1000)
     if smoke:
         how = replace(how, tuning=replace(how.tuning, epochs=1))
     cleaners = {name: replace(how, stamp=stamp) for name, stamp in STAMPS.items()}
     names = tuple(n for n in cleaners if not smoke or n in ("clean_only", "ci_repair"))
     for r in load_recipes(Path(__file__).with_name("inspector_suite.py"), smoke):
         attacks = {n: a for n, a in r.attacks.items() if n not in ("none", "calibration")}
-        looks = {
-            n: i for n, i in r.inspectors.items() if n == ("no_inversion" if smoke else "clip_inspector_reference")
-        }
+        looks = {n: i for n, i in r.inspectors.items() if n == ("no_inversion" if smoke else "clip_inspector")}
         few = {"16-shot": (Shots(r.test, 16), names)}  # the user's own pictures, of which the prompts were made
         own = {n: cleaners[n] for n in names}
         if attacks:

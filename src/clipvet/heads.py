@@ -91,12 +91,18 @@ def head_of(clip: Clip, templates: Sequence[str], precision: str = "no", own: bo
     return head
 
 
-def reference_head(clip: Clip, reference: str, templates: Sequence[str], precision: str = "no") -> Head:
+def reference_head(clip: Clip, reference: str, templates: Sequence[str], precision: str = "no") -> Head | None:
     """What the model is compared with: its own frozen encoder under hand-written prompts, or another model by name.
 
-    Raises UserError where the model has no prompts of its own, so that nothing would be compared.
+    reference: zeroshot; auto, which is zeroshot for a model with prompts of its own and none for others; none (None is
+    returned); or a model. Raises UserError for zeroshot where the model has no prompts of its own, so that nothing
+    would be compared.
     """
-    if reference != "zeroshot":
+    base: Any = getattr(clip, "base", clip)
+    prompted = base is not clip or hasattr(clip, "classifier")
+    if reference == "none" or (reference == "auto" and not prompted):
+        return None
+    if reference not in ("auto", "zeroshot"):
         other = load(reference, device=device_of(clip))
         if other.geometry.size != clip.geometry.size:
             raise UserError(
@@ -104,8 +110,7 @@ def reference_head(clip: Clip, reference: str, templates: Sequence[str], precisi
                 "a reference of the same architecture"
             )
         return head_of(other, templates, precision)
-    base: Any = getattr(clip, "base", clip)
-    if base is clip and not hasattr(clip, "classifier"):
+    if not prompted:
         raise UserError(
             "reference=zeroshot compares learned prompts with hand-written ones, and this model has none; give "
             "reference=none, or the model that it was trained from"

@@ -22,7 +22,7 @@ from clipvet.inspectors.ood_share import OodShare
 from clipvet.inspectors.pixel_backdoor import PixelBackdoor
 from clipvet.rng import Rng
 
-CI = ClipInspector(eps=0.05, batch=24)  # 64 pictures: 24, 24 and 16
+CI = ClipInspector(eps=0.05, batch=24, reference="none")  # 64 pictures: 24, 24 and 16
 
 
 class Tuned(Linear):
@@ -112,8 +112,10 @@ def test_the_score_is_a_robust_deviation_behind_a_gate(inspected: Any) -> None:
 def test_the_reference_is_the_same_encoder_under_plain_prompts(inspected: Any) -> None:
     clip, classes = Tuned().eval(), inspected.classes
     told = [
-        m.inspect(clip, inspected.pictures, classes, ("{}",), Rng(5)) for m in (CI, replace(CI, reference="zeroshot"))
+        replace(CI, reference=r).inspect(clip, inspected.pictures, classes, ("{}",), Rng(5))
+        for r in ("none", "zeroshot", "auto")
     ]
+    assert told[2].classes == told[1].classes
     bare = Linear().eval()  # the same encoders
     plain = CI.inspect(bare, inspected.pictures, classes, ("{}",), Rng(5))
     expected = [a.loss - b.loss for a, b in zip(told[0].classes, plain.classes)]

@@ -24,7 +24,7 @@ from clipvet.verdicts import Score, finding
 class NoInversion:
     loss: Loss = "margin"  # or cross_entropy, logit
     score: Score = "loss"  # or asr_weighted, joint, gap
-    reference: str = "none"  # or zeroshot, or a model: whose loss is subtracted class by class
+    reference: str = "auto"  # whose loss is subtracted class by class: see clip_inspector
     at_once: int = 256  # pictures in one pass
 
     needs: ClassVar[str] = "unlabelled pictures"
@@ -36,8 +36,7 @@ class NoInversion:
         pool, device = pixels(clip, pictures, 1), device_of(clip)
         z = untouched(head_of(clip, templates)(classes), pool, device, self.at_once)
         loss, base = class_losses(self.loss, z), shares(z)
-        if self.reference != "none":
-            head = reference_head(clip, self.reference, templates)
+        if (head := reference_head(clip, self.reference, templates)) is not None:
             loss = loss - class_losses(self.loss, untouched(head(classes), pool, device, self.at_once))
         every = np.ones(len(classes), bool)
         return finding(classes, loss, base, base, every, self.score, settings={"pictures": len(pool)})
