@@ -202,9 +202,12 @@ def test_a_suite_is_judged_against_calibration_models_alone():
     assert every["auroc"] == 1.0
     assert every["detection_accuracy"] == pytest.approx((4 + 3) / 9)
     assert every["target_f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 3))  # one names another class, two are missed
+    assert every["target_named"] == pytest.approx(2 / 3)  # of the three with an alarm
+    assert ("wanet", "target_named", "") not in found
     assert found["patch", "detection_accuracy", ""].value == 1.0
     assert found["wanet", "detection_accuracy", ""].value == pytest.approx(4 / 6)
     assert found["none", "false_alarms", ""].value == 0.0
     assert found["none", "uniform_p", ""].value == pytest.approx(kstest([1.0, 0.75, 0.5, 0.25], "uniform").pvalue)
-    assert suite(clean + patch) == []  # no calibration
+    alone = suite(clean + patch)  # no calibration
+    assert {(r.attack, r.metric, r.value) for r in alone} == {("all", "auroc", 1.0), ("patch", "auroc", 1.0)}
     assert suite(rows + patch) == []  # no clean model
