@@ -41,6 +41,7 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
         "ubt": ubt,
         "ubt_full": replace(ubt, mode="full"),
         "ubt_no_cells": replace(ubt, grid=0),
+        "ubt_30_steps": replace(ubt, steps=5 if smoke else 30),  # of 100
     }
     if smoke:
         clean = {"par": replace(clean["par"], epochs=0.5)}
