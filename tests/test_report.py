@@ -148,6 +148,15 @@ def test_several_attacks_make_a_matrix_and_a_section_each(tmp_path: Path):
     assert [*re.findall(r"<h2>(.*?)</h2>", page.read_text("utf-8"))][:2] == ["patch", "sig"]
 
 
+def test_what_the_run_refused_did_not_take_and_is_no_method(tmp_path: Path):
+    weak = [r for r in rows("sig", took=0.6) if r.method == "none"]  # above a half, but the recipe asked for more
+    write(tmp_path, rows() + weak + [replace(r, stage="refused") for r in weak])
+    page = words(report.build(tmp_path))
+    assert "1 of 2 backdoors took" in page
+    assert "did not take" in page
+    assert "refused" not in page
+
+
 def test_the_headline_has_every_attack_of_its_method(tmp_path: Path):
     """Also where another method comes first in the attack's own section."""
     few = [r for r in rows("blended", took=0.9) if r.method in ("none", "cleanclip")]

@@ -28,6 +28,7 @@ NAMES |= {"linear_probe": "linear probe", "task_negation": "task negation", "bas
 FIRST = ("safeclip", "rvpt", "ubt")  # of which the page speaks first
 CONTROLS = ("none", "oracle", "random")
 TOOK = 0.5  # an attack below this success rate leaves a defense nothing to remove
+REFUSED = "refused"  # stage of the rows of a victim that its recipe holds for not backdoored
 BLOCK = r"resistivity_(\w+)@(\d+)"  # shown as curves
 CURVES = ("loss", "s_img", "s_txt", "gate_img", "gate_txt", "tau", "pairs_per_s")
 
@@ -190,6 +191,7 @@ def _section(
 ) -> dict[str, Any]:
     """What the page says about one attack. `reported`: model/attack/method/metric -> the published fraction."""
     groups: dict[Method, dict[str, list[Row]]] = {}
+    refused, rows = {r.seed for r in rows if r.stage == REFUSED}, [r for r in rows if r.stage != REFUSED]
     for r in rows:
         groups.setdefault(methods[_key(r)], {}).setdefault(r.metric, []).append(r)
     table = {m: {k: _pool(rs) for k, rs in by.items()} for m, by in groups.items()}
@@ -197,7 +199,7 @@ def _section(
     found = {m: t["auroc"].value if "auroc" in t else 0.0 for m, t in table.items()}
     table = {m: table[m] for m in sorted(table, key=lambda m: (m.name != "none", asr[m], -found[m]))}
     victim = next((m for m in table if m.name == "none" and "asr" in table[m]), None)
-    took = None if victim is None else asr[victim] >= TOOK
+    took = None if victim is None else asr[victim] >= TOOK and not {r.seed for r in rows} <= refused
     cleaned = [m for m in table if m.name not in CONTROLS and "asr" in table[m]] if took else []
     cleaned.sort(key=lambda m: (m.colour != 1, m.name not in FIRST, m.name != "finetune"))  # colour 1: the first PAR
     shown = {m: t for m, t in table.items() if took is not False or m == victim}  # what the figures may score
@@ -251,7 +253,7 @@ def build(folder: Path) -> Path:
         runs.setdefault((r.attack, r.recipe, r.model), []).append(r)
     commands = {"commands": [], "settings": {}, "reported": {}, "hardware": "", "started": "", "seconds": 0}
     commands |= {"versions": rows[-1].versions} | next(iter(_read(dict[str, Any], folder / "commands.json")), {})
-    methods, sections, logs = _methods(rows), [], folder / "logs"
+    methods, sections, logs = _methods([r for r in rows if r.stage != REFUSED]), [], folder / "logs"
     for run, mine in runs.items():
         title = " · ".join(filter(None, run if sum(r[0] == run[0] for r in runs) > 1 else run[:1])) or "no attack"
         own = logs / run[0] if len(runs) > 1 or (logs / run[0]).is_dir() else logs
