@@ -1,18 +1,27 @@
 """What a CLIP-Inspector scan costs: beside the plain loop over classes, and beside the bare passes it cannot avoid.
 
 command:  python benchmarks/inspection.py         (--model shapes-vit --classes 50 --pictures 1000 --batch 32 --race 8)
+          python benchmarks/inspection.py --prompts cocoop --pictures 32 --batch 8 --race 1     (random weights, 77 tokens)
 expected: scan >= 5 x faster than the plain loop, the same verdict; encoding >= 0.85 of bare forward and backward passes
-          (the plain loop: class by class, class prompts encoded at every step in 77 tokens where the model has so many,
-          all classes through the whole epoch)
+          (the plain loop: class by class, class prompts encoded at every step in as many tokens as the tower has, 77
+          under --prompts, and there for every picture; all classes through the whole epoch; no reference)
 """
 
+import json
 import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from _ratios import Times, arguments, tell
 
-from clipvet import models
+from clipvet import io, models
+from clipvet.context import PromptTuned, begin, tower
 from clipvet.embed import classifier, device_of
 from clipvet.forms import additive, started
 from clipvet.heads import head_of, margin, steps_of
@@ -25,11 +34,42 @@ from clipvet.worlds.pool import pool_pairs
 from clipvet.worlds.shapes import COLOURS, SHAPES, TEMPLATES
 
 
+def prompted(name: str, words: str = "a photo of a") -> PromptTuned:
+    """CoCoOp's prompts, unlearned, on this architecture with 77 tokens; random weights."""
+    config = json.loads((files("clipvet") / "model_configs" / f"{name}.json").read_text())
+    config["text_cfg"]["context_length"] = 77
+    with tempfile.TemporaryDirectory() as at:
+        io.write_json(Path(at) / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": {}})
+        base = models.load(f"local-dir:{at}", rng=RNG, weights=False)
+    return begin(base, words, 4, 0.02, 64, RNG)
+
+
+def whole_prompts(clip: PromptTuned, classes: tuple[str, ...]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Logits as CoCoOp writes them: every picture's own prompt of every class, whole, through the text tower."""
+    net, m = tower(clip.base), len(clip.context)
+    tokens = clip.base.tokenizer([f"{' '.join(['x'] * m)} {c}." for c in classes])
+    ends, fixed = tokens.argmax(1), net.token_embedding(tokens).detach()
+
+    def logits(x: torch.Tensor) -> torch.Tensor:
+        z, out = clip.encode_image(x), []
+        for one in z:
+            h = fixed.clone()
+            h[:, 1 : 1 + m] = clip.context + clip.meta(one)  # pyright: ignore[reportOptionalCall]
+            h = net.transformer(h + net.positional_embedding, attn_mask=net.attn_mask)
+            w = net.ln_final(h)[torch.arange(len(ends)), ends] @ net.text_projection
+            out.append(clip.logit_scale * F.normalize(w, dim=1) @ one)
+        return torch.stack(out)
+
+    return logits
+
+
 def plain(clip: Any, pool: torch.Tensor, classes: tuple[str, ...], how: ClipInspector) -> tuple[list[float], ...]:
     """Loss and ASR of each class, one after the other: nothing is shared, kept or stopped."""
     losses, rates = [], []
 
     def logits(x: torch.Tensor) -> torch.Tensor:
+        if isinstance(clip, PromptTuned):
+            return whole_prompts(clip, classes)(x)
         return classifier(clip, classes, TEMPLATES)(clip.encode_image(x))
 
     for t, name in enumerate(classes):
@@ -56,19 +96,21 @@ RNG = Rng(0)
 
 
 def main() -> None:
-    a = arguments(__doc__ or "", model="shapes-vit", classes=50, pictures=1000, batch=32, race=8, rounds=1)
-    clip = models.load(a.model, device=device(), rng=RNG)
+    a = arguments(
+        __doc__ or "", model="shapes-vit", classes=50, pictures=1000, batch=32, race=8, rounds=1, prompts="none"
+    )
+    clip = prompted(a.model) if a.prompts == "cocoop" else models.load(a.model, device=device(), rng=RNG)
     pictures = pool_pairs(a.pictures, clip.geometry.size)
     pool = pictures.at(clip.geometry)[:].images.to(device_of(clip))
     classes = tuple(f"{c} {s}" for c in COLOURS for s in SHAPES)[: a.classes]
-    how = ClipInspector(eps=14 / 255, batch=a.batch)
-    raced = ClipInspector(eps=14 / 255, batch=a.batch, race=a.race)
+    how = ClipInspector(eps=14 / 255, batch=a.batch, reference="none")
+    raced = replace(how, race=a.race)
     found: dict[str, Any] = {}
 
     def scan(name: str, how: ClipInspector) -> None:
         found[name] = how.inspect(clip, pictures, classes, TEMPLATES, RNG)
 
-    still, many = models.frozen(clip), max(1, how.at_once // a.batch)
+    still, many = models.frozen(clip), min(len(classes), max(1, how.at_once // a.batch))
     rows = steps_of(len(pool), a.batch, 1, RNG)[:4]
     budget = Budget(additive(how.eps), rows, at_once=how.at_once)
     head, some = head_of(clip, TEMPLATES)(classes), list(classes[:many])
