@@ -1,7 +1,7 @@
 """What a CLIP-Inspector scan costs: beside the plain loop over classes, and beside the bare passes it cannot avoid.
 
 command:  python benchmarks/inspection.py         (--model shapes-vit --classes 50 --pictures 1000 --batch 32 --race 8)
-          python benchmarks/inspection.py --prompts cocoop --pictures 32 --batch 8 --race 1     (random weights, 77 tokens)
+          python benchmarks/inspection.py --prompts cocoop --pictures 32 --batch 8 --race 1  (random weights, 77 tokens)
 expected: scan >= 5 x faster than the plain loop, the same verdict; encoding >= 0.85 of bare forward and backward passes
           (the plain loop: class by class, class prompts encoded at every step in as many tokens as the tower has, 77
           under --prompts, and there for every picture; all classes through the whole epoch; no reference)
