@@ -4,8 +4,8 @@ command:  clipvet run recipes/inspector_encoders.py --jobs 2 --out results/inspe
 expected: attacks' ASR >= 0.80. Nothing is known of the AUROCs: in a first look the plain score singled out no victim,
           and the clean base as reference (_reference: for whoever has the public model that this one was made from)
           named two of two. random: 0.5
-hardware: 2 CPU cores; a base, six models and about 40 inspections a seed. Every seed has a world, a base and a
-          calibration model of its own, the latter from other pairs than the judged ones; 20 seeds for p <= 0.05
+hardware: 2 CPU cores; a base, five models and 40 inspections a seed, six minutes by estimate. Every seed has a world
+          and a base of its own. There are no calibration models, so AUROCs alone: a verdict needs 20 more bases
 """
 
 from dataclasses import replace
@@ -38,6 +38,7 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
     }
     plainly = ("clip_inspector", "decree", "no_inversion", "random")
     inspectors = {n: shapes(find.load("inspectors", n)()) for n in plainly}
+    inspectors["clip_inspector"] = replace(inspectors["clip_inspector"], precision="bf16")
     inspectors["clip_inspector_patch"] = replace(inspectors["clip_inspector"], form="patch")  # what is small but loud
     looks = ("clip_inspector", "clip_inspector_patch", "no_inversion")
     if smoke:
@@ -48,11 +49,9 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
     common: dict[str, Any] = {"name": "inspector_encoders", "model_names": ("shapes-vit",), "inspectors": inspectors}
     common |= {"base": replace(plain, epochs=1 if smoke else 5.2), "base_data": (Data("shapes", n), test)}
     common |= {"pool": 64 if smoke else 1000, "took": 0.0 if smoke else 0.8, "test": test}
-    common |= {"seeds": (0,) if smoke else tuple(range(20))}
-    own, other = Data("shapes", n, split="validation"), Data("shapes", n, split="test")
-    clean, made = NoAttack(training=plain), []
+    common |= {"seeds": (0,) if smoke else tuple(range(10))}
+    own, clean, made = Data("shapes", n, split="validation"), NoAttack(training=plain), []
     for name, attack in attacks.items() if not smoke else [("patch", attacks["patch"])]:
         planted = {name: attack} | ({"none": clean} if name == "patch" else {})
         made.append(Recipe(victim_data=own, target=TARGETS[name], attacks=planted, **common))
-    # pictures of the test serve the calibration models, of which nothing but the inspectors' scores is used
-    return (*made, Recipe(victim_data=other, target="ring", attacks={"calibration": clean}, **common))
+    return tuple(made)
