@@ -66,6 +66,17 @@ def test_what_lies_beside_the_weights(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("key", ["trust_remote_code", "auto_map"])
+def test_a_config_that_asks_for_code(tmp_path: Path, clip: Any, key: str) -> None:
+    models.save(clip, tmp_path, {})
+    told = json.loads((tmp_path / "open_clip_config.json").read_text())
+    told["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {key: True, "clean": "canonicalize"}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(told))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"a": [{key: {"AutoTokenizer": ["evil.Evil", None]}}]}))
+    found = [(t.file, t.severity, key in t.what) for t in gate.scan(tmp_path)]
+    assert found == [(name, "dangerous", True) for name in ("open_clip_config.json", "tokenizer_config.json")]
+
+
 def test_exit_codes(tmp_path: Path, capsys, monkeypatch) -> None:
     (tmp_path / "a.pt").write_bytes(corpus.torched(corpus.Evil(tmp_path / "it-ran")))
     assert gate.main([str(tmp_path / "a.pt")]) == 1

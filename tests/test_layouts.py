@@ -403,6 +403,31 @@ def test_code_beside_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "modeling_evil.py").exists()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hf_tokenizer_name": ".", "tokenizer_kwargs": {"trust_remote_code": True}},
+        {"hf_tokenizer_name": "."},
+        {"hf_model_name": "ITSELF", "hf_proj_type": "linear"},
+    ],
+    ids=["trusted", "asked", "text tower"],
+)
+def test_code_in_an_open_clip_folder_is_not_run(tmp_path: Path, monkeypatch: Any, changes: dict[str, Any]) -> None:
+    models.save(models.load("shapes-vit"), tmp_path / "m", {})
+    path = tmp_path / "m" / "open_clip_config.json"
+    told = json.loads(path.read_text())
+    told["model_cfg"]["text_cfg"] |= changes
+    path.write_text(json.dumps(told).replace("ITSELF", str(tmp_path / "m")))
+    evil = {"AutoTokenizer": ["evil.Evil", None], "AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}
+    for name in ("config.json", "tokenizer_config.json"):
+        (tmp_path / "m" / name).write_text(json.dumps({"auto_map": evil, "tokenizer_class": "Evil"}))
+    (tmp_path / "m" / "evil.py").write_text(f"open({str(tmp_path / 'it-ran')!r}, 'w').close()\nclass Evil: pass")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(UserError, match=r"tokenizer_kwargs|custom code|its own code"):
+        models.load(str(tmp_path / "m"))
+    assert not (tmp_path / "it-ran").exists()
+
+
 def test_tokenizers(tmp_path: Path) -> None:
     made.write(tmp_path / "m")
     clip: Any = models.load(str(tmp_path / "m"))

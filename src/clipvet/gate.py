@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors
 
@@ -100,8 +100,19 @@ def _config(path: Path, name: str) -> Iterator[Threat]:
     except UserError as e:
         yield Threat(name, "suspicious", f"no readable configuration: {e}")
         return
-    if isinstance(told, dict) and told.get("auto_map"):
-        yield Threat(name, "dangerous", "asks for code of the checkpoint's own (auto_map)")
+    for key in sorted(asks_for_code(told)):
+        yield Threat(name, "dangerous", f"asks for code of the checkpoint's own ({key})")
+
+
+def asks_for_code(told: Any) -> set[str]:
+    """Which of a configuration's keys, at any depth, would let transformers run Python of the checkpoint's own."""
+    found, left = set(), [told]
+    while left:
+        part = left.pop()
+        if isinstance(part, dict):
+            found |= {key for key in ("auto_map", "trust_remote_code") if part.get(key)}
+        left += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    return found
 
 
 def _pickle(path: Path, name: str) -> Iterator[Threat]:

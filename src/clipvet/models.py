@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from clipvet import io, layouts, ranks, siglip, tokenizers
+from clipvet import gate, io, layouts, ranks, siglip, tokenizers
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.types import Clip, Geometry
@@ -29,6 +29,7 @@ from clipvet.types import Clip, Geometry
 CONFIGS = Path(__file__).parent / "model_configs"
 WEIGHTS = "open_clip_model.safetensors"
 REMEMBERED = 2**16  # captions
+TOKENIZER = ("clean", "language", "reduction_mask", "strip_sep_token")  # a tokenizer's options that load nothing
 MAX_CAPTION = 2000  # characters that are tokenised: more than any context holds, and byte pairs cost their square
 IGNORED = {  # OpenAI's numbers and older transformers' buffer: no weights
     "input_resolution",
@@ -263,7 +264,9 @@ def load(
         # open_clip's initialisers draw from the global stream: it is forked and seeded here, and nowhere else
         torch.default_generator.manual_seed((rng or Rng(0)).key)  # the CPU's alone: torch.manual_seed seeds GPUs too
         try:
-            siglip.register(_timm_name(factory.get_model_config(name)))
+            config: Any = factory.get_model_config(name)
+            _check_code(config, model)
+            siglip.register(_timm_name(config))
             net = open_clip.create_model(
                 name,
                 load_weights=False,
@@ -271,8 +274,11 @@ def load(
                 force_quick_gelu=quick_gelu,
                 force_preprocess_cfg=factory.merge_preprocess_dict({}, tag),
             )
-            config: Any = factory.get_model_config(name)
-            tokenizer = open_clip.get_tokenizer(name)
+            # True would run the folder's code, and None ask the user whether to
+            untrusting: Any = {"trust_remote_code": False} if config["text_cfg"].get("hf_tokenizer_name") else {}
+            tokenizer = open_clip.get_tokenizer(name, **untrusting)
+        except UserError:
+            raise
         except Exception as e:  # whatever a config can get wrong, or the network
             told = str(e).splitlines() or [type(e).__name__]
             raise UserError(
@@ -285,6 +291,26 @@ def load(
         _fill(net, state, path, model)
     clip.source = str(Path(name[10:]).resolve()) if name.startswith("local-dir:") else name
     return _onto(clip, device)
+
+
+def _check_code(config: Any, model: str) -> None:
+    """UserError where the config would have transformers run code beside the weights, or ask whether to."""
+    text = config.get("text_cfg") if isinstance(config, dict) else None
+    if not isinstance(text, dict):
+        return
+    options = text.get("tokenizer_kwargs", {})
+    if not isinstance(options, dict) or any(
+        k not in TOKENIZER or not isinstance(v, str | bool) for k, v in options.items()
+    ):
+        raise UserError(
+            f"{model} sets more of its tokenizer than {', '.join(TOKENIZER)} ({options!r:.80}); take that out of "
+            "tokenizer_kwargs in its open_clip_config.json"
+        )
+    if name := text.get("hf_model_name"):
+        from transformers import PretrainedConfig  # pyright: ignore[reportMissingImports]
+
+        if gate.asks_for_code(PretrainedConfig.get_config_dict(name)[0]):
+            raise UserError(f"{model} has a text tower of {name}, which brings its own code; give a model without")
 
 
 def _timm_name(config: Any) -> str:
