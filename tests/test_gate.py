@@ -27,6 +27,10 @@ def test_clean_checkpoints_pass(tmp_path: Path, clip: Any, good: dict[str, torch
     made.write(tmp_path / "transformers")
     torch.save({"state_dict": good, "args": argparse.Namespace(lr=1.0), "epoch": 3}, tmp_path / "released.pt")
     io.save_weights(good, tmp_path / "plain.pt")
+    torch.save(good, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "README.md").write_text("cat\nno pickle, though it begins like one\nRead on.")
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "here").symlink_to("open_clip")  # its files are looked into where they lie
     assert gate.scan(tmp_path) == []
     assert gate.main([str(tmp_path)]) == 0
 
@@ -75,6 +79,45 @@ def test_a_config_that_asks_for_code(tmp_path: Path, clip: Any, key: str) -> Non
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"a": [{key: {"AutoTokenizer": ["evil.Evil", None]}}]}))
     found = [(t.file, t.severity, key in t.what) for t in gate.scan(tmp_path)]
     assert found == [(name, "dangerous", True) for name in ("open_clip_config.json", "tokenizer_config.json")]
+
+
+@pytest.mark.parametrize("name", ["a.pkl", "a.joblib", "a.pt", "a.npy", "a", "a.zip"])
+def test_a_pickle_before_an_archive(tmp_path: Path, name: str) -> None:
+    evil = corpus.pickle.dumps(corpus.Evil(tmp_path / "it-ran"))
+    (tmp_path / name).write_bytes(evil + corpus.zipped({"a.txt": b"hi"}))
+    found = gate.scan(tmp_path / name)
+    assert ("dangerous", True) in [(t.severity, "mkdir" in t.what) for t in found]
+    assert "an archive behind other bytes" in [t.what for t in found]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a", "a.json", "a.own"])
+def test_a_pickle_of_the_oldest_kind_by_another_name(tmp_path: Path, name: str) -> None:
+    whole = corpus.pickle.dumps(corpus.Evil(tmp_path / "it-ran"), 0)
+    for held in (whole, whole[:-1]):  # it runs before it breaks off
+        (tmp_path / name).write_bytes(held)
+        assert "dangerous" in {t.severity for t in gate.scan(tmp_path / name)}
+    (tmp_path / name).write_bytes(corpus.pickle.dumps(corpus.Called(torch.hub.load, "a"), 0))
+    assert "suspicious" in {t.severity for t in gate.scan(tmp_path / name)}
+
+
+def test_what_lies_within_an_archive(tmp_path: Path) -> None:
+    evil = corpus.Evil(tmp_path / "it-ran")
+    inner = corpus.zipped({"data.pkl": corpus.pickle.dumps(evil)})
+    for name, held in (("a.zip", inner), ("b.PT", corpus.torched(evil)), ("c", inner), ("d.bin", b"cos\nmkdir\n")):
+        (tmp_path / "a.zip").write_bytes(corpus.zipped({"x.txt": b"", name: held}))
+        assert [(t.severity, name in t.what) for t in gate.scan(tmp_path / "a.zip")] == [("suspicious", True)]
+
+
+def test_what_cannot_be_looked_into_is_a_finding(tmp_path: Path) -> None:
+    later = bytearray(corpus.torched({"a": 1}))
+    later[later.find(b"PK\x01\x02") + 6] = 99  # needs a reader of version 9.9
+    (tmp_path / "later.pt").write_bytes(later)
+    (tmp_path / "cut").write_bytes(corpus.zipped({"a": b"b"})[:-30])
+    (tmp_path / "loop.txt").symlink_to("loop.txt")
+    (tmp_path / "out").symlink_to("/etc")
+    found = gate.scan(tmp_path)
+    assert [(t.file, t.severity) for t in found] == [(n, "suspicious") for n in ("cut", "later.pt", "loop.txt", "out")]
+    assert "leads out of the folder" in found[-1].what
 
 
 def test_exit_codes(tmp_path: Path, capsys, monkeypatch) -> None:

@@ -10,8 +10,9 @@ import logging
 import os
 import sys
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from clipvet import io
 from clipvet.errors import UserError
 
 PICKLED = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".dat", ".data", ".zip", ".7z"}
+NESTED = {".pt", ".pth", ".bin", ".ckpt", ".npz", ".zip", ".7z", ".tar", ".gz"}  # picklescan looks into none in a zip
 HARMLESS = {
     ".json",
     ".txt",
@@ -60,18 +62,36 @@ def scan(path: Path) -> list[Threat]:
     except ImportError as e:
         raise UserError("scanning checkpoints needs picklescan; pip install 'clipvet[gate]'") from e
     if not path.is_dir():
-        return sorted(_file(path, path.name))
-    return sorted(t for file in _walk(path) for t in _file(file, str(file.relative_to(path)), path))
+        return sorted({*_file(path, path.name)})
+    return sorted({t for file in _walk(path) for t in _file(file, str(file.relative_to(path)), path)})
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    for at, _, names in os.walk(folder):  # follows no links
+    """Files, and links to folders, which are not followed."""
+    for at, folders, names in os.walk(folder):
         yield from (Path(at) / name for name in names)
+        yield from (Path(at) / name for name in folders if (Path(at) / name).is_symlink())
 
 
+def _told(look: Callable[..., Iterator[Threat]]) -> Callable[..., Iterator[Threat]]:
+    """What cannot be looked into is a finding of its own."""
+
+    @wraps(look)
+    def looked(path: Path, name: str, *more: Any) -> Iterator[Threat]:
+        try:
+            yield from look(path, name, *more)
+        except Exception as e:  # hostile names and bytes can raise anything
+            yield Threat(name, "suspicious", f"cannot be parsed: {type(e).__name__}: {io.line(e)}")
+
+    return looked
+
+
+@_told
 def _file(path: Path, name: str, folder: Path | None = None) -> Iterator[Threat]:
     if folder and not path.resolve().is_relative_to(folder.resolve()):
         yield Threat(name, "suspicious", "a link that leads out of the folder")
+    if path.is_dir():
+        return
     if not path.is_file():
         yield Threat(name, "suspicious", "no plain file")
         return
@@ -89,9 +109,17 @@ def _file(path: Path, name: str, folder: Path | None = None) -> Iterator[Threat]
         except Exception as e:  # whatever a damaged header can raise
             yield Threat(name, "suspicious", f"no whole safetensors file: {io.line(e)}")
     elif suffix in PICKLED or begin[:1] == b"\x80" or begin[:2] == b"PK" or begin[:2] == b"7z":
-        yield from _pickle(path, name)
-    elif suffix not in HARMLESS:
-        yield Threat(name, "unscanned", f"nothing is known of {suffix} files")
+        yield from _calls(path, name)
+        if begin[:2] == b"PK" or zipfile.is_zipfile(path):
+            yield from _archive(path, name)
+        if begin[:2] != b"PK" and zipfile.is_zipfile(path):
+            yield Threat(name, "suspicious", "an archive behind other bytes")
+            yield from _first(path, name)  # picklescan has read the archive alone
+    else:
+        if suffix not in HARMLESS:
+            yield Threat(name, "unscanned", f"nothing is known of {suffix} files")
+        if begin:
+            yield from _first(path, name)
 
 
 def _config(path: Path, name: str) -> Iterator[Threat]:
@@ -115,21 +143,44 @@ def asks_for_code(told: Any) -> set[str]:
     return found
 
 
-def _pickle(path: Path, name: str) -> Iterator[Threat]:
-    from picklescan.scanner import SafetyLevel, scan_file_path  # pyright: ignore[reportMissingImports]
-
-    with suppress(zipfile.BadZipFile, OSError, ValueError), zipfile.ZipFile(path) as z:
+@_told
+def _archive(path: Path, name: str) -> Iterator[Threat]:
+    with zipfile.ZipFile(path) as z:
         inside = z.namelist()
         if any(n.endswith("constants.pkl") or "/code/" in n for n in inside):
             yield Threat(name, "dangerous", "a TorchScript archive, which carries code")
-    try:
-        with _silent():
-            found = scan_file_path(str(path))
-    except Exception as e:  # hostile bytes can raise anything in a parser
-        yield Threat(name, "suspicious", f"cannot be parsed: {type(e).__name__}: {io.line(e)}")
-        return
+        for member in z.infolist():
+            with z.open(member) as f:
+                if Path(member.filename).suffix.lower() in NESTED or f.read(4) in (b"PK\x03\x04", b"7z\xbc\xaf"):
+                    yield Threat(
+                        name, "suspicious", f"an archive or checkpoint within, not scanned: {member.filename[:120]!r}"
+                    )
+
+
+@_told
+def _calls(path: Path, name: str) -> Iterator[Threat]:
+    from picklescan.scanner import scan_file_path  # pyright: ignore[reportMissingImports]
+
+    with _silent():
+        found = scan_file_path(str(path))
     if found.scan_err:
         yield Threat(name, "suspicious", "cannot be parsed to its end")
+    yield from _named(found, name)
+
+
+@_told
+def _first(path: Path, name: str) -> Iterator[Threat]:
+    """What the file is as a pickle, whatever its name says: text may read like one until it breaks off."""
+    from picklescan.scanner import scan_pickle_bytes  # pyright: ignore[reportMissingImports]
+
+    with _silent(), path.open("rb") as f:
+        found = scan_pickle_bytes(f, name)
+    yield from (t for t in _named(found, name) if t.severity == "dangerous" or not found.scan_err)
+
+
+def _named(found: Any, name: str) -> Iterator[Threat]:
+    from picklescan.scanner import SafetyLevel  # pyright: ignore[reportMissingImports]
+
     for g in sorted(found.globals, key=lambda g: (g.module, g.name)):
         called = f"{g.module} {g.name}"
         if g.safety == SafetyLevel.Innocuous or called in HARMLESS_GLOBALS:
