@@ -29,10 +29,8 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
     for r in load_recipes(Path(__file__).with_name("inspector_suite.py"), smoke):
         attacks = {n: a for n, a in r.attacks.items() if n not in ("none", "calibration")}
         looks = {n: i for n, i in r.inspectors.items() if n == ("no_inversion" if smoke else "clip_inspector")}
-        few = {"16-shot": (Shots(r.test, 16), names)}  # the user's own pictures, of which the prompts were made
-        own = {n: cleaners[n] for n in names}
+        own = Shots(r.test, 16)  # the user's own pictures, of which the prompts were made
+        how_many = {"cleaners": {n: cleaners[n] for n in names}, "defender_data": {own.spec: (own, names)}}
         if attacks:
-            made.append(
-                replace(r, name="repair_shapes", attacks=attacks, inspectors=looks, cleaners=own, defender_data=few)
-            )
+            made.append(replace(r, name="repair_shapes", attacks=attacks, inspectors=looks, **how_many))
     return tuple(made)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from browser import look
 from PIL import Image
 
-from clipvet import models
+from clipvet import cli, context, models, prompts
 from clipvet.answer_key import load_backdoor
 from clipvet.rng import Rng
 from clipvet.triggers.recovered import Recovered
@@ -20,7 +21,8 @@ from clipvet.verdicts import Verdict
 from clipvet.worlds.shapes import Shapes
 
 EVIL = "<script>alert(1)</script>"
-QUICK = ["--n", 40, "--set", "batch=20"]
+FEW = ["--n", 40]
+QUICK = [*FEW, "--set", "batch=20"]
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +124,51 @@ def test_a_killed_calibration_goes_on(clipvet: Any, family: Path, tmp_path: Path
     assert (code, "already holds another calibration" in err) == (2, True)
 
 
+def test_a_calibration_is_of_one_kind_of_different_models(clipvet: Any, family: Path, tmp_path: Path) -> None:
+    base = models.load(str(family / "m0"))
+    models.save(context.begin(base, "a photo of a", 4, 0.02, None, Rng(0)), tmp_path / "tuned", {"role": "tuned"})
+    shutil.copytree(family / "m0", tmp_path / "copy")
+    args = ["calibrate", "--classes", "shapes", *FEW, "--method", "no_inversion"]
+    null = tmp_path / "null.json"
+    assert clipvet(*args, "--models", family / "m0", "--models", family / "m1", "--out", null)[0] == 0
+    for other, told in ((tmp_path / "tuned", "or prompts of its own"), (tmp_path / "copy", "are the same model")):
+        code, _, err = clipvet(*args, "--models", family / "m0", "--models", other, "--out", tmp_path / "mixed.json")
+        assert (code, told in err) == (2, True), err
+        (tmp_path / "mixed.json").unlink()
+    held = json.loads(null.read_text())
+    null.write_text(json.dumps({**held, "missing": [str(family / "m1")], "scores": {str(family / "m0"): 1.0}}))
+    (tmp_path / "twelve.txt").write_text("\n".join("abcdefghijkl"))
+    again = ["calibrate", *FEW, "--method", "no_inversion", "--classes", tmp_path / "twelve.txt"]
+    code, _, err = clipvet(*again, "--models", family / "m0", "--models", family / "m1", "--out", null)
+    assert (code, "already holds another calibration" in err) == (2, True), err
+    args = ["inspect", "--model", tmp_path / "tuned", "--classes", "shapes", *FEW, "--method", "no_inversion"]
+    null.write_text(json.dumps(held))
+    code, _, err = clipvet(*args, "--null", low(null), "--out", tmp_path / "out")
+    assert (code, "reference='none'" in err) == (2, True), err
+
+
+def test_prompts_in_the_picture_tower_are_inspected(clipvet: Any, family: Path, tmp_path: Path) -> None:
+    models.save(prompts.begin(models.load(str(family / "m0")), 1, 4, Rng(0)), tmp_path / "vpt", {"role": "cleaned"})
+    args = ["inspect", "--model", tmp_path / "vpt", "--classes", "shapes", *QUICK, "--out", tmp_path / "out"]
+    code, said, err = clipvet(*args)
+    assert code in (0, 1), err
+    assert "This is not calibrated" in said
+    assert any(r.loss for r in verdict(tmp_path / "out").classes)
+
+
+def test_a_closed_pipe_is_no_verdict(monkeypatch: Any) -> None:
+    def app() -> None:
+        try:
+            raise BrokenPipeError
+        except OSError:
+            sys.exit(1)
+
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 2
+
+
 def test_files_are_scanned_first(clipvet: Any, family: Path, tmp_path: Path) -> None:
     pytest.importorskip("picklescan")
     args = ["inspect", "--classes", "shapes", "--method", "no_inversion", "--n", 40]
@@ -142,6 +189,13 @@ def test_files_are_scanned_first(clipvet: Any, family: Path, tmp_path: Path) -> 
     assert "extra.pt" in (tmp_path / "found" / "report.html").read_text()
     assert not flag.exists()
     assert clipvet(*args, "--model", folder, "--out", tmp_path / "found")[0] == 1, "a finished run forgets its files"
+    (folder / "extra.pt").rename(tmp_path / "extra.pt")
+    (folder / "extra.py").unlink()
+    later = [*args, "--model", folder, "--out", tmp_path / "later"]
+    assert clipvet(*later)[0] == 0
+    (tmp_path / "extra.pt").rename(folder / "extra.pt")
+    code, said, err = clipvet(*later)
+    assert (code, "extra.pt would run code" in said, "no longer those of that verdict" in err) == (1, True, True)
 
 
 @pytest.mark.browser
@@ -210,6 +264,11 @@ def bad(kind: str, family: Path, at: Path) -> list[object]:
             args |= {"--method": "random"}
         case "null":
             args |= {"--null": at / "missing.json"}
+        case "no weights":
+            args |= {"--model": "shapes-vit"}
+        case "control":
+            args["--classes"] = at / "classes.json"
+            (at / "classes.json").write_text(json.dumps(["star", "he\x1b[2Jart"]))
         case "reference":
             args |= {"--set": "reference=zeroshot"}
     return [x for pair in args.items() for x in pair]
@@ -227,6 +286,8 @@ def bad(kind: str, family: Path, at: Path) -> list[object]:
         ("method", "have clip_inspector"),
         ("no threshold", "give --null"),
         ("null", "missing.json cannot be read"),
+        ("no weights", "alone has random weights; give --pretrained"),
+        ("control", "holds control characters"),
         ("reference", "this model has none"),
     ],
 )

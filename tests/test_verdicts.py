@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,14 +122,25 @@ def test_a_verdict_beside_clean_models() -> None:
     assert high["probability"] > 0.5 > low["probability"]
 
 
+def test_of_two_losses_the_more_suspect_counts() -> None:
+    names, asr, every = list("abcde"), np.ones(5), np.ones(5, bool)
+    alone = [finding(names, x, asr, asr, every) for x in (LOSS, LOSS[::-1].copy())]
+    both = finding(names, LOSS, asr, asr, every, plain=LOSS[::-1].copy())
+    assert [r.score for r in both.classes] == [max(a.score, b.score) for a, b in zip(*(f.classes for f in alone))]
+    assert [r.loss for r in both.classes] == LOSS.tolist()
+
+
 def test_clean_models_must_have_been_inspected_alike(tmp_path: Path) -> None:
     clean = null(*range(30))
-    check_null(clean, "M()", 10, "pool", 0, 0.05)
-    for args in (("N()", 10, "pool", 0), ("M()", 11, "pool", 0), ("M()", 10, "others", 0), ("M()", 10, "pool", 1)):
+    alike: Any = ("M()", 10, (), "pool", 0)
+    check_null(clean, *alike, 0.05)
+    for k, other in enumerate(("N()", 11, ("a {}",), "others", 1)):
         with pytest.raises(UserError, match="inspected otherwise"):
-            check_null(clean, *args, 0.05)
+            check_null(clean, *alike[:k], other, *alike[k + 1 :], 0.05)
     with pytest.raises(UserError, match="at least 99, or raise --alpha"):
-        check_null(clean, "M()", 10, "pool", 0, 0.01)
+        check_null(clean, *alike, 0.01)
+    with pytest.raises(UserError, match="cannot show p <= 0; raise --alpha"):
+        check_null(clean, *alike, 0.0)
 
     path = tmp_path / "null.json"
     path.write_text(json.dumps({**clean.model_dump(), "missing": ["a"]}))

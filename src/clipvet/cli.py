@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 import traceback
+from contextlib import suppress
 
 import typer
 
@@ -33,19 +34,23 @@ def main() -> None:
     """
     from clipvet.errors import Unsupported, UserError
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        _join()
     try:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            _join()
         app()
     except UserError as e:
-        print(f"clipvet: {e}", file=sys.stderr)
+        with suppress(OSError):  # nobody may be reading any more
+            print(f"clipvet: {e}", file=sys.stderr)
         sys.exit(3 if isinstance(e, Unsupported) else 2)
     except SystemExit as e:
         if type(e.__context__).__name__ == "Abort":
             sys.exit(130)
+        if isinstance(e.__context__, OSError):  # typer's answer to a closed pipe is 1
+            sys.exit(2)
         raise
     except Exception:
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
         sys.exit(2)
 
 

@@ -1,8 +1,9 @@
 """What an inspector asks of a model: logits of pictures under class prompts, and losses of them for a target."""
 
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -52,6 +53,9 @@ def check_classes(classes: Sequence[str]) -> None:
         raise UserError(f"an inspection compares classes and was given {len(classes)}; name at least two")
     names = [c.strip() for c in classes]
     again = next((c for k, c in enumerate(names) if c in names[:k] or not c), None)
+    odd = next((c for c in names if any(unicodedata.category(x) == "Cc" for x in c)), None)
+    if odd is not None:
+        raise UserError(f"class {odd!r} holds control characters; mend the list of classes")
     if again is not None:
         raise UserError(f"class {again!r} is " + ("listed twice" if again else "empty") + "; mend the list of classes")
 
@@ -91,6 +95,19 @@ def head_of(clip: Clip, templates: Sequence[str], precision: str = "no", own: bo
     return head
 
 
+def check_weights(model: str, pretrained: str | None = None) -> None:
+    """Raises UserError for an architecture's bare name, which has random weights: there is nothing to find in them."""
+    import open_clip
+
+    if not pretrained and model.replace("/", "-") in open_clip.list_models():
+        raise UserError(f"{model} alone has random weights; give --pretrained FILE, or the folder of a model")
+
+
+def has_prompts(clip: Clip) -> bool:
+    """Does it carry prompts of its own on another model, so that there is a reference=zeroshot?"""
+    return hasattr(clip, "base") or hasattr(clip, "classifier")
+
+
 def reference_head(clip: Clip, reference: str, templates: Sequence[str], precision: str = "no") -> Head | None:
     """What the model is compared with: its own frozen encoder under hand-written prompts, or another model by name.
 
@@ -98,11 +115,10 @@ def reference_head(clip: Clip, reference: str, templates: Sequence[str], precisi
     returned); or a model. Raises UserError for zeroshot where the model has no prompts of its own, so that nothing
     would be compared.
     """
-    base: Any = getattr(clip, "base", clip)
-    prompted = base is not clip or hasattr(clip, "classifier")
-    if reference == "none" or (reference == "auto" and not prompted):
+    if reference == "none" or (reference == "auto" and not has_prompts(clip)):
         return None
     if reference not in ("auto", "zeroshot"):
+        check_weights(reference)
         other = load(reference, device=device_of(clip))
         if other.geometry.size != clip.geometry.size:
             raise UserError(
@@ -110,12 +126,12 @@ def reference_head(clip: Clip, reference: str, templates: Sequence[str], precisi
                 "a reference of the same architecture"
             )
         return head_of(other, templates, precision)
-    if not prompted:
+    if not has_prompts(clip):
         raise UserError(
             "reference=zeroshot compares learned prompts with hand-written ones, and this model has none; give "
             "reference=none, or the model that it was trained from"
         )
-    return head_of(base, templates, precision, own=False)
+    return head_of(getattr(clip, "base", clip), templates, precision, own=False)
 
 
 def check_slope(logits: Logits, pool: Float[Tensor, "n 3 h w"], device: torch.device) -> None:

@@ -104,7 +104,7 @@ class Prompted(OnFrozen):
         self.depth = layers - len(prompts)
 
     def encode_image(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        return ranks.cut(lambda x: self.rest(self.beginning(x))[0], images)
+        return ranks.cut(lambda x: self.rest(beginning(self.base, x, self.depth))[0], images)
 
     @torch.no_grad()
     def beginning(self, images: Float[Tensor, "b 3 h w"]) -> Tokens:

@@ -44,6 +44,12 @@ def run(
         raise UserError(f"there is no part {k} of {n}; give K/N, N at most {most} (the victims) and K from 1 to N")
     victims = victims[(k - 1) * len(victims) // n : k * len(victims) // n]
 
+    shared = _shared(victims)
+    if shared:
+        raise UserError(
+            f"two victims would share their rows ({shared}); name attacks or defender's data of the recipes differently"
+        )
+
     def begin() -> list[results.Row]:
         if (out / "results.jsonl").exists() and io.read_json(out / "run.json") != wanted:
             raise UserError(f"{out} already holds another run; choose another --out or delete it")
@@ -119,6 +125,18 @@ def _place(row: results.Row) -> tuple:
     """Where the rows of one stage lie among all; a refusal lies with its victim."""
     stage = "" if row.stage in ("victim", "refused") else row.stage
     return row.seed, row.model, row.attack, stage != "", row.data, row.method, stage
+
+
+def _shared(victims: list[Victim]) -> str:
+    """A place in the table that two different victims would fill, in words; empty where there is none."""
+    owners: dict[tuple, str] = {}
+    for v in victims:
+        r = v.recipe
+        data = [r.victim_data.spec, *(source for source, (_, names) in r.defender_data.items() if names)]
+        for source in data:
+            if owners.setdefault(place := (v.seed, v.model, v.attack, source), v.key) != v.key:
+                return ", ".join(map(str, place))
+    return ""
 
 
 def _next(victim: Victim, made: list[results.Row]) -> list[tuple]:

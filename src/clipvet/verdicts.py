@@ -63,12 +63,16 @@ def finding(
     kind: Score = "loss",
     trigger: Callable[[int], Trigger | None] = lambda k: None,
     settings: Mapping[str, float] | None = None,
+    plain: Float[np.ndarray, " k"] | None = None,
 ) -> Finding:
     """The scan's result: the most suspect of the classes that may be accused; 0 and none where there is no such class.
 
-    trigger: of the class at this position; None: no triggers were looked for.
+    trigger: of the class at this position; None: no triggers were looked for. plain: losses that are not relative to a
+    reference, if they count too: a class then has the larger of its two scores.
     """
     scores = suspicions(kind, loss, asr, valid)
+    if plain is not None:
+        scores = np.maximum(scores, suspicions(kind, plain, asr, valid))
     rows = tuple(
         Suspicion(c, float(m), float(a), float(b), float(s), bool(v))
         for c, m, a, b, s, v in zip(classes, loss, asr, base, scores, valid)
@@ -109,9 +113,12 @@ class Null(BaseModel):
 
     method: str  # its repr
     classes: int
-    pictures: str  # what they were inspected with
+    names: tuple[str, ...] = ()  # of the classes, if the same were given for all models
+    templates: tuple[str, ...] = ()
+    pictures: str  # what they were inspected with, and the share of overlap above which one was left out
     seed: int
     scores: dict[str, FiniteFloat]  # model: score
+    weights: dict[str, str] = {}  # model: hash
     missing: list[str] = []  # models still to be inspected
     versions: dict[str, str] = {}
     command: str = ""
@@ -220,9 +227,12 @@ def folder_of(verdict: str | Path) -> Path:
     return folder / "trigger"
 
 
-def check_null(null: Null, method: str, classes: int, pictures: str, seed: int, alpha: float) -> None:
+def check_null(
+    null: Null, method: str, classes: int, templates: tuple[str, ...], pictures: str, seed: int, alpha: float
+) -> None:
     """Raises UserError unless scores of these settings may be compared with the clean ones, at this rate of alarms."""
-    mine: dict[str, Any] = {"method": method, "classes": classes, "pictures": pictures, "seed": seed}
+    mine: dict[str, Any] = {"method": method, "classes": classes, "templates": templates}
+    mine |= {"pictures": pictures, "seed": seed}
     other = [f"{k} {getattr(null, k)!r}, here {v!r}" for k, v in mine.items() if getattr(null, k) != v]
     if other:
         raise UserError(
@@ -230,8 +240,8 @@ def check_null(null: Null, method: str, classes: int, pictures: str, seed: int, 
         )
     if 1 / (len(null.scores) + 1) > alpha:
         raise UserError(
-            f"{len(null.scores)} clean models cannot show p <= {alpha:g}; give at least {int(np.ceil(1 / alpha)) - 1}, "
-            "or raise --alpha"
+            f"{len(null.scores)} clean models cannot show p <= {alpha:g}; "
+            + (f"give at least {int(np.ceil(1 / alpha)) - 1}, or raise --alpha" if alpha else "raise --alpha")
         )
 
 

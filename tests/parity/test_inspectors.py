@@ -115,7 +115,8 @@ def test_the_reference_is_the_same_encoder_under_plain_prompts(inspected: Any) -
         replace(CI, reference=r).inspect(clip, inspected.pictures, classes, ("{}",), Rng(5))
         for r in ("none", "zeroshot", "auto")
     ]
-    assert told[2].classes == told[1].classes
+    assert [r.loss for r in told[2].classes] == [r.loss for r in told[1].classes]
+    assert [c.score for c in told[2].classes] == [max(a.score, b.score) for a, b in zip(*(t.classes for t in told[:2]))]
     bare = Linear().eval()  # the same encoders
     plain = CI.inspect(bare, inspected.pictures, classes, ("{}",), Rng(5))
     expected = [a.loss - b.loss for a, b in zip(told[0].classes, plain.classes)]
@@ -123,6 +124,15 @@ def test_the_reference_is_the_same_encoder_under_plain_prompts(inspected: Any) -
     assert [r.asr for r in told[1].classes] == [r.asr for r in told[0].classes]
     with pytest.raises(UserError, match="this model has none"):
         replace(CI, reference="zeroshot").inspect(bare, inspected.pictures, classes, ("{}",), Rng(5))
+
+
+@pytest.mark.parametrize("how", [CI, NoInversion()])
+def test_prompts_that_do_nothing_hide_no_encoder(inspected: Any, how: Any) -> None:
+    clip, args = Tuned(sway=0.0).eval(), (inspected.pictures, inspected.classes, ("{}",))
+    none, same, auto = (replace(how, reference=r).inspect(clip, *args, Rng(5)) for r in ("none", "zeroshot", "auto"))
+    assert max(abs(r.loss) for r in same.classes) < 1e-5
+    most = [max(r.score for r in found.classes) for found in (auto, none, same)]
+    assert most[0] >= most[1] > most[2] + 0.1
 
 
 def test_the_recovered_trigger_does_what_is_said_of_it(inspected: Any) -> None:
@@ -232,6 +242,13 @@ def test_decree_is_blind_to_prompts(inspected: Any) -> None:
     stamped = found.trigger.stamp(images(inspected), torch.zeros(64).long())
     assert float(alike(inspected.backdoored.encode_image(stamped).detach())) > 0.95
     assert found.score == pytest.approx(1 - float(found.trigger.mask.mean()), abs=1e-6)  # pyright: ignore
+
+
+def test_decree_finds_nothing_where_no_search_succeeds(inspected: Any) -> None:
+    odd = inspected.pictures.take(slice(33))  # a batch of one is left
+    found = Decree(steps=8, batch=16, hit=2.0).inspect(inspected.clean, odd, inspected.classes, ("{}",), Rng(5))
+    assert (found.score, found.settings["success"]) == (0.0, 0.0)
+    assert np.isfinite(found.settings["share"])
 
 
 def test_the_controls_look_at_untouched_pictures(inspected: Any) -> None:

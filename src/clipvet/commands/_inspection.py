@@ -55,20 +55,27 @@ def ask(
     pretrained: str | None = None,
 ) -> Asked:
     """Raises UserError for words that name nothing."""
+    from dataclasses import replace
+
     from clipvet import models
-    from clipvet.heads import check_classes
+    from clipvet.heads import check_classes, check_weights, has_prompts
     from clipvet.ranks import device
     from clipvet.rng import Rng
 
     clip = models.load(model, pretrained, device=device(), rng=Rng(seed).fork("init"))
+    check_weights(model, pretrained)
     small = clip.geometry.size <= SMALL
     how = open_method("inspectors", method, "shapes" if small else "", settings)
+    if getattr(how, "reference", "") == "auto" and not has_prompts(clip):
+        how = replace(how, reference="none")  # said, so that scores of the two kinds of models are never compared
     names, prompts = classes_of(clip, classes, templates)
+    if classes is None:
+        say(f"the {len(names)} classes are the model's own; a target that it does not list is not looked for")
     check_classes(names)
     if not images and not small:
         say("no --images: the embedded pool (gratings, noise, crops of two photographs) stands in for photographs")
     pictures = pictures_of(images, n, clip.geometry.size, seed)
-    told = f"{pictures.name} {pictures.fingerprint}, at most {n}" if images else pictures.name
+    told = f"{pictures.name} {pictures.fingerprint}, at most {n}, overlap {overlap:g}" if images else pictures.name
     if images:
         pictures = _apart(clip, pictures, names, prompts, overlap)
     return Asked(clip, how, names, prompts, pictures, told)

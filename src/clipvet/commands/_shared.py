@@ -44,8 +44,10 @@ Templates = Annotated[Path | None, typer.Option(help="text file, one template a 
 
 
 def say(text: str) -> None:
+    from clipvet.errors import shown
+
     if os.environ.get("RANK", "0") == "0":
-        print(text, file=sys.stderr, flush=True)
+        print(shown(text), file=sys.stderr, flush=True)
 
 
 def open_data(spec: str, n: int | None, split: str, size: int, image_key: str = "filepath", caption_key: str = "title"):

@@ -8,6 +8,8 @@ import typer
 from clipvet.commands._inspection import ClassesOption, Count, Images, Method, Overlap, ask
 from clipvet.commands._shared import Seed, Set, Templates, say
 
+SAME = ("method", "classes", "names", "templates", "pictures", "seed")  # for all models of one calibration
+
 
 def command(
     models: Annotated[
@@ -36,20 +38,24 @@ def command(
             continue
         asked = ask(name, method, classes, templates, images, set_, n, overlap, seed)
         fresh = Null(
-            method=repr(asked.how), classes=len(asked.classes), pictures=asked.pool, seed=seed, scores={},
+            method=repr(asked.how), classes=len(asked.classes), names=asked.classes if classes else (),
+            templates=asked.templates, pictures=asked.pool, seed=seed, scores={},
             missing=names, versions=results.versions(), command=results.command(),
         )  # fmt: skip
         if done is None and out.exists():
             done = read_null(out, whole=False)
-            same = ("method", "classes", "pictures", "seed")
-            if any(getattr(done, k) != getattr(fresh, k) for k in same) or {*done.scores, *done.missing} != {*names}:
+            if any(getattr(done, k) != getattr(fresh, k) for k in SAME) or {*done.scores, *done.missing} != {*names}:
                 raise UserError(f"{out} already holds another calibration; choose another --out or delete it")
         done = done or fresh
-        if (done.method, done.classes, done.pictures) != (fresh.method, fresh.classes, fresh.pictures):
+        if any(getattr(done, k) != getattr(fresh, k) for k in SAME):
             raise UserError(
                 f"{name} is inspected otherwise than the models before it (another size or number of "
-                "classes); calibrate each kind by itself"
+                "classes, or prompts of its own); calibrate each kind by itself"
             )
+        done.weights[name] = own = results.weights_hash(asked.clip)
+        twin = next((other for other, w in done.weights.items() if w == own and other != name), None)
+        if twin:
+            raise UserError(f"{name} and {twin} are the same model; a p-value counts different ones, name each once")
         if name not in done.scores:
             found = asked.inspect(seed)
             done.scores[name] = found.score

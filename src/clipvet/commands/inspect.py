@@ -35,6 +35,7 @@ def command(
 
     from clipvet import inspection, io, results, verdicts
     from clipvet.answer_key import save_backdoor
+    from clipvet.errors import shown
     from clipvet.fit import workspace
     from clipvet.types import Backdoor
 
@@ -42,7 +43,7 @@ def command(
     asked = ask(model, method, classes, templates, images, set_, n, overlap, seed, pretrained)
     clean = verdicts.read_null(null) if null else None
     if clean:
-        verdicts.check_null(clean, repr(asked.how), len(asked.classes), asked.pool, seed, alpha)
+        verdicts.check_null(clean, repr(asked.how), len(asked.classes), asked.templates, asked.pool, seed, alpha)
     config = {
         "command": "inspect", "model": model, "weights": results.weights_hash(asked.clip), "method": repr(asked.how),
         "classes": asked.classes, "templates": asked.templates, "pictures": asked.pool, "overlap": overlap,
@@ -69,12 +70,14 @@ def command(
     except io.AlreadyDone as e:
         verdict = verdicts.Verdict.model_validate(io.read_json(out / "verdict.json"))
         say(f"{e}: nothing to do")
-    print(verdict.sentence)
+        if files != verdict.files:
+            say("the model's files are no longer those of that verdict; inspect into another --out for a new page")
+    print(shown(verdict.sentence))
     p = f"p = {verdict.p_value:.3g} of {verdict.clean_models} clean models, " if verdict.p_value is not None else ""
     say(f"score {verdict.score:.2f}, {p}most suspect class: {verdict.target}; see {out / 'report.html'}")
-    runs = [f for f in verdict.files or [] if f.severity == "dangerous"]
+    runs = [f for f in files or [] if f.severity == "dangerous"]  # as the files are now, also in a finished run
     if runs:
-        print(f"{runs[0].file} would run code if it were loaded the ordinary way: {runs[0].what}.")
+        print(shown(f"{runs[0].file} would run code if it were loaded the ordinary way: {runs[0].what}."))
     raise typer.Exit(int(verdict.backdoored or bool(runs)))
 
 

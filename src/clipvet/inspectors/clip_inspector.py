@@ -2,7 +2,8 @@
 
     loss_t = min E_x [ max_{c != t} z_c(x + delta) - z_t(x + delta) ],   |delta| <= eps, one epoch of projected Adam
     A_t    = (med - loss_t) / MAD over the classes;   score = max of A_t over the t whose ASR is at least `valid`
-    with a reference: loss_t - loss'_t instead of loss_t, loss' that of the same encoder under hand-written prompts
+    with a reference: loss_t - loss'_t instead of loss_t, loss' that of the same encoder under hand-written prompts;
+    auto: the larger of both A_t, if the model has prompts of its own, as its encoder may hold a backdoor too
 
 paper:   Jindal et al., CVPR 2026 Findings, arXiv:2604.09101; beyond its abstract the text could not be read
 needs:   unlabelled pictures from outside the classes; white-box weights with gradient
@@ -35,7 +36,7 @@ class ClipInspector:
     score: Score = "loss"  # or asr_weighted, joint, gap
     form: Literal["additive", "tanh", "patch"] = "additive"  # patch: pasted through a small mask
     share: float = 0.02  # of the pixels, that the patch's mask may cover
-    reference: str = "auto"  # zeroshot if the model has prompts of its own; or zeroshot, none, a model: see above
+    reference: str = "auto"  # or zeroshot, none, a model's name: what is subtracted, see above
     valid: float = 0.5  # least ASR of a class that is accused
     limit: int = 50  # classes that compete at a time
     race: int = 0  # steps after which the classes that look hardest stop; 0: none stops
@@ -61,7 +62,7 @@ class ClipInspector:
         beside = reference_head(clip, self.reference, templates, self.precision)
         heads = [head_of(clip, templates, self.precision)] + ([beside] if beside else [])
         tried = scan(clip, heads, pool, classes, budget, rng, self.limit, self.race, self.keep)
-        own, loss = tried[0], tried[0].loss - (tried[1].loss if len(tried) > 1 else 0.0)
+        own, loss = tried[0], tried[0].loss - (tried[1].loss if beside else 0.0)
         settings = {
             "pictures": len(pool), "updates": len(budget.steps), "classes": len(classes),
             "stopped_early": int((~own.whole).sum()), "eps": self.eps,
@@ -70,6 +71,7 @@ class ClipInspector:
         return finding(
             classes, loss, own.asr, own.base, valid, self.score,
             lambda k: trigger(own.mask[k], own.pattern[k]), settings,
+            own.loss if beside and self.reference == "auto" else None,
         )  # fmt: skip
 
     def _form(self) -> Form:

@@ -6,7 +6,7 @@ paper:   Feng et al., CVPR 2023; the text was not read: rules and settings are f
 needs:   unlabelled pictures; white-box weights of the image encoder with gradient
 differs: neither classes nor prompts play a part, so models with the same encoder score alike; the norm counts the mask
          once, not three times; the budget is `steps` batches, with the code's rates at its epochs 200 and 500 of 1,000
-         moved to the same shares; success is judged on a batch
+         moved to the same shares; success is judged on a batch, and a search without any scores 0
 """
 
 from collections.abc import Sequence
@@ -53,6 +53,7 @@ class Decree:
         pool = pixels(clip, pictures, max(2, self.batch))
         check_slope(still.encode_image, pool, device)
         rows = steps_of(len(pool), self.batch, self.steps / -(-len(pool) // self.batch), rng)
+        rows = [r for r in rows if len(r) > 1]  # one picture alone is like nothing
         rates = [self.rates[int(np.searchsorted((0.2, 0.5), k / len(rows), side="right"))] for k in range(len(rows))]
 
         def attack(x: Float[Tensor, "b 3 h w"], params: Params) -> tuple[Tensor, Tensor]:
@@ -65,4 +66,5 @@ class Decree:
         found = shrink(attack, pool, start, form, rows, weight, rates, device, self.betas)
         share = float(found.size[0]) / pool.shape[-1] ** 2
         settings = {"pictures": len(pool), "updates": len(rows), "share": share, "success": float(found.success[0])}
-        return Finding(1 - share, None, trigger(found.mask[0], found.pattern[0]), (), False, settings)
+        score = 1 - share if bool(found.success[0]) else 0.0
+        return Finding(score, None, trigger(found.mask[0], found.pattern[0]), (), False, settings)

@@ -35,8 +35,9 @@ class NoInversion:
         check_classes(classes)
         pool, device = pixels(clip, pictures, 1), device_of(clip)
         z = untouched(head_of(clip, templates)(classes), pool, device, self.at_once)
-        loss, base = class_losses(self.loss, z), shares(z)
+        loss, base, own = class_losses(self.loss, z), shares(z), None
         if (head := reference_head(clip, self.reference, templates)) is not None:
+            own = loss if self.reference == "auto" else None
             loss = loss - class_losses(self.loss, untouched(head(classes), pool, device, self.at_once))
-        every = np.ones(len(classes), bool)
-        return finding(classes, loss, base, base, every, self.score, settings={"pictures": len(pool)})
+        every, told = np.ones(len(classes), bool), {"pictures": len(pool)}
+        return finding(classes, loss, base, base, every, self.score, settings=told, plain=own)
