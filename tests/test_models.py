@@ -5,6 +5,8 @@ import errno
 import inspect
 import json
 import os
+import re
+import struct
 import zipfile
 from typing import Any
 
@@ -104,6 +106,33 @@ def test_files_that_hold_no_weights(tmp_path, vit):
         torch.save({"a": torch.ones(999)}, whole) if suffix == ".pt" else io.save_weights({"a": torch.ones(999)}, whole)
         cut.write_bytes(whole.read_bytes()[:-500])
         refused(cut, "damaged")
+
+
+def test_archives_that_torch_reads_otherwise_than_python(tmp_path):
+    """Each holds, for torch alone, a hundred times its size."""
+    torch.save({"a": torch.zeros(10**6)}, tmp_path / "whole.pt")
+    path, extra = tmp_path / "bomb.pt", struct.pack("<HH", 0x9999, 4) + b"abcd"
+    with zipfile.ZipFile(tmp_path / "whole.pt") as whole, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb:
+        for member in whole.infolist():
+            bomb.writestr(member.filename, whole.read(member))
+        bomb.writestr(odd := zipfile.ZipInfo("whole/odd"), b"")
+        odd.extra = extra
+    held = path.read_bytes()
+    refused(path, "compressed")
+    at = held.rfind(extra)
+    path.write_bytes(held[: at + 2] + b"\xff" + held[at + 3 :])
+    assert torch.load(path)["a"].shape == (10**6,)  # noqa: TID251
+    refused(path, "damaged")
+    later = held.find(b"PK\1\2") + 6
+    path.write_bytes(held[:later] + b"\x63" + held[later + 1 :])
+    refused(path, "damaged", "version 9.9")
+    own = bytearray(held[(begins := held.find(b"PK\1\2")) : -22])
+    for k in (m.start() for m in re.finditer(b"PK\1\2", own)):
+        own[k + 10 : k + 12], own[k + 24 : k + 28] = b"\0\0", own[k + 20 : k + 24]  # stored, in as many bytes
+    path.write_bytes(held[:-22] + own + held[-22:])  # Python takes the directory before the end, torch the one it names
+    assert struct.unpack("<I", held[-6:-2])[0] == begins
+    assert torch.load(path)["a"].shape == (10**6,)  # noqa: TID251
+    refused(path, "hide")
 
 
 def test_full_disk_is_an_oserror_and_leaves_the_old_file(tmp_path, monkeypatch):

@@ -11,10 +11,11 @@ import json
 import os
 import re
 import shutil
+import struct
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +92,30 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     return {str(k)[cut:]: v.detach() for k, v in state.items()}
 
 
+def _check_archive(path: Path) -> None:
+    """UserError for a zip that holds more than its size, or that torch might read otherwise than it is read here."""
+    size = path.stat().st_size
+    with path.open("rb") as f:
+        if f.read(2) != b"PK":
+            return
+        f.seek(-min(size, 98), os.SEEK_END)
+        end = f.read().rjust(98, b"\0")  # 56 bytes of zip64's record, 20 that say where it is, 22 of the usual record
+    try:
+        with zipfile.ZipFile(path) as z:
+            held, starts = z.infolist(), z.start_dir
+    except Exception as e:  # a hostile or damaged file can raise anything
+        raise UserError(f"{path} is damaged or no archive of torch's ({line(e)}); copy or download it again") from e
+    if any(i.compress_type != zipfile.ZIP_STORED for i in held):  # torch never packs; a bomb does
+        raise UserError(f"{path} is a compressed archive, which torch does not write; save it with torch.save")
+    (told,) = struct.unpack("<I", end[92:96])
+    if end[56:60] == b"PK\6\7":
+        (told,) = struct.unpack("<Q", end[48:56]) if struct.unpack("<Q", end[64:72])[0] == size - 98 else (-1,)
+    if end[76:80] != b"PK\5\6" or told != starts or sum(i.file_size for i in held) > size:
+        raise UserError(f"{path} is an archive with parts that overlap or hide; save it with torch.save")
+
+
 def _unpickle(path: Path) -> Any:
-    with suppress(zipfile.BadZipFile, OSError, ValueError), zipfile.ZipFile(path) as z:
-        if any(i.compress_type != zipfile.ZIP_STORED for i in z.infolist()):  # torch never packs; a bomb does
-            raise UserError(f"{path} is a compressed archive, which torch does not write; save it with torch.save")
+    _check_archive(path)
     try:
         with torch.serialization.safe_globals(DROPPED):
             return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 the one load
