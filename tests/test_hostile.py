@@ -139,6 +139,18 @@ def test_hostile_configs(tmp_path: Path, small: Path) -> None:
     assert "no plain file" in sentence(models.load, str(folder))
 
 
+def test_hostile_prompt_folders(tmp_path: Path) -> None:
+    io.save_weights({"prompts": torch.zeros(1, 2, 96)}, tmp_path / "m" / "prompts.safetensors")
+    for name, held in corpus.JSONS.items():
+        (tmp_path / "m" / "card.json").write_bytes(held)
+        assert sentence(models.load, str(tmp_path / "m")), name
+    for base in (str(tmp_path / "m"), f"local-dir:{tmp_path / 'm'}", 5, ["a"], None, "a" * 5000, "nul\0", ""):
+        (tmp_path / "m" / "card.json").write_text(json.dumps({"base": base}))
+        assert "put it into" in sentence(models.load, str(tmp_path / "m")), base
+    os.symlink(".", tmp_path / "m" / "base")
+    assert "holds prompts too" in sentence(models.load, str(tmp_path / "m"))
+
+
 def test_hostile_transformers_folders(tmp_path: Path) -> None:
     made.write(tmp_path / "m")
     usual = (tmp_path / "m" / "config.json").read_bytes()

@@ -324,11 +324,17 @@ def _prompted(folder: Path, device: str | torch.device) -> Any:
     from clipvet import context, prompts
 
     card = io.read_json(folder / "card.json") if (folder / "card.json").is_file() else {}
-    base = folder / "base" if (folder / "base").is_dir() else card.get("base", "")
+    if not isinstance(card, dict):
+        raise UserError(f"{folder / 'card.json'} is no object, and so no card; restore it")
+    base = str(folder / "base" if (folder / "base").is_dir() else card.get("base", ""))
     try:
-        found = load(str(base), device=device)
-    except UserError as e:
-        raise UserError(f"{folder} holds prompts without their base model ({e}); put it into {folder / 'base'}") from e
+        if (Path(base.removeprefix("local-dir:")) / prompts.FILE).is_file():
+            raise UserError(f"{base} holds prompts too")
+        found = load(base, device=device)
+    except (UserError, OSError) as e:  # OSError: a name that is too long
+        raise UserError(
+            f"{folder} holds prompts without their base model ({e!s:.400}); put it into {folder / 'base'}"
+        ) from e
     kind = context if "context" in io.load_weights(folder / prompts.FILE) else prompts
     return kind.restore(folder, found)
 
