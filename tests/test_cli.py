@@ -103,6 +103,17 @@ def test_the_whole_job_on_files(clipvet, files: Path, tmp_path: Path) -> None:
     )
     assert (again.code, "nothing to do" in again.err) == (0, True)
 
+    same = ["--model", f"local-dir:{files / 'model'}", "--out", trained, *QUICK]
+    for other, told in (
+        (["--data", files / "train.csv", "--task", files / "test"], "templates"),
+        (["--data", files / "train.csv", "--image-key", "filepath", "--caption-key", "filepath", *task], "keys"),
+    ):
+        answer = clipvet("train", *same, *other)
+        assert (answer.code, f"it differs in {told}" in answer.err) == (2, True), answer.err
+    otherwise = ["--model", trained, *same[2:], "--data", files / "train.csv", *task]
+    answer = clipvet("train", *otherwise)
+    assert (answer.code, "it differs in model" in answer.err) == (2, True), answer.err
+
 
 def test_list_names_every_family(clipvet) -> None:
     said = clipvet("list")

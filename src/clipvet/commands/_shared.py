@@ -206,6 +206,19 @@ def output(out: Path, config: dict[str, Any]) -> Any:
     return guarded()
 
 
+def went_in(clip: "Clip", pairs: "Pairs | None", **given: Any) -> dict[str, Any]:
+    """What a run's results hang on, by content: the starting weights, the pairs, and the files among the options."""
+    from clipvet import io, results
+
+    told: dict[str, Any] = {"weights": results.weights_hash(clip)}
+    told |= {"pairs": f"{pairs.name} {pairs.fingerprint}"} if pairs is not None else {}
+    for name, value in given.items():
+        path = Path(value) / "card.json" if isinstance(value, Path) and value.is_dir() else value
+        held = io.sha256(path)[:16] if isinstance(path, Path) and path.is_file() else ""
+        told[name] = f"{value} {held}".strip() if isinstance(value, Path) else value
+    return told
+
+
 def card_of(
     card: dict[str, Any],
     parent: "Clip",

@@ -29,6 +29,7 @@ from clipvet.commands._shared import (
     output,
     say,
     show,
+    went_in,
 )
 
 
@@ -93,13 +94,15 @@ def command(
     if test and few:
         how = replace(how, training=replace(how.training, template=test.templates[0]))
     how = values.apply(how, ([f"rate={rate}"] if rate is not None else []) + set_)
+    if few:
+        pairs = open_shots(data, clip.geometry.size, classes, templates, shots, seed, half)
+    else:
+        pairs = open_data(data, n, "train", clip.geometry.size, image_key, caption_key).pairs(seed)
     config = {"command": "attack", "data": data, "n": n, "model": model, "pretrained": pretrained, "attack": repr(how)}
     config |= {"shots": shots, "half": half} if few else {}
-    with output(out, config | {"target": target, "seed": seed}) as work:
-        if few:
-            pairs = open_shots(data, clip.geometry.size, classes, templates, shots, seed, half)
-        else:
-            pairs = open_data(data, n, "train", clip.geometry.size, image_key, caption_key).pairs(seed)
+    config |= {"keys": [image_key, caption_key], "task": task, "target": target, "seed": seed}
+    config |= went_in(clip, pairs, classes=classes, templates=templates)
+    with output(out, config) as work:
         fine_tuning = (
             pretrained is not None or Path(model.removeprefix("local-dir:").removeprefix("transformers:")).exists()
         )

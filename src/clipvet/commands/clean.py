@@ -35,6 +35,7 @@ from clipvet.commands._shared import (
     planted,
     say,
     show,
+    went_in,
 )
 
 
@@ -78,20 +79,22 @@ def command(
 
     told = [f"verdict={str(verdict)!r}"] if verdict else []
     how, rng = open_method("cleaners", method, data, [*set_, *told]), Rng(seed)
-    config = {"command": "clean", "data": data, "n": n, "model": model, "pretrained": pretrained, "method": repr(how)}
     few = {"shots": shots, "bake_reference": bake_reference} if "labelled" in how.needs else {}
-    with output(out, config | few | {"seed": seed}) as work:
-        clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
-        key = load_backdoor(backdoor) if backdoor else None
-        test = open_task(task, data, clip.geometry.size, classes, templates, seed)
-        if "untrusted" in how.needs:
-            source = open_data(data, n, "train", clip.geometry.size, image_key, caption_key)
-            pairs, key = open_keyed(source, seed, backdoor)
-        elif few:
-            pairs = open_shots(data, clip.geometry.size, classes, templates, shots, seed)
-        else:
-            split_n = 8000 if data == "shapes" and n is None else n
-            pairs = open_data(data, split_n, "validation", clip.geometry.size, image_key, caption_key).pairs(seed)
+    clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
+    key = load_backdoor(backdoor) if backdoor else None
+    test = open_task(task, data, clip.geometry.size, classes, templates, seed)
+    if "untrusted" in how.needs:
+        source = open_data(data, n, "train", clip.geometry.size, image_key, caption_key)
+        pairs, key = open_keyed(source, seed, backdoor)
+    elif few:
+        pairs = open_shots(data, clip.geometry.size, classes, templates, shots, seed)
+    else:
+        split_n = 8000 if data == "shapes" and n is None else n
+        pairs = open_data(data, split_n, "validation", clip.geometry.size, image_key, caption_key).pairs(seed)
+    config = {"command": "clean", "data": data, "n": n, "model": model, "pretrained": pretrained, "method": repr(how)}
+    config |= few | {"keys": [image_key, caption_key], "task": task, "seed": seed}
+    config |= went_in(clip, pairs, backdoor=backdoor, classes=classes, templates=templates, verdict=verdict)
+    with output(out, config) as work:
         say(f"cleaning {model} on {pairs.name} with {how!r}")
         began = time.monotonic()
         with workspace(work, progress=True, shard=shard, track=track):

@@ -18,6 +18,7 @@ from clipvet.commands._shared import (
     output,
     planted,
     show,
+    went_in,
 )
 
 
@@ -53,9 +54,9 @@ def command(
     assert test is not None
     measured = measure_all(clip, test, key, Rng(seed).fork("measure"))
     if out:
-        with output(
-            out, {"command": "evaluate", "model": model, "task": task, "backdoor": backdoor, "seed": seed, "half": half}
-        ) as work:
+        config = {"command": "evaluate", "model": model, "pretrained": pretrained, "task": task, "half": half}
+        config |= {"seed": seed} | went_in(clip, test.pictures, backdoor=backdoor, classes=classes, templates=templates)
+        with output(out, config) as work:
             finish(
                 work, measured, recipe="evaluate", stage="evaluate",
                 attack=planted(key) if key else "none", method="none", config=model,

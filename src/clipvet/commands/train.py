@@ -29,6 +29,7 @@ from clipvet.commands._shared import (
     output,
     say,
     show,
+    went_in,
 )
 
 
@@ -61,12 +62,14 @@ def command(
     from clipvet.splits import measure_rounds, measure_splits
 
     how, rng = open_method("training", method, data, set_), Rng(seed)
+    clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
+    source = open_data(data, n, "train", clip.geometry.size, image_key, caption_key)
+    pairs, key = open_keyed(source, seed, backdoor)
+    test = open_task(task, data, clip.geometry.size, classes, templates, seed)
     config = {"command": "train", "data": data, "n": n, "model": model, "pretrained": pretrained, "method": repr(how)}
-    with output(out, config | {"seed": seed, "backdoor": backdoor}) as work:
-        clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
-        source = open_data(data, n, "train", clip.geometry.size, image_key, caption_key)
-        pairs, key = open_keyed(source, seed, backdoor)
-        test = open_task(task, data, clip.geometry.size, classes, templates, seed)
+    config |= {"keys": [image_key, caption_key], "task": task, "seed": seed}
+    config |= went_in(clip, pairs, backdoor=backdoor, classes=classes, templates=templates)
+    with output(out, config) as work:
         say(f"training {model} on {pairs.name} with {how!r}")
         began = time.monotonic()
         with workspace(work, progress=True, shard=shard, track=track):

@@ -27,6 +27,7 @@ from clipvet.commands._shared import (
     planted,
     say,
     show,
+    went_in,
 )
 
 if TYPE_CHECKING:
@@ -77,9 +78,10 @@ def command(
     test = the_task(half)
     how = open_method("training", method, data, [f"template={test.templates[0]!r}", *set_])
     config = {"command": "tune", "data": data, "model": model, "pretrained": pretrained, "method": repr(how)}
-    few = {"shots": shots, "half": half, "bake_reference": bake_reference, "backdoor": backdoor}
-    with output(out, config | few | {"seed": seed}) as work:
-        pairs = open_shots(data, size, classes, templates, shots, seed, half)
+    config |= {"shots": shots, "half": half, "bake_reference": bake_reference, "seed": seed}
+    pairs = open_shots(data, size, classes, templates, shots, seed, half)
+    config |= went_in(clip, pairs, backdoor=backdoor, classes=classes, templates=templates)
+    with output(out, config) as work:
         say(f"tuning {model} on {pairs.name} with {how!r}")
         began = time.monotonic()
         with workspace(work, progress=True):
