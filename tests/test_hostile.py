@@ -139,6 +139,50 @@ def test_hostile_configs(tmp_path: Path, small: Path) -> None:
     assert "no plain file" in sentence(models.load, str(folder))
 
 
+@pytest.mark.parametrize("changes", [
+    {"embed_dim": 2**27}, {"vision_cfg": {"mlp_ratio": 1e6}}, {"text_cfg": {"mlp_ratio": 1e6}},
+    {"vision_cfg": {"image_size": 2**15, "patch_size": 2**15}},
+    {"vision_cfg": {"timm_model_name": "eva02_enormous_patch14_clip_224"}},
+    {"vision_cfg": {"timm_model_name": "clipvet_siglip_w64_d12_h4_m100000000_p16_i32_none", "timm_pool": "map"}},
+    {"custom_text": True, "multimodal_cfg": {"width": 16384, "layers": 100, "heads": 128}},
+    {"custom_text": True, "multimodal_cfg": {"width": 1, "layers": 10**7, "heads": 1}},
+], ids=str)  # fmt: skip
+def test_a_config_of_a_far_larger_model_costs_no_memory(
+    tmp_path: Path, small: Path, monkeypatch: Any, changes: dict[str, Any]
+) -> None:
+    shutil.copytree(small, tmp_path / "m")
+    told = json.loads((tmp_path / "m" / "open_clip_config.json").read_text())
+    for key, value in changes.items():
+        told["model_cfg"][key] = told["model_cfg"].get(key, {}) | value if isinstance(value, dict) else value
+    (tmp_path / "m" / "open_clip_config.json").write_text(json.dumps(told))
+    only_without_memory(monkeypatch)
+    assert "far larger" in sentence(models.load, str(tmp_path / "m"))
+
+
+def only_without_memory(monkeypatch: Any) -> None:
+    """open_clip builds nothing but models on meta."""
+    import open_clip
+
+    real = open_clip.create_model
+
+    def build(*args: Any, device: str, **kwargs: Any) -> Any:
+        assert device == "meta"
+        return real(*args, device=device, **kwargs)
+
+    monkeypatch.setattr(open_clip, "create_model", build)
+
+
+def test_a_transformers_folder_of_a_far_larger_model_costs_no_memory(tmp_path: Path, monkeypatch: Any) -> None:
+    tower = {"hidden_size": 64, "intermediate_size": 2**17, "num_hidden_layers": 256, "num_attention_heads": 1}
+    told = made.config("clip", "gelu")
+    for part in ("vision_config", "text_config"):
+        told[part] |= tower
+    io.save_weights({"x": torch.zeros(7_500_000, dtype=torch.int8)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    only_without_memory(monkeypatch)
+    assert "far larger" in sentence(models.load, str(tmp_path))
+
+
 def test_hostile_prompt_folders(tmp_path: Path) -> None:
     io.save_weights({"prompts": torch.zeros(1, 2, 96)}, tmp_path / "m" / "prompts.safetensors")
     for name, held in corpus.JSONS.items():

@@ -135,6 +135,14 @@ def test_archives_that_torch_reads_otherwise_than_python(tmp_path):
     refused(path, "hide")
 
 
+def test_numbers_under_many_names(tmp_path):
+    same = torch.zeros(1000)
+    torch.save({"a": same, "tied": same, "b": torch.ones(2)}, tmp_path / "tied.pt")
+    assert set(io.load_weights(tmp_path / "tied.pt")) == {"a", "tied", "b"}
+    torch.save({f"k{i}": same for i in range(3)}, tmp_path / "many.pt")
+    refused(tmp_path / "many.pt", "many names")
+
+
 def test_full_disk_is_an_oserror_and_leaves_the_old_file(tmp_path, monkeypatch):
     io.save_weights({"a": torch.ones(1)}, tmp_path / "w.safetensors")
 

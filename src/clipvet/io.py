@@ -88,6 +88,9 @@ def load_weights(path: Path) -> dict[str, Tensor]:
             raise UserError(f"{path} holds {str(name)[:80]} as no plain tensor; save model.state_dict() as safetensors")
         if v.numel() * v.element_size() > v.untyped_storage().nbytes():  # a few bytes that pretend to be many
             raise UserError(f"{path} holds {str(name)[:80]} in fewer bytes than its shape has; save it contiguous")
+    stored = {v.untyped_storage().data_ptr(): v.untyped_storage().nbytes() for v in state.values()}
+    if sum(v.nbytes for v in state.values()) > 2 * sum(stored.values()):  # a tied weight has two names
+        raise UserError(f"{path} holds the same numbers under many names; save each as a tensor of its own")
     cut = len("module.") if all(str(k).startswith("module.") for k in state) else 0
     return {str(k)[cut:]: v.detach() for k, v in state.items()}
 

@@ -13,13 +13,14 @@ import difflib
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.modules import module
 
 from clipvet import gate, io, layouts, ranks, siglip, tokenizers
 from clipvet.errors import UserError
@@ -141,22 +142,24 @@ def fresh(clip: Clip, rng: Rng) -> OpenClip:
     """A model of the same architecture and geometry with new random weights. UserError for anything but an OpenClip."""
     if not isinstance(clip, OpenClip):
         raise UserError(f"a {type(clip).__name__} cannot be built anew; give an open_clip model")
-    made = _built(clip.config, clip.mean.device, rng)
+    made = _built(clip.config, clip.mean.device, rng, {}, "the model")
     made._tokens, made.layout, made.files = clip._tokens, clip.layout, clip.files
     return made
 
 
-def _built(config: dict[str, Any], device: str | torch.device, rng: Rng | None) -> OpenClip:
-    """With random weights and CLIP's own tokenizer."""
+def _built(
+    config: dict[str, Any], device: str | torch.device, rng: Rng | None, state: dict[str, Tensor], model: str
+) -> OpenClip:
+    """With random weights and CLIP's own tokenizer. UserError where it is far larger than `state`, if there is one."""
     text = {
         k: v for k, v in config["model_cfg"]["text_cfg"].items() if k not in ("hf_tokenizer_name", "tokenizer_mode")
     }
     with tempfile.TemporaryDirectory() as folder:
         told = config | {"model_cfg": config["model_cfg"] | {"text_cfg": text | {"tokenizer_kwargs": {}}}}
         io.write_json(Path(folder) / "open_clip_config.json", told)
-        made = load(f"local-dir:{folder}", device=device, rng=rng, weights=False)
+        made = _made(f"local-dir:{folder}", model, rng, False, {}, state)
     made.config = config
-    return made
+    return _onto(made, device)
 
 
 def _restored(stored: layouts.Stored, device: str | torch.device, rng: Rng | None, weights: bool) -> OpenClip:
@@ -167,7 +170,7 @@ def _restored(stored: layouts.Stored, device: str | torch.device, rng: Rng | Non
     state = layouts.state_of(stored) if weights else {}
     if weights and layouts.too_large(stored.config, state):
         raise UserError(f"{stored.path} describes a far larger model than its weights are; restore its config")
-    clip = _built(stored.config, "cpu", rng)
+    clip = _built(stored.config, "cpu", rng, state, str(stored.path))
     tokenizer = tokenizers.made_of(stored.files, stored.config["model_cfg"]["text_cfg"], stored.kind == "clip")
     if weights:
         _fill(clip.model, state, stored.weights[0], str(stored.path))
@@ -241,7 +244,6 @@ def load(
     Raises UserError when there is no such model or its weights do not fit to the last key and shape.
     """
     import open_clip
-    from open_clip import factory
 
     if (folder := Path(model.removeprefix("local-dir:")) / "prompts.safetensors").is_file():
         return _prompted(folder.parent, device)
@@ -260,20 +262,45 @@ def load(
     state = io.load_weights(path) if path else {}
     if path and name.startswith("local-dir:"):
         _check_size(Path(name[10:]), state)
+    clip = _made(name, model, rng, quick_gelu, tag, state if stored else {})
+    if path:
+        _fill(clip.model, state, path, model)
+    clip.source = str(Path(name[10:]).resolve()) if name.startswith("local-dir:") else name
+    return _onto(clip, device)
+
+
+def _made(name: str, model: str, rng: Rng | None, quick_gelu: bool, tag: dict, state: dict[str, Tensor]) -> OpenClip:
+    """With random weights. state: those that a foreign config is to fit; UserError where it describes far more."""
+    import open_clip
+    from open_clip import factory
+
+    def build(device: str) -> nn.Module:
+        return open_clip.create_model(
+            name,
+            device=device,
+            load_weights=False,
+            pretrained_text=False,
+            force_quick_gelu=quick_gelu,
+            force_preprocess_cfg=factory.merge_preprocess_dict({}, tag),
+        )  # pyright: ignore[reportReturnType]
+
     with _quiet(), torch.random.fork_rng(devices=[]):
-        # open_clip's initialisers draw from the global stream: it is forked and seeded here, and nowhere else
-        torch.default_generator.manual_seed((rng or Rng(0)).key)  # the CPU's alone: torch.manual_seed seeds GPUs too
         try:
             config: Any = factory.get_model_config(name)
             _check_code(config, model)
             siglip.register(_timm_name(config))
-            net = open_clip.create_model(
-                name,
-                load_weights=False,
-                pretrained_text=False,
-                force_quick_gelu=quick_gelu,
-                force_preprocess_cfg=factory.merge_preprocess_dict({}, tag),
-            )
+            if state:  # without memory first, as a tensor is only counted once it is there
+                try:
+                    with _no_more_than(state, model), torch.device("meta"):
+                        build("meta")
+                except UserError:
+                    raise
+                except Exception:  # not every tower can be built so; it is counted again
+                    pass
+            # open_clip's initialisers draw from the global stream: it is forked and seeded here, and nowhere else
+            torch.default_generator.manual_seed((rng or Rng(0)).key)  # the CPU's: torch.manual_seed seeds GPUs too
+            with _no_more_than(state, model) if state else nullcontext():
+                net: Any = build("cpu")
             # True would run the folder's code, and None ask the user whether to
             untrusting: Any = {"trust_remote_code": False} if config["text_cfg"].get("hf_tokenizer_name") else {}
             tokenizer = open_clip.get_tokenizer(name, **untrusting)
@@ -286,11 +313,32 @@ def load(
             ) from e
     if quick_gelu:
         config["quick_gelu"] = True
-    clip = OpenClip(net, tokenizer, {"model_cfg": config, "preprocess_cfg": dict(net.visual.preprocess_cfg)})  # pyright: ignore
-    if path:
-        _fill(net, state, path, model)
-    clip.source = str(Path(name[10:]).resolve()) if name.startswith("local-dir:") else name
-    return _onto(clip, device)
+    return OpenClip(net, tokenizer, {"model_cfg": config, "preprocess_cfg": dict(net.visual.preprocess_cfg)})
+
+
+@contextmanager
+def _no_more_than(state: dict[str, Tensor], model: str) -> Iterator[None]:
+    """UserError as soon as the modules that are built within hold far more than these weights."""
+    numbers, tensors = 2 * sum(v.numel() for v in state.values()), 2 * len(state) + 100
+    seen: dict[int, Tensor] = {}
+
+    def count(_: nn.Module, __: str, held: Tensor | None) -> None:
+        nonlocal numbers
+        if held is not None and id(held) not in seen:
+            seen[id(held)] = held
+            numbers -= held.numel()
+        if numbers < 0 or len(seen) > tensors:
+            raise UserError(f"{model} describes a far larger model than its weights are; restore its config")
+
+    hooks = (
+        module.register_module_parameter_registration_hook(count),
+        module.register_module_buffer_registration_hook(count),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _check_code(config: Any, model: str) -> None:
