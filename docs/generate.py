@@ -51,7 +51,8 @@ def table(folder: Path, metrics: tuple[str, ...] = ("asr", "clean_accuracy")) ->
         for metric in metrics:
             cells: dict[tuple[str, str], list[float]] = {}
             for r in rows:
-                label = r.method if r.data in ("shapes", "") or r.method == "none" else f"{r.method} ({r.data})"
+                data = results.kind_of(r.data)
+                label = r.method if data in ("shapes", "") or r.method == "none" else f"{r.method} ({data})"
                 if r.model == model and r.metric == metric:
                     cells.setdefault((r.attack, label), []).append(r.value if metric in DIGITS else 100 * r.value)
             if not cells:
@@ -60,7 +61,9 @@ def table(folder: Path, metrics: tuple[str, ...] = ("asr", "clean_accuracy")) ->
             n = {r.n for r in rows if r.model == model and r.metric == metric}
             shown = "–".join(map(str, sorted({min(n), max(n)})))
             seeds = sorted({r.seed for r in rows if r.model == model})
+            tasks = {r.data for r in rows if r.model == model and results.kind_of(r.data) != r.data}
             over = f"mean (range) over seeds {seeds}" if len(seeds) > 1 else f"seed {seeds[0]}"
+            over += f", mean (range) over {len(tasks)} tasks" if len(tasks) > 1 else ""
             unit = "" if metric in DIGITS else ", %"
             out += [
                 "",

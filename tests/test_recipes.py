@@ -15,7 +15,8 @@ from clipvet.cli import main
 from clipvet.errors import UserError
 from clipvet.recipe import Recipe, load_recipes
 from clipvet.report import build
-from clipvet.run import run
+from clipvet.run import run, shared_place
+from clipvet.victim import Victim
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(ROOT.glob("recipes/**/*.py"))
@@ -106,6 +107,18 @@ def test_stages_are_not_run_again_and_outputs_not_mixed(tmp_path: Path, capsys, 
     told = io.read_json(tmp_path / "out" / "commands.json")["commands"]
     assert len(told) == 2, "the command that made the other rows was lost"
     assert told[-1] == "clipvet run --seed 2"
+
+
+def test_victims_with_the_same_names_are_refused(tmp_path: Path) -> None:
+    """Two tasks whose cleaned models would be kept in one place: one would replace the other without a word."""
+    one = load_recipes(ROOT / "recipes/ubt_shapes.py", smoke=True)[0]
+    with pytest.raises(UserError, match="two victims would share their rows"):
+        run((one, replace(one, target="heart")), tmp_path / "out", tmp_path / "stages")
+    assert not (tmp_path / "out").exists()
+    for path in RECIPES:
+        made = load_recipes(path)
+        assert not shared_place([Victim(r, s, m, a, tmp_path, tmp_path) for r in made for s in r.seeds[:1]
+                                 for m in r.model_names for a in r.attacks]), path  # fmt: skip
 
 
 def test_parts_together_are_the_whole(tmp_path: Path) -> None:

@@ -128,6 +128,18 @@ def test_seeds_are_averaged_and_their_range_shown(tmp_path: Path):
     assert "range over 2 seeds" in words(report.build(tmp_path))
 
 
+def test_tasks_of_a_suite_are_pooled(tmp_path: Path):
+    """Ten tasks with one seed: none of them is all, and a method is no method of its own for each."""
+    many = [replace(r, data=f"16-shot task {k}", value=r.value - k / 20) for k in range(2) for r in rows(took=0.9)]
+    found = report._pool([r for r in many if (r.method, r.metric) == ("none", "asr")])
+    assert (found.n, found.tasks) == (2000, 2)
+    assert found.high - found.low == pytest.approx(1 / 20)
+    write(tmp_path, many)
+    text = words(report.build(tmp_path))
+    assert "range over 2 tasks" in text
+    assert "task 1" not in text
+
+
 def test_a_rerun_replaces_its_rows_and_numbers_without_pictures_are_left_out(tmp_path: Path):
     nothing = [replace(r, metric="asr_all", value=float("nan"), n=0) for r in rows()]
     write(tmp_path, [*rows(took=0.3), *rows(), *nothing])

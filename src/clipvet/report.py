@@ -19,7 +19,7 @@ from pydantic import BaseModel, FiniteFloat, TypeAdapter, ValidationError
 
 from clipvet.errors import UserError
 from clipvet.files import FORMATS, MAX_PIXELS
-from clipvet.results import Row
+from clipvet.results import Row, kind_of
 from clipvet.text import names_target
 
 NAMES = {"none": "victim", "finetune": "plain fine-tuning", "par": "PAR", "cleanclip": "CleanCLIP", "roclip": "RoCLIP"}
@@ -47,7 +47,7 @@ class Gallery(BaseModel):
 
 
 class Number(NamedTuple):
-    """A metric over its seeds: mean, 95 % interval (one seed) or range (several), summed n, mean seconds."""
+    """A metric over its seeds and tasks: mean, 95 % interval (of one) or range (several), summed n, mean seconds."""
 
     value: float
     low: float
@@ -55,6 +55,7 @@ class Number(NamedTuple):
     n: int
     seeds: tuple[int, ...]
     seconds: float
+    tasks: int = 0
 
 
 class Method(NamedTuple):
@@ -101,7 +102,7 @@ def _read(kind: Any, path: Path) -> list[Any]:
 
 
 def _key(row: Row) -> tuple[str, str, str]:
-    given = f"{row.config} on {row.data}" if row.data else row.config
+    given = f"{row.config} on {kind_of(row.data)}" if row.data else row.config
     stage = "clean" if row.stage == "rebound" else row.stage  # what became of a cleaned model stands beside it
     return row.method, stage, "" if row.method == "none" else given
 
@@ -119,11 +120,12 @@ def _methods(rows: list[Row]) -> dict[tuple[str, str, str], Method]:
 
 
 def _pool(rows: list[Row]) -> Number:
-    rows = list({r.seed: r for r in rows}.values())  # a rerun replaces the earlier row
+    rows = list({(r.seed, r.data): r for r in rows}.values())  # a rerun replaces the earlier row
     values = [r.value for r in rows]
     low, high = (rows[0].low, rows[0].high) if len(rows) == 1 else (min(values), max(values))
-    seeds, seconds = tuple(sorted(r.seed for r in rows)), fmean(r.seconds for r in rows)
-    return Number(fmean(values), low, high, sum(r.n for r in rows), seeds, seconds)
+    seeds, seconds = tuple(sorted({r.seed for r in rows})), fmean(r.seconds for r in rows)
+    tasks = len({r.data for r in rows if kind_of(r.data) != r.data})
+    return Number(fmean(values), low, high, sum(r.n for r in rows), seeds, seconds, tasks)
 
 
 def _plane(table: dict[Method, dict[str, Number]]) -> dict[str, Any] | None:

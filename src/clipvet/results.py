@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,11 @@ def versions() -> dict[str, str]:
     """Versions of clipvet, Python and the libraries that touch a number."""
     names = ("clipvet", "torch", "torchvision", "open_clip_torch", "accelerate", "numpy")
     return {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in names}
+
+
+def kind_of(data: str) -> str:
+    """The data of a row without the number of its task: rows of several tasks are read together."""
+    return re.sub(r"\s*\btask \d+$", "", data)
 
 
 def weights_hash(clip: Any) -> str:

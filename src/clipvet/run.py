@@ -38,17 +38,15 @@ def run(
         for model in recipe.model_names
         for attack in recipe.attacks
     ]
+    if shared := shared_place(victims):
+        raise UserError(
+            f"two victims would share their rows ({shared}); name attacks or defender's data of the recipes differently"
+        )
     k, n = part
     if not 1 <= k <= n <= len(victims):
         most = len(victims)
         raise UserError(f"there is no part {k} of {n}; give K/N, N at most {most} (the victims) and K from 1 to N")
     victims = victims[(k - 1) * len(victims) // n : k * len(victims) // n]
-
-    shared = _shared(victims)
-    if shared:
-        raise UserError(
-            f"two victims would share their rows ({shared}); name attacks or defender's data of the recipes differently"
-        )
 
     def begin() -> list[results.Row]:
         if (out / "results.jsonl").exists() and io.read_json(out / "run.json") != wanted:
@@ -127,7 +125,7 @@ def _place(row: results.Row) -> tuple:
     return row.seed, row.model, row.attack, stage != "", row.data, row.method, stage
 
 
-def _shared(victims: list[Victim]) -> str:
+def shared_place(victims: list[Victim]) -> str:
     """A place in the table that two different victims would fill, in words; empty where there is none."""
     owners: dict[tuple, str] = {}
     for v in victims:

@@ -29,7 +29,8 @@ def command(
 ) -> None:
     """Is this model backdoored? First its files are scanned for code, then the model is inspected.
 
-    Exit code 0: nothing found, 1: a backdoor, or a file that runs code, 2: bad input, 3: unsupported.
+    Exit code 0: nothing found, 1: a backdoor, or a file that runs code, 2: bad input, weights that cannot be read
+    without running code among it, 3: unsupported.
     """
     import time
 
