@@ -134,14 +134,16 @@ def main() -> None:
     score = max([0.0, *deviations(loss)[asr >= how.valid]])
     target = classes[int(loss.argmin())]
     limit = threshold(len(classes))
+    scores = [score, found["whole"].score, found["raced"].score]
+    names = [target, found["whole"].target, found["raced"].target]
     told = {
         "plain loop / scan, seconds": times.ratio("plain loop", "scan"),
         "plain loop / scan without race": times.ratio("plain loop", "scan, no class stopped"),
         "bare passes / descent, throughput": passes.ratio("bare", "descend"),
         "seconds": {name: times.of(name) for name in cases},
-        "score: plain, whole, raced": [score, found["whole"].score, found["raced"].score],
-        "easiest class: plain, whole, raced": [target, found["whole"].target, found["raced"].target],
-        "equal verdicts": len({s > limit for s in (score, found["whole"].score, found["raced"].score)}) == 1,
+        "score: plain, whole, raced": scores,
+        "easiest class: plain, whole, raced": names,
+        "equal verdicts": len({(s > limit, c) for s, c in zip(scores, names)}) == 1,
     }
     tell(told, a)
 

@@ -264,6 +264,10 @@ def bad(kind: str, family: Path, at: Path) -> list[object]:
             args |= {"--method": "random"}
         case "null":
             args |= {"--null": at / "missing.json"}
+        case "no step":
+            args |= {"--set": "epochs=0"}
+        case "limit":
+            args |= {"--set": "limit=1"}
         case "no weights":
             args |= {"--model": "shapes-vit"}
         case "control":
@@ -286,6 +290,8 @@ def bad(kind: str, family: Path, at: Path) -> list[object]:
         ("method", "have clip_inspector"),
         ("no threshold", "give --null"),
         ("null", "missing.json cannot be read"),
+        ("no step", "are no steps"),
+        ("limit", "give at least 2"),
         ("no weights", "alone has random weights; give --pretrained"),
         ("control", "holds control characters"),
         ("reference", "this model has none"),

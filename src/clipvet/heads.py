@@ -174,9 +174,11 @@ def groups(names: Sequence[str], limit: int, rng: Rng) -> list[tuple[list[int], 
     """(targets, candidates) by position, where at most `limit` classes compete at a time: each is once a target.
 
     All groups have the same number of candidates, as a margin over more classes is larger, and share a fifth of them;
-    the last is filled up with classes of other groups.
+    the last is filled up with classes of other groups. Raises UserError for a limit below 2.
     """
     n = len(names)
+    if limit < 2:
+        raise UserError(f"limit={limit} leaves no class to compare with; give at least 2")
     if n <= limit:
         return [(list(range(n)), list(range(n)))]
     shuffled = rng.fork("groups").numpy().permutation(n)
@@ -191,7 +193,9 @@ def groups(names: Sequence[str], limit: int, rng: Rng) -> list[tuple[list[int], 
 
 
 def steps_of(n: int, batch: int, epochs: float, rng: Rng) -> list[Int[np.ndarray, " b"]]:
-    """Rows of every step: a fresh permutation each epoch, the incomplete last batch kept."""
+    """Rows of every step: a fresh permutation each epoch, the incomplete last batch kept. UserError without a step."""
+    if epochs <= 0 or batch < 1:
+        raise UserError(f"epochs={epochs:g} in batches of {batch} are no steps; give positive numbers")
     per, rows = -(-n // batch), []
     for epoch in range(int(np.ceil(epochs))):
         shuffled = rng.fork("order", epoch).numpy().permutation(n)

@@ -83,7 +83,7 @@ def write_page(
     if trigger is not None:
         seen = {
             "trigger": picture(magnified(trigger)),
-            "largest": 255 * float(trigger.pattern.abs().max()),
+            "largest": 255 * float(torch.maximum(trigger.pattern.abs(), (trigger.pattern - trigger.mask).abs()).max()),
             "covers": float(trigger.mask.mean()),
             "examples": examples(clip, pictures, names[:SHOWN], templates, trigger) if names else [],
         }

@@ -69,7 +69,8 @@ class CiRepair:
             told = self.inspector.inspect(clip, outside, classes, (self.template,), rng.fork("inspect"))
             found, target = told.trigger, told.target
             if self.stamp == "wrong" and told.triggers:
-                ranks = sorted(range(len(told.classes)), key=lambda k: told.classes[k].score)
+                others = [k for k, c in enumerate(told.classes) if c.name != told.target]
+                ranks = sorted(others, key=lambda k: told.classes[k].score)
                 k = ranks[len(ranks) // 2]  # the middle one: a class that does not stand out
                 found, target = told.triggers[k], told.classes[k].name
         if found is None:
