@@ -2,6 +2,7 @@ import json
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -244,6 +245,19 @@ def test_broken_pictures_and_logs_are_named(tmp_path: Path):
     (tmp_path / "logs/patch/par.jsonl").unlink()
     (tmp_path / "pictures/trig.png").write_text("not a picture")
     with pytest.raises(UserError, match=r"trig\.png"):
+        report.build(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"commands": 5}, {"settings": ["a"]}, {"reported": 5}, {"reported": {"a": "x"}}, {"versions": [1]},
+     {"hardware": 1}, {"started": []}, {"seconds": "x"}, {"seconds": float("inf")}, {"seconds": 10**400}],
+)  # fmt: skip
+def test_a_broken_commands_file_is_named(tmp_path: Path, wrong: dict[str, Any]):
+    fill(tmp_path, rows())
+    told = json.loads((tmp_path / "commands.json").read_text())
+    (tmp_path / "commands.json").write_text(json.dumps(told | wrong))
+    with pytest.raises(UserError, match=rf"commands\.json line 1 is malformed \({next(iter(wrong))}"):
         report.build(tmp_path)
 
 

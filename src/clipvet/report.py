@@ -46,6 +46,16 @@ class Gallery(BaseModel):
     trigger: str = ""
 
 
+class Commands(BaseModel):
+    commands: list[str] = []
+    settings: dict[str, Any] = {}
+    reported: dict[str, FiniteFloat] = {}  # model/attack/method/metric -> the published fraction
+    versions: dict[str, Any] = {}
+    hardware: str = ""
+    started: str = ""
+    seconds: FiniteFloat = 0
+
+
 class Number(NamedTuple):
     """A metric over its seeds and tasks: mean, 95 % interval (of one) or range (several), summed n, mean seconds."""
 
@@ -253,13 +263,13 @@ def build(folder: Path) -> Path:
     runs: dict[tuple[str, str, str], list[Row]] = {}
     for r in rows:
         runs.setdefault((r.attack, r.recipe, r.model), []).append(r)
-    commands = {"commands": [], "settings": {}, "reported": {}, "hardware": "", "started": "", "seconds": 0}
-    commands |= {"versions": rows[-1].versions} | next(iter(_read(dict[str, Any], folder / "commands.json")), {})
+    commands: Commands = next(iter(_read(Commands, folder / "commands.json")), Commands())
+    commands.versions = commands.versions or rows[-1].versions
     methods, sections, logs = _methods([r for r in rows if r.stage != REFUSED]), [], folder / "logs"
     for run, mine in runs.items():
         title = " · ".join(filter(None, run if sum(r[0] == run[0] for r in runs) > 1 else run[:1])) or "no attack"
         own = logs / run[0] if len(runs) > 1 or (logs / run[0]).is_dir() else logs
-        sections.append(_section(title, mine, methods, own, commands["reported"]))
+        sections.append(_section(title, mine, methods, own, commands.reported))
     gallery: Gallery | None = next(iter(_read(Gallery, folder / "gallery.json")), None)
     spoken = gallery.pictures[0].captions if gallery and gallery.pictures else {}
     first = {m.name: m for m in reversed(methods.values()) if m.name in spoken}
