@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from layouts import READERS
+from open_clip import SimpleTokenizer
 from torch import Tensor
 
 from clipvet import io, layouts, models, siglip, tokenizers
@@ -457,6 +458,61 @@ def test_transformers_tokenizer_of_converted_models(tmp_path: Path) -> None:
     theirs: Any = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     said = ["A photo of a cat.", "two red circles, on a table", "it's 1999!"]
     ours = [[int(x) for x in row if x] for row in clip.tokenize(said)]
+def test_only_what_is_wholly_clips_is_read_as_its_byte_pairs(tmp_path: Path) -> None:
+    transformers: Any = pytest.importorskip("transformers")
+    plain: Any = SimpleTokenizer(context_length=16)
+    for name, held in tokenizers.files_of(plain).items():
+        (tmp_path / name).write_bytes(held)
+    transformers.AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    files = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.name in tokenizers.FILES}
+    whole = json.loads(files["tokenizer.json"])
+
+    def kind(name: str, told: Any) -> type:
+        held = files | {name: json.dumps(told).encode()}
+        return type(tokenizers.made_of(held, {"context_length": 16, "vocab_size": 49408}, True))
+
+    swap = {"type": "Replace", "pattern": {"String": "cat"}, "content": "dog"}
+    both = {"type": "Sequence", "normalizers": [whole["normalizer"], swap]}
+    older = json.loads(json.dumps(whole))  # transformers 4's
+    older["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = tokenizers.WORDS
+    del older["pre_tokenizer"]["pretokenizers"][1]["use_regex"], older["model"]["type"]
+    for fine in (whole, older):
+        assert kind("tokenizer.json", fine) is SimpleTokenizer
+    begin, end = whole["added_tokens"]
+    for wrong in (
+        {"normalizer": both}, {"normalizer": None}, {"pre_tokenizer": both}, {"post_processor": None},
+        {"added_tokens": [begin, end | {"content": "cat"}]}, {"added_tokens": [begin, end | {"lstrip": True}]},
+        {"added_tokens": [begin, end, end | {"id": 320, "content": "cat"}]}, {"added_tokens": 5},
+        {"model": whole["model"] | {"dropout": 0.5}}, {"model": whole["model"] | {"ignore_merges": True}},
+    ):  # fmt: skip
+        assert kind("tokenizer.json", whole | wrong) is tokenizers.Foreign, wrong
+    config = json.loads(files["tokenizer_config.json"])
+    for wrong in (
+        {"added_tokens_decoder": {"320": end | {"content": "cat"}}}, {"extra_special_tokens": ["cat"]},
+        {"bos_token": "cat</w>"}, {"eos_token": {"content": "cat"}}, {"tokenizer_class": "BertTokenizer"}, [],
+    ):  # fmt: skip
+        told = config | wrong if isinstance(wrong, dict) else wrong
+        assert kind("tokenizer_config.json", told) is tokenizers.Foreign, wrong
+    assert kind("special_tokens_map.json", {"unk_token": "cat"}) is tokenizers.Foreign
+    assert kind("added_tokens.json", {"cat": 49407}) is tokenizers.Foreign
+
+
+def test_a_tokenizer_that_panics_is_refused() -> None:
+    pytest.importorskip("transformers")
+    split = {"type": "Split", "pattern": {"Regex": r"(\w+\s?)+$"}, "behavior": "Isolated", "invert": False}
+    model = {"type": "WordLevel", "vocab": {"[PAD]": 0, "a": 1}, "unk_token": "a"}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]"}
+
+    def made(**changes: Any) -> tokenizers.Foreign:
+        told = {"version": "1.0", "added_tokens": [], "pre_tokenizer": split, "model": model, **changes}
+        held = {"tokenizer.json": json.dumps(told).encode(), "tokenizer_config.json": json.dumps(config).encode()}
+        return tokenizers.Foreign(held, 16)
+
+    assert made()(["a a"]).shape == (1, 16)
+    refused("fails on a caption", ["a" * 40 + "!"], call=made())
+    refused("cannot be loaded", ["a"], call=made(pre_tokenizer=split | {"pattern": {"Regex": "("}}))
+
+
     assert theirs(said)["input_ids"] == ours
     processor: Any = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
     assert processor.crop_size["height"] == 32

@@ -2,18 +2,37 @@
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from clipvet import io
 from clipvet.errors import UserError
 
 FILES = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
     *("added_tokens.json", "spiece.model", "tokenizer.model"),
 )
+
+SPECIAL = {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+STEPS = {  # of a CLIP's tokenizer.json beside its words and merges, as transformers 4 and 5 write them
+    "normalizer": [{"type": "Sequence", "normalizers": [
+        {"type": "NFC"}, {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "}, {"type": "Lowercase"}]}],
+    "pre_tokenizer": [{"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": words}, "behavior": "Removed", "invert": True},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, **own}]}
+        for words in (WORDS, rf"<\|startoftext\|>|<\|endoftext\|>|{WORDS}") for own in ({}, {"use_regex": True})],
+    "post_processor": [{
+        "type": "RobertaProcessing", "sep": ["<|endoftext|>", 49407], "cls": ["<|startoftext|>", 49406],
+        "trim_offsets": False, "add_prefix_space": False}],
+}  # fmt: skip
+ROLES = {"bos_token": "<|startoftext|>"} | dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>")
+CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend", None)
+MODEL = {"type": "BPE", "unk_token": "<|endoftext|>", "end_of_word_suffix": "</w>"}  # what else it says is off
 
 
 class Foreign:
@@ -34,17 +53,25 @@ class Foreign:
             with tempfile.TemporaryDirectory() as folder:
                 for name, held in self.files.items():
                     (Path(folder) / name).write_bytes(held)
-                try:
+                with _told("cannot be loaded"):
                     self.loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-                except Exception as e:  # a damaged file can raise anything
-                    why = (str(e).strip().splitlines() or [type(e).__name__])[0][:160]
-                    raise UserError(f"the model's tokenizer cannot be loaded ({why}); restore its files") from e
         cut = {"padding": "max_length", "max_length": self.context_length, "truncation": True}
-        return self.loaded(list(captions), return_tensors="pt", **cut)["input_ids"]
+        with _told("fails on a caption"):
+            return self.loaded(list(captions), return_tensors="pt", **cut)["input_ids"]
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as e:  # a damaged file can raise anything; a panic of Rust, by a regex say, is no Exception
+        raise UserError(f"the model's tokenizer {what} ({io.line(e)}); restore its files") from e
 
 
 def made_of(files: Mapping[str, bytes], text_cfg: Mapping[str, Any], clips: bool) -> Any:
-    """CLIP's byte pairs where a CLIP's files hold nothing else, or transformers' tokenizer."""
+    """CLIP's byte pairs where a CLIP's files say nothing else, or transformers' tokenizer."""
     from open_clip import SimpleTokenizer
 
     plain = SimpleTokenizer(context_length=text_cfg["context_length"])
@@ -61,10 +88,12 @@ def _is_plain(files: Mapping[str, bytes], plain: Any) -> bool:
         if "tokenizer.json" in files:
             told = json.loads(files["tokenizer.json"])
             mine = [m if isinstance(m, str) else " ".join(m) for m in told["model"]["merges"]]
-            added = {t["id"] for t in told.get("added_tokens", [])}
+            model = {k: v for k, v in told["model"].items() if v and k not in ("vocab", "merges")}
             if {k: v for k, v in told["model"]["vocab"].items() if v not in last} != words or mine != merges:
                 return False
-            if not added <= last:
+            if {"type": "BPE"} | model != MODEL or not all(told.get(k) in known for k, known in STEPS.items()):
+                return False
+            if not all(_is_special(t["id"], t) for t in told.get("added_tokens", [])):
                 return False
         if (
             "vocab.json" in files
@@ -75,10 +104,23 @@ def _is_plain(files: Mapping[str, bytes], plain: Any) -> bool:
             lines = files["merges.txt"].decode().splitlines()
             if [x for x in lines[1:] if x.strip()][: len(merges)] != merges:
                 return False
-        extra = json.loads(files.get("added_tokens.json", b"{}"))
-        return set(extra.values()) <= last
+        config = json.loads(files.get("tokenizer_config.json", b"{}"))
+        for told in (config, json.loads(files.get("special_tokens_map.json", b"{}"))):
+            own = {k: v["content"] if isinstance(v, dict) else v for k, v in told.items() if k in ROLES and v}
+            if not own.items() <= ROLES.items() or told.get("tokenizer_class") not in CLASSES:
+                return False
+            if told.get("additional_special_tokens") or told.get("extra_special_tokens"):
+                return False
+        if not all(_is_special(int(k), t) for k, t in config.get("added_tokens_decoder", {}).items()):
+            return False
+        return json.loads(files.get("added_tokens.json", b"{}")).items() <= SPECIAL.items()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
+
+
+def _is_special(number: int, token: Mapping[str, Any]) -> bool:
+    loose = any(token.get(k) for k in ("single_word", "lstrip", "rstrip"))
+    return SPECIAL.get(token["content"]) == number and not loose
 
 
 def files_of(plain: Any) -> dict[str, bytes]:
