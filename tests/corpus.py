@@ -276,6 +276,9 @@ def tars(whole: bytes) -> dict[str, bytes]:
         h = h.ljust(257, b"\0") + b"ustar\x0000" + bytes(247)
         return h[:148] + f"{sum(h):06o}\0 ".encode() + h[156:]
 
+    def pax(records: bytes) -> bytes:
+        return header(b"x", len(records)) + records.ljust(-(-len(records) // 512) * 512, b"\0")
+
     return {
         "empty": b"",
         "text": b"<!DOCTYPE html><title>404</title>" * 100,
@@ -291,6 +294,8 @@ def tars(whole: bytes) -> dict[str, bytes]:
         "name bomb": whole[:third] + header(b"L", 2**33) + bytes(4096),
         "pax nonsense": whole[:third] + header(b"x", 30) + b"0 a=b\n9999999 path=c\n".ljust(512, b"\0") + whole[third:],
         "pax size": whole[:third] + header(b"x", 18) + b"18 size=999999999\n".ljust(512, b"\0") + whole[third:],
+        "pax digits": whole[:third] + pax(b"5012 size=" + b"1" * 5001 + b"\n") + whole[third:],
+        "pax crowd": whole[:third] + pax(b"5 a=\n" * 100_000) + whole[third:],
         "far": whole[:third] + header(b"0", 2**62, b"a.png") + bytes(2048),
         "negative": whole[:third] + header(b"0", -5, b"a.png").replace(b"\x80\xff", b"\xff\xff", 1) + bytes(2048),
         "sparse map": whole[:third] + header(b"S", 600, b"a.png")[:482] + b"\1" * 30 + bytes(2048),

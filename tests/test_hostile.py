@@ -297,7 +297,7 @@ def planted_key(tmp_path: Path) -> Path:
     return tmp_path / "key"
 
 
-def test_hostile_answer_keys(planted_key: Path) -> None:
+def test_hostile_answer_keys(planted_key: Path, monkeypatch: Any) -> None:
     path = planted_key / "backdoor.json"
     usual = json.loads(path.read_text())
     assert answer_key.load_backdoor(planted_key).target == "ring"
@@ -309,7 +309,8 @@ def test_hostile_answer_keys(planted_key: Path) -> None:
         {"fields": usual["fields"] | {"size": 10**9}}, {"fields": usual["fields"] | {"size": "x"}},
         {"fields": usual["fields"] | {"position": "__import__"}}, {"fields": {"evil": 1}}, {"classes": ["a"]},
         {"more": ["x"]}, {"more": ["x"] * 100}, {"seed": 2**70}, {"fields": usual["fields"] | {"size": float("nan")}},
-        {"fields": usual["fields"] | {"least": 10**9}}, {"trigger": "", "fields": {}},
+        {"fields": usual["fields"] | {"least": 10**9}}, {"trigger": "", "fields": {}}, {"target": "\ud800"},
+        {"trigger": "wanet", "fields": {"k": 10**5}}, {"poisons": usual["poisons"] + 1},
     ):  # fmt: skip
         path.write_text(json.dumps(usual | changes))
         assert sentence(answer_key.load_backdoor, planted_key), changes
@@ -325,6 +326,12 @@ def test_hostile_answer_keys(planted_key: Path) -> None:
     other = pa.table({"id": ["x"], "row": [1], "caption": ["a"], "trigger": ["patch"], "seed": [0]})
     pq.write_table(other, planted_key / "manifest.parquet")
     assert sentence(answer_key.load_backdoor, planted_key)
+    many = {"id": range(9000), "row": range(9000), "caption": ["x" * 1000] * 9000, "trigger": ["patch"] * 9000}
+    pq.write_table(pa.table(many | {"seed": [0] * 9000}), planted_key / "manifest.parquet")
+    path.write_text(json.dumps(usual | {"poisons": 9000}))
+    monkeypatch.setattr(answer_key, "MOST", 2**22)
+    assert "unfolds to more than" in sentence(answer_key.load_backdoor, planted_key)
+    path.write_text(json.dumps(usual))
     (planted_key / "manifest.parquet").unlink()
     os.mkfifo(planted_key / "manifest.parquet")
     assert sentence(answer_key.load_backdoor, planted_key)

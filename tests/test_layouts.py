@@ -309,8 +309,12 @@ def test_preparation_of_pictures(tmp_path: Path) -> None:
     assert told(size=square, do_center_crop=False, do_normalize=False) == (
         models.Geometry(32, "squash", "bicubic"), [0, 0, 0], [1, 1, 1],
     )  # fmt: skip
+    raw = told(size=square, do_center_crop=False, do_rescale=False, image_mean=[102] * 3, image_std=[51] * 3)
+    assert raw[1:] == (pytest.approx([0.4] * 3), pytest.approx([0.2] * 3))  # of pictures in 0 .. 255
     for words in (
         {"size": {"height": 32, "width": 40}, "do_center_crop": False},
+        {"size": 1e999},
+        {"size": square, "do_center_crop": False, "image_mean": [10**400, 0, 0]},
         {"size": square, "do_center_crop": False, "rescale_factor": 1.0},
         {"size": square, "do_center_crop": False, "resample": 1},
         {"size": {"longest_edge": 32}},
@@ -369,6 +373,9 @@ def test_which_weights_are_taken(tmp_path: Path) -> None:
     assert close(features(models.load(str(tmp_path / "m"))), want)
     for bad in ("../a.safetensors", "/etc/passwd", 7):
         io.write_json(index, {"weight_map": {names[0]: bad}})
+        refused("files of its own folder", str(tmp_path / "m"))
+    for listed in (["a.safetensors"], {"a": [1]}, {"a": 1, "b": "x"}, None):
+        io.write_json(index, {"weight_map": listed})
         refused("files of its own folder", str(tmp_path / "m"))
     index.unlink()
     torch.save(held | {"text_model.embeddings.position_ids": torch.arange(16)}, tmp_path / "m" / "pytorch_model.bin")
@@ -451,13 +458,6 @@ def test_tokenizers(tmp_path: Path) -> None:
     refused("holds no tokenizer", ["a"], call=models.load(str(tmp_path / "sig")).tokenize)
 
 
-def test_transformers_tokenizer_of_converted_models(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    clip = tiny(tmp_path / "start")
-    models.convert(clip, "transformers", tmp_path / "out", {})
-    theirs: Any = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    said = ["A photo of a cat.", "two red circles, on a table", "it's 1999!"]
-    ours = [[int(x) for x in row if x] for row in clip.tokenize(said)]
 def test_only_what_is_wholly_clips_is_read_as_its_byte_pairs(tmp_path: Path) -> None:
     transformers: Any = pytest.importorskip("transformers")
     plain: Any = SimpleTokenizer(context_length=16)
@@ -513,6 +513,13 @@ def test_a_tokenizer_that_panics_is_refused() -> None:
     refused("cannot be loaded", ["a"], call=made(pre_tokenizer=split | {"pattern": {"Regex": "("}}))
 
 
+def test_transformers_tokenizer_of_converted_models(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    clip = tiny(tmp_path / "start")
+    models.convert(clip, "transformers", tmp_path / "out", {})
+    theirs: Any = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    said = ["A photo of a cat.", "two red circles, on a table", "it's 1999!"]
+    ours = [[int(x) for x in row if x] for row in clip.tokenize(said)]
     assert theirs(said)["input_ids"] == ours
     processor: Any = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
     assert processor.crop_size["height"] == 32

@@ -4,6 +4,7 @@ import copy
 import io as memory
 import json
 import os
+import struct
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -181,6 +182,7 @@ PASSED = {
     "large caption": "1 members that are too large, 1 pictures without a caption", "cut": "it is cut short",
     "cut header": "it is cut short", "torn header": "a header is damaged", "pax bomb": "a header is too large",
     "name bomb": "a header is too large", "far": "it is cut short", "negative": "a header is damaged",
+    "pax digits": "a header is damaged", "pax crowd": "a header has too many records",
 }  # fmt: skip
 
 
@@ -272,6 +274,13 @@ def test_captions_that_cannot_be_read_are_bad_rows(tmp_path: Path) -> None:
     assert pairs.caption(0) == ""
 
 
+def test_half_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(corpus.tarred({"a.png": toy(1)[0][0], "a.json": b'{"caption": "a \\ud800 cat"}'}))
+    pairs = files.open_pairs(str(tmp_path / "a.tar"))
+    assert pairs[:].captions == ["a ? cat"]
+    pa.array(list(pairs.captions))  # as every filter and page does
+
+
 def hf(folder: Path, kind: str, n: int = 20) -> tuple[str, list[str]]:
     pictures, captions = toy(n)
     rows = {"image": [{"bytes": p, "path": None} for p in pictures], "text": captions, "more": list(range(n))}
@@ -329,9 +338,28 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     hf(tmp_path / "splits/train", "saved")
     (tmp_path / "splits/dataset_dict.json").write_text('{"splits": ["train"]}')
     refused(tmp_path / "splits", "several data sets (train)")
-    for name, held in corpus.JSONS.items():
+    for held in corpus.JSONS.values():
         (tmp_path / "splits/train/state.json").write_bytes(held)
-        refused(tmp_path / "splits/train", "cannot be read" if name != "none" else "")
+        refused(tmp_path / "splits/train", "state.json")
+    hf(tmp_path / "far", "saved")
+    state = json.loads((tmp_path / "far/state.json").read_text())
+    (tmp_path / "outside.arrow").write_bytes((tmp_path / "far" / state["_data_files"][0]["filename"]).read_bytes())
+    for name in ("../outside.arrow", 3, None):
+        held = {**state, "_data_files": [{"filename": name}]}
+        (tmp_path / "far/state.json").write_text(json.dumps(held))
+        refused(tmp_path / "far", "does not name files of")
+    datasets.Dataset.from_dict({"image": ["a", "b"], "text": ["AAAA", "BBBB"]}).save_to_disk(tmp_path / "offsets")
+    (part,) = (tmp_path / "offsets").glob("*.arrow")
+    for end in (3000, 10**6):  # the last caption's: beyond its file, where other memory begins
+        held = bytearray(part.read_bytes())
+        at = held.rfind(struct.pack("<ii", 0, 4)) + 8
+        held[at : at + 4] = struct.pack("<i", end)
+        (tmp_path / "offsets" / part.name).unlink()
+        part.write_bytes(held)
+        refused(tmp_path / "offsets", "column text is damaged")
+        held[at : at + 4] = struct.pack("<i", 8)
+        part.unlink()
+        part.write_bytes(held)
     hf(tmp_path / "torn", "saved")
     for part in (tmp_path / "torn").glob("*.arrow"):
         part.write_bytes(part.read_bytes()[:100])

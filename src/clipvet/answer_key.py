@@ -25,6 +25,8 @@ from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.types import Backdoor, Trigger
 
+MOST = 2**29  # bytes of a manifest in memory: some millions of poisons
+
 
 class Card(BaseModel):
     """backdoor.json. Unknown fields are refused."""
@@ -52,7 +54,7 @@ def probe(trigger: Trigger | None) -> Float[Tensor, "1 3 32 32"]:
 
 def _seal(target: str, says: str, more: list[str], manifest: Path) -> str:
     told = "\0".join([target, *([says, *more] if says or more else [])])
-    return hashlib.sha256(told.encode() + manifest.read_bytes()).hexdigest()
+    return hashlib.sha256(told.encode(errors="surrogatepass") + manifest.read_bytes()).hexdigest()
 
 
 def _name(trigger: Trigger | None) -> str:
@@ -106,6 +108,19 @@ def save_backdoor(backdoor: Backdoor, folder: Path) -> None:
         io.save_weights(tensors, folder / "trigger.safetensors")
 
 
+def _read(manifest: Path, poisons: int) -> pa.Table:
+    """The manifest, batch by batch, as a small file may unfold to gigabytes. ValueError beyond `poisons` and MOST."""
+    with pq.ParquetFile(manifest) as held:
+        if held.metadata.num_rows != poisons:
+            raise ValueError(f"{held.metadata.num_rows} rows where {poisons} are told of")
+        batches, size = [], 0
+        for batch in held.iter_batches(1024, columns=["id", "row", "caption", "trigger", "seed"]):
+            batches, size = [*batches, batch], size + batch.nbytes
+            if size > MOST:
+                raise ValueError(f"it unfolds to more than {MOST:,} bytes")
+        return pa.Table.from_batches(batches, held.schema_arrow if not batches else batches[0].schema)
+
+
 def load_backdoor(folder: Path) -> Backdoor:
     """Raises UserError when card or manifest is unreadable or changed, or the trigger stamps something else now."""
     path, manifest = folder / "backdoor.json", folder / "manifest.parquet"
@@ -133,7 +148,7 @@ def load_backdoor(folder: Path) -> Backdoor:
     try:
         if not manifest.is_file():  # a pipe would never end
             raise FileNotFoundError("no such file")
-        table = pq.read_table(manifest, columns=["id", "row", "caption", "trigger", "seed"])
+        table = _read(manifest, card.poisons)
         ids, rows = (np.asarray(table[column], dtype=np.int64) for column in ("id", "row"))
     except (OSError, pa.ArrowException, ValueError, TypeError) as e:
         raise UserError(f"{manifest} cannot be read ({io.line(e)}); restore it") from e

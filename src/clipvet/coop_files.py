@@ -48,6 +48,7 @@ def _classes(path: Path, base: OpenClip, state: dict[str, Tensor]) -> list[str]:
     known = tower(base).token_embedding.weight.detach().cpu().float()
     start, end = tokens_of(base, [""])[0][0, :2].tolist()
     fits = prefix.ndim == suffix.ndim == 3 and prefix.shape[2] == suffix.shape[2] == known.shape[1]
+    fits = fits and len(prefix) == len(suffix) > 0
     if not fits or not torch.allclose(prefix[0, 0], known[start], atol=1e-3):  # files often are in half precision
         raise UserError(f"{path} was learned on another base model (other token embeddings); give its own")
     names = []

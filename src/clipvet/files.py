@@ -142,6 +142,11 @@ def _eight_bit(picture: Image.Image) -> Image.Image:
     return picture.convert("RGBA" if "transparency" in picture.info else "RGB")
 
 
+def sound(text: str) -> str:
+    """With `?` for half a surrogate pair, which JSON and file names may hold and no table, tokenizer or page takes."""
+    return text.encode(errors="replace").decode()
+
+
 class _Column(Sequence[str]):
     """One column of a memory-mapped table."""
 
@@ -219,6 +224,7 @@ def open_pairs(
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what goes wrong is told below
     try:
         if saved:
+            _check_state(path)
             table: Any = datasets.load_from_disk(str(path))
         elif parquet:
             table = datasets.Dataset.from_parquet([str(p) for p in parts], cache_dir=cache, columns=keys)
@@ -228,6 +234,8 @@ def open_pairs(
                 str(path), features=text, cache_dir=cache, sep=separator, keep_default_na=False
             )
         types = {field.name: field.type for field in table.data.schema}
+    except UserError:
+        raise
     except Exception as e:  # the library wraps what pandas, pyarrow and the disk raise
         cause = e.__cause__ or e
         if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
@@ -240,6 +248,8 @@ def open_pairs(
             raise UserError(f"{path}: column {key} is {types[key]}, not text; name another column")
     if not len(table):
         raise UserError(f"{path} has no rows; give data with pairs")
+    if saved or parquet:
+        _check_cells(table, keys, path)
     cells, root = _Column(table, image_key), root or (path if path.is_dir() else path.parent)
     kind: Any = FilePictures if _is_text(types[image_key]) else CellPictures
     return Pairs(
@@ -250,6 +260,27 @@ def open_pairs(
         workers=workers_for(len(table)),
         fingerprint=digest[:16],
     )
+
+
+def _check_state(folder: Path) -> None:
+    """Raises UserError where the folder's list of its own files leads out of it."""
+    state = io.read_json(folder / "state.json")
+    listed = state.get("_data_files") if isinstance(state, dict) else None
+    names = [f.get("filename") if isinstance(f, dict) else None for f in listed] if isinstance(listed, list) else [None]
+    if not all(isinstance(n, str) and n == Path(n).name for n in names):
+        raise UserError(f"{folder / 'state.json'} does not name files of {folder}; save the data set again")
+
+
+def _check_cells(table: Any, keys: Sequence[str], path: Path) -> None:
+    """Raises UserError for text that is not UTF-8, and for cells that lie outside of their file: memory of others."""
+    import pyarrow as pa
+
+    for key in keys:
+        for chunk in table.data.column(key).chunks:
+            try:
+                chunk.validate(full=True)
+            except pa.ArrowInvalid as e:
+                raise UserError(f"{path}: column {key} is damaged ({io.line(e)}); write the data again") from e
 
 
 def _is_text(kind: Any) -> bool:
@@ -268,10 +299,11 @@ def _is_encoded(kind: Any) -> bool:
 
 
 def _names(folder: Path, pattern: str) -> str:
-    """Hash of the names and sizes of the files below."""
+    """Hash of the names, sizes and times of change of the files below."""
     digest = hashlib.sha256()
     for p in sorted(q for q in folder.rglob(pattern) if q.is_file()):
-        digest.update(f"{p.relative_to(folder)}\0{p.stat().st_size}\0".encode(errors="surrogateescape"))
+        s = p.stat()
+        digest.update(f"{p.relative_to(folder)}\0{s.st_size}\0{s.st_mtime_ns}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -467,7 +499,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     """Class names: a JSON list, or a text file with one a line. Raises UserError for anything else."""
     if path.suffix.lower() == ".json":
         try:
-            return tuple(TypeAdapter(list[str]).validate_python(io.read_json(path)))
+            return tuple(map(sound, TypeAdapter(list[str]).validate_python(io.read_json(path))))
         except ValidationError as e:
             raise UserError(f"{path} is no JSON list of class names; mend it") from e
     try:
@@ -479,7 +511,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
 def _class_names(folders: list[str], path: Path | None) -> tuple[str, ...]:
     if path is None:
-        return tuple(f.replace("_", " ") for f in folders)
+        return tuple(sound(f).replace("_", " ") for f in folders)
     try:
         given = TypeAdapter(list[str] | dict[str, str]).validate_python(io.read_json(path))
     except ValidationError as e:
@@ -487,11 +519,11 @@ def _class_names(folders: list[str], path: Path | None) -> tuple[str, ...]:
     if isinstance(given, list):
         if len(given) != len(folders):
             raise UserError(f"{path} has {len(given)} class names for {len(folders)} folders; give one for each")
-        return tuple(given)
+        return tuple(map(sound, given))
     absent = [f for f in folders if f not in given]
     if absent:
         raise UserError(f"{path} has no name for folder {absent[0]} ({len(absent)} in all); add it")
-    return tuple(given[f] for f in folders)
+    return tuple(sound(given[f]) for f in folders)
 
 
 def read_templates(path: Path | None) -> tuple[str, ...]:

@@ -176,7 +176,10 @@ def _preprocess(folder: Path, kind: str, usual: int) -> dict[str, Any]:
         std = told.get("image_std", OPENAI_DATASET_STD if kind == "clip" else half)
         if not told.get("do_normalize", True):
             mean, std = (0, 0, 0), (1, 1, 1)
-        whole = abs(told.get("rescale_factor", 1 / 255) * 255 - 1) < 1e-6 and told.get("do_resize", True)
+        if not told.get("do_rescale", True):  # mean and std are of 0 .. 255
+            mean, std = [x / 255 for x in mean], [x / 255 for x in std]
+        whole = not told.get("do_rescale", True) or abs(told.get("rescale_factor", 1 / 255) * 255 - 1) < 1e-6
+        whole = whole and told.get("do_resize", True)
         numbers = [float(x) for x in (*mean, *std)]
         interpolation = RESAMPLE[told.get("resample", 3)]
         if len(edges) != 1 or not whole or len(numbers) != 6 or min(numbers[3:]) <= 0:
@@ -184,7 +187,7 @@ def _preprocess(folder: Path, kind: str, usual: int) -> dict[str, Any]:
         (edge,) = edges
         shape = {"size": int(edge), "mode": "RGB", "interpolation": interpolation, "resize_mode": mode, "fill_color": 0}
         return {**shape, "mean": numbers[:3], "std": numbers[3:]}
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as e:
         raise UserError(
             f"{folder}: how its pictures are prepared cannot be read ({type(e).__name__}: {e}); mend its "
             "preprocessor_config.json: one square size, bilinear or bicubic, mean and std"
@@ -198,10 +201,11 @@ def _weights(folder: Path) -> tuple[Path, ...]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         told = io.read_json(index)
-        names = sorted(set(told["weight_map"].values())) if isinstance(told, dict) and "weight_map" in told else []
+        listed = told.get("weight_map") if isinstance(told, dict) else None
+        names = list(listed.values()) if isinstance(listed, dict) else []
         if not names or any(not isinstance(n, str) or Path(n).name != n for n in names):
             raise UserError(f"{index} does not list files of its own folder; restore it")
-        return tuple(folder / n for n in names)
+        return tuple(folder / n for n in sorted(set(names)))
     if (folder / "pytorch_model.bin").is_file():
         return (folder / "pytorch_model.bin",)
     raise UserError(f"{folder} holds no weights; put a model.safetensors there")

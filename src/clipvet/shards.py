@@ -24,7 +24,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from clipvet.errors import UserError
-from clipvet.files import MAX_PIXELS, decoded, workers_for
+from clipvet.files import MAX_PIXELS, decoded, sound, workers_for
 from clipvet.tars import Damaged, NoTar, members
 from clipvet.types import Geometry, Pairs
 
@@ -150,7 +150,8 @@ class Index:
         counts = [batch.num_rows for _, batch in held]
         self.passed = sum((Counter(told["passed"]) for told, _ in held), Counter())
         self.ends = np.cumsum(counts, dtype=np.int64)
-        self.digest = hashlib.sha256("".join(told["digest"] for told, _ in held).encode()).hexdigest()
+        told = [[told["digest"], *told["stat"]] for told, _ in held]  # pictures and captions are not read for it
+        self.digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     def _held(self) -> list[tuple[dict[str, Any], pa.RecordBatch]]:
         """What the file knows; nothing where there is none, or a damaged one."""
@@ -279,7 +280,7 @@ class ShardCaptions(Sequence[str]):
             raise ValueError("its .json is missing or no JSON") from e
         if not isinstance(said, dict) or not isinstance(said.get(key), str):
             raise ValueError(f"its .json has no text under {key!r}")
-        return said[key].strip()
+        return sound(said[key]).strip()
 
     def check(self, row: int) -> None:
         """ValueError where there is no caption; a .txt always is one."""

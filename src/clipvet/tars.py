@@ -5,6 +5,7 @@ from io import BufferedIOBase
 from typing import NamedTuple
 
 MAX_HEADER = 2**20  # bytes of a long name or of pax records
+RECORDS = 1000  # of one pax header; real ones hold a few
 
 
 class Damaged(Exception):
@@ -52,8 +53,10 @@ def members(f: BufferedIOBase, length: int) -> Iterator[Member]:
                 more = h[482]
                 while more and at + 512 <= length:
                     more, at = f.read(512)[504:505] > b"\0", at + 512
-            if pax.get(b"size", b"").isdigit():
-                size = int(pax[b"size"])
+            if (said := pax.get(b"size", b"")).isdigit():
+                if len(said) > 19:
+                    raise Damaged("a header is damaged")
+                size = int(said)
             if any(k.startswith(b"GNU.sparse") for k in pax):
                 kind = b"S"
             name = pax.get(b"path") or _name(h)
@@ -87,13 +90,16 @@ def _name(h: bytes) -> bytes:
 
 
 def _records(held: bytes) -> dict[bytes, bytes]:
-    """Those of a pax header: `length key=value\\n` each."""
-    out = {}
-    while held:
-        digits = held.split(b" ", 1)[0]
-        n = int(digits) if digits.isdigit() and len(digits) < 8 else 0
-        key, equals, value = held[len(digits) + 1 : n - 1].partition(b"=")
+    """Those of a pax header: `length key=value\\n` each. Raises Damaged where there are more than RECORDS."""
+    out, at, seen = {}, 0, 0
+    while at < len(held):
+        space = held.find(b" ", at, at + 8)
+        digits = held[at:space] if space > at else b""
+        n = int(digits) if digits.isdigit() else 0
+        key, equals, value = held[space + 1 : at + n - 1].partition(b"=")
         if not equals or n <= len(digits):
             break  # zeros, or nonsense: the plain header's own fields hold
-        out[key], held = value, held[n:]
+        out[key], at, seen = value, at + n, seen + 1
+        if seen > RECORDS:
+            raise Damaged("a header has too many records")
     return out

@@ -44,8 +44,8 @@ class WaNet:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.k < 2 or self.s < 0:
-            raise UserError(f"WaNet: k is 2 or more and s is not negative, not k={self.k}, s={self.s}")
+        if not 2 <= self.k <= 1024 or self.s < 0:
+            raise UserError(f"WaNet: k is 2 to 1024 and s is not negative, not k={self.k}, s={self.s}")
 
     def stamp(self, images: Float[Tensor, "b 3 h w"], keys: Int[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
         """Warped pictures, pixels in [0, 1]; the keys play no part."""
