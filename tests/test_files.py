@@ -302,6 +302,8 @@ def test_class_names_and_templates_from_files(classes, tmp_path):
     assert task.templates == ("a {}.", "the {}")
     names.write_text(json.dumps({"tree_frog": "frog", "apple": "fruit", "n03": "thing", "n04": "of a larger set"}))
     assert files.open_task(str(classes), names).classes == ("fruit", "thing", "frog")
+    names.write_text('["a \\ud800 fruit", "thing", "frog"]')  # half a surrogate pair
+    assert files.open_task(str(classes), names).classes[0] == files.read_classes(names)[0] == "a ? fruit"
 
 
 def test_tasks_that_cannot_be_used(classes, tmp_path):

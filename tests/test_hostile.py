@@ -257,6 +257,9 @@ def test_parquet_tables_of_other_kinds(tmp_path: Path) -> None:
         pq.write_table(pa.table({"filepath": names, "title": column}), path)
         told = sentence(lambda: files.open_pairs(str(path)).at(Geometry(8))[:1])
         assert not told or "title" in told
+    cut = pa.Array.from_buffers(pa.string(), 1, pa.array([b"a \xff cat"]).buffers())
+    pq.write_table(pa.table({"filepath": names, "title": cut}), path)
+    assert "column title is damaged" in sentence(files.open_pairs, str(path))
 
 
 @given(caption=st.text(max_size=200))

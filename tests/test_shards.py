@@ -133,6 +133,11 @@ def test_headers_are_read_once_and_again_where_a_shard_changed(tmp_path: Path, m
     assert again.caption(16) == "a new pair"
     assert again.caption(17) == captions[16]
     assert again.fingerprint != first.fingerprint
+    held = (tmp_path / "s/000.tar").read_bytes()
+    said = captions[0].encode()
+    assert said in held
+    (tmp_path / "s/000.tar").write_bytes(held.replace(said, said.upper()))  # other captions in the same places
+    assert files.open_pairs(spec).fingerprint != again.fingerprint
     (index,) = (tmp_path / "cache").rglob("*.arrow")
     index.write_bytes(index.read_bytes()[:700])
     assert len(files.open_pairs(spec)) == 21
@@ -356,10 +361,14 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
         held[at : at + 4] = struct.pack("<i", end)
         (tmp_path / "offsets" / part.name).unlink()
         part.write_bytes(held)
-        refused(tmp_path / "offsets", "column text is damaged")
+        refused(tmp_path / "offsets", "cannot be read")
         held[at : at + 4] = struct.pack("<i", 8)
         part.unlink()
         part.write_bytes(held)
+    os.mkfifo(tmp_path / "offsets" / "pipe.arrow")
+    state["_data_files"] = [{"filename": "pipe.arrow"}]
+    (tmp_path / "offsets/state.json").write_text(json.dumps(state))
+    refused(tmp_path / "offsets", "does not name files of")
     hf(tmp_path / "torn", "saved")
     for part in (tmp_path / "torn").glob("*.arrow"):
         part.write_bytes(part.read_bytes()[:100])

@@ -224,7 +224,7 @@ def open_pairs(
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what goes wrong is told below
     try:
         if saved:
-            _check_state(path)
+            _check_saved(path)
             table: Any = datasets.load_from_disk(str(path))
         elif parquet:
             table = datasets.Dataset.from_parquet([str(p) for p in parts], cache_dir=cache, columns=keys)
@@ -248,8 +248,8 @@ def open_pairs(
             raise UserError(f"{path}: column {key} is {types[key]}, not text; name another column")
     if not len(table):
         raise UserError(f"{path} has no rows; give data with pairs")
-    if saved or parquet:
-        _check_cells(table, keys, path)
+    if parquet:
+        _check_text(table, keys, path)
     cells, root = _Column(table, image_key), root or (path if path.is_dir() else path.parent)
     kind: Any = FilePictures if _is_text(types[image_key]) else CellPictures
     return Pairs(
@@ -262,25 +262,33 @@ def open_pairs(
     )
 
 
-def _check_state(folder: Path) -> None:
-    """Raises UserError where the folder's list of its own files leads out of it."""
+def _check_saved(folder: Path) -> None:
+    """Raises UserError where files or cells of a saved data set lie elsewhere: it is mapped, and read as it stands."""
+    import pyarrow as pa
+
     state = io.read_json(folder / "state.json")
     listed = state.get("_data_files") if isinstance(state, dict) else None
     names = [f.get("filename") if isinstance(f, dict) else None for f in listed] if isinstance(listed, list) else [None]
-    if not all(isinstance(n, str) and n == Path(n).name for n in names):
-        raise UserError(f"{folder / 'state.json'} does not name files of {folder}; save the data set again")
+    for name in names:
+        if not isinstance(name, str) or name != Path(name).name or not (folder / name).is_file():
+            raise UserError(f"{folder / 'state.json'} does not name files of {folder}; save the data set again")
+        try:
+            with pa.memory_map(str(folder / name)) as f, pa.ipc.open_stream(f) as batches:
+                for batch in batches:
+                    batch.validate(full=True)
+        except (OSError, pa.ArrowException) as e:
+            raise UserError(f"{folder / name} cannot be read ({io.line(e)}); save the data set again") from e
 
 
-def _check_cells(table: Any, keys: Sequence[str], path: Path) -> None:
-    """Raises UserError for text that is not UTF-8, and for cells that lie outside of their file: memory of others."""
+def _check_text(table: Any, keys: Sequence[str], path: Path) -> None:
+    """Raises UserError where parquet calls bytes text that are not UTF-8."""
     import pyarrow as pa
 
     for key in keys:
-        for chunk in table.data.column(key).chunks:
-            try:
-                chunk.validate(full=True)
-            except pa.ArrowInvalid as e:
-                raise UserError(f"{path}: column {key} is damaged ({io.line(e)}); write the data again") from e
+        try:
+            table.data.column(key).validate(full=True)
+        except pa.ArrowInvalid as e:
+            raise UserError(f"{path}: column {key} is damaged ({io.line(e)}); write the data again") from e
 
 
 def _is_text(kind: Any) -> bool:
