@@ -40,7 +40,7 @@ def command(
     from clipvet.detection import detection
     from clipvet.dirty import beside
     from clipvet.embed import classifier, see
-    from clipvet.files import write_table
+    from clipvet.files import sound, write_table
     from clipvet.ranks import device
     from clipvet.rng import Rng
 
@@ -64,7 +64,7 @@ def command(
     table = pa.table(
         {
             "id": found.ids,
-            "file": [files[r] for r in rows.tolist()] if files else [str(r) for r in rows.tolist()],
+            "file": [sound(files[r]) for r in rows.tolist()] if files else [str(r) for r in rows.tolist()],
             "triggered": found.positions >= len(given),
             "score": pa.array(found.scores, mask=found.ranks == 0),
             "rank": pa.array(found.ranks, mask=found.ranks == 0),
