@@ -334,6 +334,10 @@ def test_hostile_answer_keys(planted_key: Path, monkeypatch: Any) -> None:
     path.write_text(json.dumps(usual | {"poisons": 9000}))
     monkeypatch.setattr(answer_key, "MOST", 2**22)
     assert "unfolds to more than" in sentence(answer_key.load_backdoor, planted_key)
+    path.write_text(json.dumps(usual | {"poisons": 1}))
+    lone = {"id": [3], "row": [3], "caption": ["x" * 2**22], "trigger": ["patch"], "seed": [0]}
+    pq.write_table(pa.table(lone), planted_key / "manifest.parquet")
+    assert "holds more than" in sentence(answer_key.load_backdoor, planted_key)
     path.write_text(json.dumps(usual))
     (planted_key / "manifest.parquet").unlink()
     os.mkfifo(planted_key / "manifest.parquet")

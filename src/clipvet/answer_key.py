@@ -113,6 +113,9 @@ def _read(manifest: Path, poisons: int) -> pa.Table:
     with pq.ParquetFile(manifest) as held:
         if held.metadata.num_rows != poisons:
             raise ValueError(f"{held.metadata.num_rows} rows where {poisons} are told of")
+        groups = (held.metadata.row_group(k).total_byte_size for k in range(held.metadata.num_row_groups))
+        if sum(groups) > MOST:  # one caption may be it all
+            raise ValueError(f"it holds more than {MOST:,} bytes")
         batches, size = [], 0
         for batch in held.iter_batches(1024, columns=["id", "row", "caption", "trigger", "seed"]):
             batches, size = [*batches, batch], size + batch.nbytes
