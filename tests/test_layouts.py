@@ -313,7 +313,7 @@ def test_preparation_of_pictures(tmp_path: Path) -> None:
     assert raw[1:] == (pytest.approx([0.4] * 3), pytest.approx([0.2] * 3))  # of pictures in 0 .. 255
     for words in (
         {"size": {"height": 32, "width": 40}, "do_center_crop": False},
-        {"size": 1e999},
+        {"size": {"height": 1e999, "width": 1e999}, "do_center_crop": False},
         {"size": square, "do_center_crop": False, "image_mean": [10**400, 0, 0]},
         {"size": square, "do_center_crop": False, "rescale_factor": 1.0},
         {"size": square, "do_center_crop": False, "resample": 1},
@@ -328,6 +328,21 @@ def test_preparation_of_pictures(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").unlink()
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": {"size": 32, "crop_size": 32}}))
     assert models.load(str(tmp_path)).geometry == models.Geometry(32)
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+def test_pictures_are_what_transformers_makes_of_them(tmp_path: Path, rescale: bool) -> None:
+    transformers: Any = pytest.importorskip("transformers")
+    made.write(tmp_path)
+    k = 1 if rescale else 255
+    words = {"do_rescale": rescale, "image_mean": [0.4 * k, 0.5 * k, 0.6 * k], "image_std": [0.2 * k, 0.3 * k, 0.4 * k]}
+    words |= {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(words))
+    picture = torch.randint(256, (32, 32, 3), generator=Rng(0).generator(), dtype=torch.uint8)
+    theirs = transformers.CLIPImageProcessor(**words)(picture.numpy(), return_tensors="pt")["pixel_values"]
+    clip: Any = models.load(str(tmp_path))
+    ours = (picture.movedim(2, 0)[None] / 255 - clip.mean.view(3, 1, 1)) / clip.std.view(3, 1, 1)
+    assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 def test_configs_that_lie(tmp_path: Path) -> None:
@@ -378,6 +393,13 @@ def test_which_weights_are_taken(tmp_path: Path) -> None:
         io.write_json(index, {"weight_map": listed})
         refused("files of its own folder", str(tmp_path / "m"))
     index.unlink()
+    index = tmp_path / "m" / "pytorch_model.bin.index.json"
+    for file, own in parts.items():
+        torch.save({k: held[k] for k in own}, tmp_path / "m" / f"{file}.bin")
+    io.write_json(index, {"weight_map": {k: f"{file}.bin" for file, own in parts.items() for k in own}})
+    assert close(features(models.load(str(tmp_path / "m"))), want)
+    io.write_json(index, {"weight_map": {names[0]: "../a.bin"}})
+    refused("files of its own folder", str(tmp_path / "m"))
     torch.save(held | {"text_model.embeddings.position_ids": torch.arange(16)}, tmp_path / "m" / "pytorch_model.bin")
     assert close(features(models.load(str(tmp_path / "m"))), want)
 

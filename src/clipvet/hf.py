@@ -196,18 +196,17 @@ def _preprocess(folder: Path, kind: str, usual: int) -> dict[str, Any]:
 
 def _weights(folder: Path) -> tuple[Path, ...]:
     """The files that transformers would take."""
-    if (folder / "model.safetensors").is_file():
-        return (folder / "model.safetensors",)
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        told = io.read_json(index)
-        listed = told.get("weight_map") if isinstance(told, dict) else None
-        names = list(listed.values()) if isinstance(listed, dict) else []
-        if not names or any(not isinstance(n, str) or Path(n).name != n for n in names):
-            raise UserError(f"{index} does not list files of its own folder; restore it")
-        return tuple(folder / n for n in sorted(set(names)))
-    if (folder / "pytorch_model.bin").is_file():
-        return (folder / "pytorch_model.bin",)
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return (folder / name,)
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            told = io.read_json(index)
+            listed = told.get("weight_map") if isinstance(told, dict) else None
+            names = list(listed.values()) if isinstance(listed, dict) else []
+            if not names or any(not isinstance(n, str) or Path(n).name != n for n in names):
+                raise UserError(f"{index} does not list files of its own folder; restore it")
+            return tuple(folder / n for n in sorted(set(names)))
     raise UserError(f"{folder} holds no weights; put a model.safetensors there")
 
 
