@@ -338,6 +338,19 @@ def test_hostile_answer_keys(planted_key: Path, monkeypatch: Any) -> None:
     lone = {"id": [3], "row": [3], "caption": ["x" * 2**22], "trigger": ["patch"], "seed": [0]}
     pq.write_table(pa.table(lone), planted_key / "manifest.parquet")
     assert "holds more than" in sentence(answer_key.load_backdoor, planted_key)
+    whole = pa.table(lone | {"caption": ["a ring"]})
+    cut = pa.Array.from_buffers(pa.string(), 1, pa.array([b"a \xff ring"]).buffers())
+    for column, told in ((cut, "UTF8"), (pa.array([None], pa.string()), "no caption"), (pa.array([["a"]]), "cast")):
+        pq.write_table(whole.set_column(2, "caption", column), planted_key / "manifest.parquet")
+        assert told in sentence(answer_key.load_backdoor, planted_key)
+    pq.write_table(whole, planted_key / "manifest.parquet")
+    seal = answer_key._seal("\ud800", "", [], planted_key / "manifest.parquet")
+    half = {"target": "\ud800", "poisons": 1, "seal": seal}
+    path.write_text(json.dumps(usual | half))
+    assert "surrogate" in sentence(answer_key.load_backdoor, planted_key)
+    drawn = {"trigger": "blended", "fields": {"pattern": "text", "text": "a\n" * 1000}}
+    path.write_text(json.dumps(usual | drawn))
+    assert "more than 1000 characters" in sentence(answer_key.load_backdoor, planted_key)
     path.write_text(json.dumps(usual))
     (planted_key / "manifest.parquet").unlink()
     os.mkfifo(planted_key / "manifest.parquet")

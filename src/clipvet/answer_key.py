@@ -9,6 +9,7 @@ folder/more/0, 1 ...        the answer keys of further triggers in the same data
 
 import dataclasses
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from clipvet.rng import Rng
 from clipvet.types import Backdoor, Trigger
 
 MOST = 2**29  # bytes of a manifest in memory: some millions of poisons
+MOST_TEXT = 1000  # characters of a trigger's field: hours to draw where there are millions
 
 
 class Card(BaseModel):
@@ -118,6 +120,7 @@ def _read(manifest: Path, poisons: int) -> pa.Table:
             raise ValueError(f"it holds more than {MOST:,} bytes")
         batches, size = [], 0
         for batch in held.iter_batches(1024, columns=["id", "row", "caption", "trigger", "seed"]):
+            batch.validate(full=True)
             batches, size = [*batches, batch], size + batch.nbytes
             if size > MOST:
                 raise ValueError(f"it unfolds to more than {MOST:,} bytes")
@@ -127,14 +130,20 @@ def _read(manifest: Path, poisons: int) -> pa.Table:
 def load_backdoor(folder: Path) -> Backdoor:
     """Raises UserError when card or manifest is unreadable or changed, or the trigger stamps something else now."""
     path, manifest = folder / "backdoor.json", folder / "manifest.parquet"
+    told = io.read_json(path)
     try:
-        card = Card.model_validate(io.read_json(path))
+        card = Card.model_validate(told)
+        json.dumps(told, ensure_ascii=False).encode()
+    except UnicodeEncodeError as e:
+        raise UserError(f"{path} holds half a surrogate pair, which is no text; restore it") from e
     except ValidationError as e:
         raise UserError(f"{path} is not a backdoor card ({e.errors()[0]['loc']}: {e.errors()[0]['msg']})") from e
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in card.fields.items()}
     if (folder / "trigger.safetensors").exists():
         fields |= io.load_weights(folder / "trigger.safetensors")
     try:
+        if any(isinstance(v, str) and len(v) > MOST_TEXT for v in fields.values()):
+            raise ValueError(f"a text of more than {MOST_TEXT} characters")
         trigger = find.load("triggers", card.trigger)(**fields) if card.trigger else None
         now = probe(trigger)
     except UserError:
@@ -153,9 +162,11 @@ def load_backdoor(folder: Path) -> Backdoor:
             raise FileNotFoundError("no such file")
         table = _read(manifest, card.poisons)
         ids, rows = (np.asarray(table[column], dtype=np.int64) for column in ("id", "row"))
+        captions = tuple(table["caption"].cast(pa.string()).to_pylist())
+        if None in captions:
+            raise ValueError("a poison has no caption")
     except (OSError, pa.ArrowException, ValueError, TypeError) as e:
         raise UserError(f"{manifest} cannot be read ({io.line(e)}); restore it") from e
-    captions = tuple(table["caption"].to_pylist())
     parts = tuple(load_backdoor(folder / "more" / str(k)) for k in range(len(card.more)))
     seals = [io.read_json(folder / "more" / str(k) / "backdoor.json")["seal"] for k in range(len(parts))]
     if len(card.classes) != (0 if chosen is None else len(chosen)):
