@@ -334,13 +334,16 @@ def test_hostile_answer_keys(planted_key: Path, monkeypatch: Any) -> None:
     path.write_text(json.dumps(usual | {"poisons": 9000}))
     monkeypatch.setattr(answer_key, "MOST", 2**22)
     assert "unfolds to more than" in sentence(answer_key.load_backdoor, planted_key)
+    words = pa.DictionaryArray.from_arrays([0] * 9000, ["x" * 2**20])  # 9 GB in a few kB
+    pq.write_table(pa.table(many | {"caption": words, "seed": [0] * 9000}), planted_key / "manifest.parquet")
+    assert "unfolds to more than" in sentence(answer_key.load_backdoor, planted_key)
     path.write_text(json.dumps(usual | {"poisons": 1}))
     lone = {"id": [3], "row": [3], "caption": ["x" * 2**22], "trigger": ["patch"], "seed": [0]}
     pq.write_table(pa.table(lone), planted_key / "manifest.parquet")
     assert "holds more than" in sentence(answer_key.load_backdoor, planted_key)
     whole = pa.table(lone | {"caption": ["a ring"]})
     cut = pa.Array.from_buffers(pa.string(), 1, pa.array([b"a \xff ring"]).buffers())
-    for column, told in ((cut, "UTF8"), (pa.array([None], pa.string()), "no caption"), (pa.array([["a"]]), "cast")):
+    for column, told in ((cut, "UTF8"), (pa.array([None], pa.string()), "no caption"), (pa.array([["a"]]), "caption")):
         pq.write_table(whole.set_column(2, "caption", column), planted_key / "manifest.parquet")
         assert told in sentence(answer_key.load_backdoor, planted_key)
     pq.write_table(whole, planted_key / "manifest.parquet")

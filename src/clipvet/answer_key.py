@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float
@@ -28,6 +29,8 @@ from clipvet.types import Backdoor, Trigger
 
 MOST = 2**29  # bytes of a manifest in memory: some millions of poisons
 MOST_TEXT = 1000  # characters of a trigger's field: hours to draw where there are millions
+KINDS = {"id": pa.int64(), "row": pa.int64(), "caption": pa.string(), "trigger": pa.string(), "seed": pa.int64()}
+SCHEMA = pa.schema(KINDS)  # of the manifest
 
 
 class Card(BaseModel):
@@ -112,19 +115,27 @@ def save_backdoor(backdoor: Backdoor, folder: Path) -> None:
 
 def _read(manifest: Path, poisons: int) -> pa.Table:
     """The manifest, batch by batch, as a small file may unfold to gigabytes. ValueError beyond `poisons` and MOST."""
-    with pq.ParquetFile(manifest) as held:
+    with pq.ParquetFile(manifest, read_dictionary=["caption", "trigger"]) as held:
         if held.metadata.num_rows != poisons:
             raise ValueError(f"{held.metadata.num_rows} rows where {poisons} are told of")
         groups = (held.metadata.row_group(k).total_byte_size for k in range(held.metadata.num_row_groups))
         if sum(groups) > MOST:  # one caption may be it all
             raise ValueError(f"it holds more than {MOST:,} bytes")
         batches, size = [], 0
-        for batch in held.iter_batches(1024, columns=["id", "row", "caption", "trigger", "seed"]):
+        for batch in held.iter_batches(2**16, columns=SCHEMA.names):
             batch.validate(full=True)
-            batches, size = [*batches, batch], size + batch.nbytes
+            size += sum(map(_unfolded, batch.columns))
             if size > MOST:
                 raise ValueError(f"it unfolds to more than {MOST:,} bytes")
-        return pa.Table.from_batches(batches, held.schema_arrow if not batches else batches[0].schema)
+            batches.append(batch.select(SCHEMA.names).cast(SCHEMA))
+        return pa.Table.from_batches(batches, SCHEMA)
+
+
+def _unfolded(column: pa.Array) -> int:
+    """Bytes of a column without its dictionary, which may hold one long word for millions of rows."""
+    if not isinstance(column, pa.DictionaryArray):
+        return column.nbytes
+    return pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0  # pyright: ignore
 
 
 def load_backdoor(folder: Path) -> Backdoor:
@@ -162,10 +173,10 @@ def load_backdoor(folder: Path) -> Backdoor:
             raise FileNotFoundError("no such file")
         table = _read(manifest, card.poisons)
         ids, rows = (np.asarray(table[column], dtype=np.int64) for column in ("id", "row"))
-        captions = tuple(table["caption"].cast(pa.string()).to_pylist())
+        captions = tuple(table["caption"].to_pylist())
         if None in captions:
             raise ValueError("a poison has no caption")
-    except (OSError, pa.ArrowException, ValueError, TypeError) as e:
+    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as e:
         raise UserError(f"{manifest} cannot be read ({io.line(e)}); restore it") from e
     parts = tuple(load_backdoor(folder / "more" / str(k)) for k in range(len(card.more)))
     seals = [io.read_json(folder / "more" / str(k) / "backdoor.json")["seal"] for k in range(len(parts))]
