@@ -30,7 +30,7 @@ def built(name: str) -> Any:
     models._named("ViT-B-32")  # makes ours known
     config: Any = open_clip.get_model_config(name)
     siglip = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"} if "SigLIP" in name else {}
-    clip: Any = models._built({"model_cfg": config, "preprocess_cfg": siglip}, "cpu", Rng(0))
+    clip: Any = models._built({"model_cfg": config, "preprocess_cfg": siglip}, "cpu", Rng(0), {}, name)
     clip.config["preprocess_cfg"] = dict(clip.model.visual.preprocess_cfg)
     if siglip:
         clip._tokens = models._Tokens(tokenizers.Foreign(any_tokenizer(), config["text_cfg"]["context_length"]))

@@ -132,7 +132,7 @@ def test_of_two_losses_the_more_suspect_counts() -> None:
 
 def test_clean_models_must_have_been_inspected_alike(tmp_path: Path) -> None:
     clean = null(*range(30))
-    alike: Any = ("M()", 10, (), "pool", 0)
+    alike: list[Any] = ["M()", 10, (), "pool", 0]
     check_null(clean, *alike, 0.05)
     for k, other in enumerate(("N()", 11, ("a {}",), "others", 1)):
         with pytest.raises(UserError, match="inspected otherwise"):
