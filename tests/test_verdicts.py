@@ -133,14 +133,14 @@ def test_of_two_losses_the_more_suspect_counts() -> None:
 def test_clean_models_must_have_been_inspected_alike(tmp_path: Path) -> None:
     clean = null(*range(30))
     alike: list[Any] = ["M()", 10, (), "pool", 0]
-    check_null(clean, *alike, 0.05)
+    check_null(clean, *alike, 0.05)  # pyright: ignore[reportCallIssue]
     for k, other in enumerate(("N()", 11, ("a {}",), "others", 1)):
         with pytest.raises(UserError, match="inspected otherwise"):
-            check_null(clean, *alike[:k], other, *alike[k + 1 :], 0.05)
+            check_null(clean, *alike[:k], other, *alike[k + 1 :], 0.05)  # pyright: ignore[reportCallIssue]
     with pytest.raises(UserError, match="at least 99, or raise --alpha"):
-        check_null(clean, *alike, 0.01)
+        check_null(clean, *alike, 0.01)  # pyright: ignore[reportCallIssue]
     with pytest.raises(UserError, match="cannot show p <= 0; raise --alpha"):
-        check_null(clean, *alike, 0.0)
+        check_null(clean, *alike, 0.0)  # pyright: ignore[reportCallIssue]
 
     path = tmp_path / "null.json"
     path.write_text(json.dumps({**clean.model_dump(), "missing": ["a"]}))
