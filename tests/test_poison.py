@@ -253,7 +253,7 @@ def edited(table, column, row, value):
 def test_a_changed_manifest_is_refused(folder, edit):
     path = folder / "manifest.parquet"
     pq.write_table(edit(pq.read_table(path)), path)
-    with pytest.raises(UserError, match=r"manifest\.parquet is not the one"):
+    with pytest.raises(UserError, match=r"manifest\.parquet (is not the one|cannot be read \(8 rows where 9)"):
         load_backdoor(folder)
 
 
