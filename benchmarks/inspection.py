@@ -12,7 +12,6 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ from clipvet.worlds.shapes import COLOURS, SHAPES, TEMPLATES
 
 def prompted(name: str, words: str = "a photo of a") -> PromptTuned:
     """CoCoOp's prompts, unlearned, on this architecture with 77 tokens; random weights."""
-    config = json.loads((files("clipvet") / "model_configs" / f"{name}.json").read_text())
+    config = json.loads((models.CONFIGS / f"{name}.json").read_text())
     config["text_cfg"]["context_length"] = 77
     with tempfile.TemporaryDirectory() as at:
         io.write_json(Path(at) / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": {}})

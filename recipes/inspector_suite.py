@@ -62,7 +62,6 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
     common |= {
         "base": replace(shapes(Plain()), epochs=4 if not smoke else 1),
         "twin": True,
-        "took": 0.0 if smoke else 0.8,
     }
     common |= {"base_data": (Data("shapes", 512 if smoke else 20_000), Test("shapes", 240 if smoke else 2000))}
     common |= {"inspectors": inspectors, "pool": 96 if smoke else 1000, "took": 0.0 if smoke else 0.8}

@@ -30,7 +30,7 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
         attacks = {n: a for n, a in r.attacks.items() if n not in ("none", "calibration")}
         looks = {n: i for n, i in r.inspectors.items() if n == ("no_inversion" if smoke else "clip_inspector")}
         own = Shots(r.test, 16)  # the user's own pictures, of which the prompts were made
-        how_many = {"cleaners": {n: cleaners[n] for n in names}, "defender_data": {own.spec: (own, names)}}
+        repair = {"cleaners": {n: cleaners[n] for n in names}, "defender_data": {own.spec: (own, names)}}
         if attacks:
-            made.append(replace(r, name="repair_shapes", attacks=attacks, inspectors=looks, **how_many))
+            made.append(replace(r, name="repair_shapes", attacks=attacks, inspectors=looks, **repair))
     return tuple(made)

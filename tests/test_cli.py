@@ -110,6 +110,13 @@ def test_the_whole_job_on_files(clipvet, files: Path, tmp_path: Path) -> None:
     ):
         answer = clipvet("train", *same, *other)
         assert (answer.code, f"it differs in {told}" in answer.err) == (2, True), answer.err
+    held = (victim / "backdoor" / "backdoor.json").read_text()
+    (victim / "backdoor" / "backdoor.json").write_text(held + "\n")  # at the same path, of other content
+    answer = clipvet(
+        "clean", "--model", victim, "--data", files / "clean.csv", "--method", "par", "--out", cleaned, *QUICK, *task,
+        *key,
+    )  # fmt: skip
+    assert (answer.code, "it differs in backdoor" in answer.err) == (2, True), answer.err
     otherwise = ["--model", trained, *same[2:], "--data", files / "train.csv", *task]
     answer = clipvet("train", *otherwise)
     assert (answer.code, "it differs in model" in answer.err) == (2, True), answer.err

@@ -170,6 +170,14 @@ def test_what_the_run_refused_did_not_take_and_is_no_method(tmp_path: Path):
     assert "refused" not in page
 
 
+def test_an_attack_that_took_on_one_task_is_scored(tmp_path: Path):
+    """Tasks of a suite share their seed: one that was refused speaks for none of the others."""
+    many = [replace(r, data=f"16-shot task {k}") for k in range(2) for r in rows()]
+    weak = [replace(r, stage="refused") for r in many if r.method == "none" and r.data.endswith("1")]
+    write(tmp_path, many + weak)
+    assert "The backdoor took" in words(report.build(tmp_path))
+
+
 def test_the_headline_has_every_attack_of_its_method(tmp_path: Path):
     """Also where another method comes first in the attack's own section."""
     few = [r for r in rows("blended", took=0.9) if r.method in ("none", "cleanclip")]

@@ -203,7 +203,7 @@ def _section(
 ) -> dict[str, Any]:
     """What the page says about one attack. `reported`: model/attack/method/metric -> the published fraction."""
     groups: dict[Method, dict[str, list[Row]]] = {}
-    refused, rows = {r.seed for r in rows if r.stage == REFUSED}, [r for r in rows if r.stage != REFUSED]
+    refused, rows = {(r.seed, r.data) for r in rows if r.stage == REFUSED}, [r for r in rows if r.stage != REFUSED]
     for r in rows:
         groups.setdefault(methods[_key(r)], {}).setdefault(r.metric, []).append(r)
     table = {m: {k: _pool(rs) for k, rs in by.items()} for m, by in groups.items()}
@@ -211,7 +211,8 @@ def _section(
     found = {m: t["auroc"].value if "auroc" in t else 0.0 for m, t in table.items()}
     table = {m: table[m] for m in sorted(table, key=lambda m: (m.name != "none", asr[m], -found[m]))}
     victim = next((m for m in table if m.name == "none" and "asr" in table[m]), None)
-    took = None if victim is None else asr[victim] >= TOOK and not {r.seed for r in rows} <= refused
+    planted = {(r.seed, r.data) for r in rows if r.method == "none" and r.metric == "asr"}
+    took = None if victim is None else asr[victim] >= TOOK and not planted <= refused
     cleaned = [m for m in table if m.name not in CONTROLS and "asr" in table[m]] if took else []
     cleaned.sort(key=lambda m: (m.colour != 1, m.name not in FIRST, m.name != "finetune"))  # colour 1: the first PAR
     shown = {m: t for m, t in table.items() if took is not False or m == victim}  # what the figures may score

@@ -129,10 +129,10 @@ def shared_place(victims: list[Victim]) -> str:
     """A place in the table that two different victims would fill, in words; empty where there is none."""
     owners: dict[tuple, str] = {}
     for v in victims:
-        r = v.recipe
+        r, own = v.recipe, v.key
         data = [r.victim_data.spec, *(source for source, (_, names) in r.defender_data.items() if names)]
         for source in data:
-            if owners.setdefault(place := (v.seed, v.model, v.attack, source), v.key) != v.key:
+            if owners.setdefault(place := (v.seed, v.model, v.attack, source), own) != own:
                 return ", ".join(map(str, place))
     return ""
 

@@ -113,14 +113,14 @@ def _judged(found: dict[tuple[str, str, int, str], dict[str, Row]], alpha: float
     named = ["target" if m["named"].value else "another" for _, m in models]
 
     def over(at: np.ndarray) -> dict[str, Measured]:
-        found = {"auroc": auroc(scores[at], bad[at])}
+        told = {"auroc": auroc(scores[at], bad[at])}
         if not ps:
-            return found
+            return told
         flagged = [{named[i]} if p[i] <= alpha else set() for i in at]
         caught = [named[i] == "target" for i in at if bad[i] and p[i] <= alpha]
-        found |= {"target_named": share(np.array(caught))} if caught else {}
+        told |= {"target_named": share(np.array(caught))} if caught else {}
         chance = np.array([probability(x) for x in p[at]])
-        return found | {
+        return told | {
             "detection_accuracy": detection_accuracy(p[at] <= alpha, bad[at]),
             "target_f1": target_f1(flagged, ["target" if bad[i] else None for i in at])["target_f1"],
             "cross_entropy": cross_entropy(chance, bad[at]),

@@ -63,7 +63,7 @@ def ask(
     from clipvet.rng import Rng
 
     clip = models.load(model, pretrained, device=device(), rng=Rng(seed).fork("init"))
-    check_weights(model, pretrained)
+    check_weights(model, pretrained)  # after the load, which makes our own architectures known
     small = clip.geometry.size <= SMALL
     how = open_method("inspectors", method, "shapes" if small else "", settings)
     if getattr(how, "reference", "") == "auto" and not has_prompts(clip):

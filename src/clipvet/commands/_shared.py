@@ -206,16 +206,18 @@ def output(out: Path, config: dict[str, Any]) -> Any:
     return guarded()
 
 
-def went_in(clip: "Clip", pairs: "Pairs | None", **given: Any) -> dict[str, Any]:
-    """What a run's results hang on, by content: the starting weights, the pairs, and the files among the options."""
+def went_in(clip: "Clip", pairs: "Pairs", **given: Path | None) -> dict[str, str | None]:
+    """What a run's results hang on, by content: the starting weights, the pairs, and the files among the options.
+
+    given: files, answer keys (told by their sealed cards) and verdicts.
+    """
     from clipvet import io, results
 
-    told: dict[str, Any] = {"weights": results.weights_hash(clip)}
-    told |= {"pairs": f"{pairs.name} {pairs.fingerprint}"} if pairs is not None else {}
-    for name, value in given.items():
-        path = Path(value) / "card.json" if isinstance(value, Path) and value.is_dir() else value
-        held = io.sha256(path)[:16] if isinstance(path, Path) and path.is_file() else ""
-        told[name] = f"{value} {held}".strip() if isinstance(value, Path) else value
+    told: dict[str, str | None] = {"weights": results.weights_hash(clip), "pairs": f"{pairs.name} {pairs.fingerprint}"}
+    for name, path in given.items():
+        files = [path / f for f in ("backdoor.json", "verdict.json")] if path and path.is_dir() else [path]
+        held = [io.sha256(f)[:16] for f in files if f and f.is_file()]
+        told[name] = " ".join([str(path), *held]) if path else None
     return told
 
 

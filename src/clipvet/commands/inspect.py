@@ -47,7 +47,7 @@ def command(
         verdicts.check_null(clean, repr(asked.how), len(asked.classes), asked.templates, asked.pool, seed, alpha)
     config = {
         "command": "inspect", "model": model, "weights": results.weights_hash(asked.clip), "method": repr(asked.how),
-        "classes": asked.classes, "templates": asked.templates, "pictures": asked.pool, "overlap": overlap,
+        "classes": asked.classes, "templates": asked.templates, "pictures": asked.pool,
         "null": sorted(clean.scores.items()) if clean else None, "alpha": alpha, "seed": seed,
     }  # fmt: skip
     say(f"inspecting {model} with {asked.how!r}: {len(asked.classes)} classes, {len(asked.pictures)} pictures")
@@ -71,6 +71,7 @@ def command(
     except io.AlreadyDone as e:
         verdict = verdicts.Verdict.model_validate(io.read_json(out / "verdict.json"))
         say(f"{e}: nothing to do")
+        files = verdict.files if files is None else files
         if files != verdict.files:
             say("the model's files are no longer those of that verdict; inspect into another --out for a new page")
     print(shown(verdict.sentence))
