@@ -11,6 +11,7 @@ from pathlib import Path
 from layouts_table import layouts_table
 
 from clipvet import find, results
+from clipvet.results import Row
 
 ROOT = Path(__file__).parent.parent
 DIGITS = {"pairs_seen": 0, "parameters": 0, "seconds": 0, "cross_entropy": 2, "brier": 3, "uniform_p": 2}  # others: %
@@ -42,19 +43,21 @@ def table(folder: Path, metrics: tuple[str, ...] = ("asr", "clean_accuracy")) ->
     known = ("victim", "clean", "rebound", "train", "filter", "detect", "suite")
     rows = [r for r in results.read(folder) if r.stage in known]
     rows += [
-        replace(r, metric="seconds", value=r.seconds, n=1) for r in rows if r.metric == "asr" and r.stage == "clean"
+        replace(r, metric="seconds", value=r.seconds, low=r.seconds, high=r.seconds, n=1)
+        for r in rows
+        if r.metric == "asr" and r.stage == "clean"
     ]
     rows = [r for r in rows if r.metric in metrics]
     models = sorted({r.model for r in rows})
     out = []
     for model in models:
         for metric in metrics:
-            cells: dict[tuple[str, str], list[float]] = {}
+            cells: dict[tuple[str, str], list[Row]] = {}
             for r in rows:
                 data = results.kind_of(r.data)
                 label = r.method if data in ("shapes", "") or r.method == "none" else f"{r.method} ({data})"
                 if r.model == model and r.metric == metric:
-                    cells.setdefault((r.attack, label), []).append(r.value if metric in DIGITS else 100 * r.value)
+                    cells.setdefault((r.attack, label), []).append(r)
             if not cells:
                 continue
             labels, attacks = list(dict.fromkeys(k[1] for k in cells)), list(dict.fromkeys(k[0] for k in cells))
@@ -64,6 +67,8 @@ def table(folder: Path, metrics: tuple[str, ...] = ("asr", "clean_accuracy")) ->
             tasks = {r.data for r in rows if r.model == model and results.kind_of(r.data) != r.data}
             over = f"mean (range) over seeds {seeds}" if len(seeds) > 1 else f"seed {seeds[0]}"
             over += f", mean (range) over {len(tasks)} tasks" if len(tasks) > 1 else ""
+            single = [c[0] for c in cells.values() if len(c) == 1]
+            over += ", a single value with its 95 % interval" if any(r.low < r.high for r in single) else ""
             unit = "" if metric in DIGITS else ", %"
             out += [
                 "",
@@ -72,17 +77,20 @@ def table(folder: Path, metrics: tuple[str, ...] = ("asr", "clean_accuracy")) ->
             ]
             out += ["| trigger | " + " | ".join(labels) + " |", "|---|" + "---|" * len(labels)]
             out += [
-                f"| {a} | " + " | ".join(_cell(cells.get((a, m), []), DIGITS.get(metric, 1)) for m in labels) + " |"
-                for a in attacks
+                f"| {a} | " + " | ".join(_cell(cells.get((a, m), []), metric) for m in labels) + " |" for a in attacks
             ]
     return "\n".join(out).strip()
 
 
-def _cell(values: list[float], digits: int) -> str:
-    if not values:
+def _cell(rows: list[Row], metric: str) -> str:
+    """The mean over rows and their range; a single row's value and its interval, unless that is a point."""
+    if not rows:
         return "–"
-    mean, low, high = (f"{x:,.{digits}f}" for x in (statistics.mean(values), min(values), max(values)))
-    return mean if len(values) == 1 else f"{mean} ({low}–{high})"
+    scale, digits = (1, DIGITS[metric]) if metric in DIGITS else (100, 1)
+    values = [scale * r.value for r in rows]
+    ends = (min(values), max(values)) if len(rows) > 1 else (scale * rows[0].low, scale * rows[0].high)
+    mean, low, high = (f"{x:,.{digits}f}" for x in (statistics.mean(values), *ends))
+    return mean if len(rows) == 1 and ends[0] == ends[1] else f"{mean} ({low}–{high})"
 
 
 def filled(text: str) -> str:

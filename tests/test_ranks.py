@@ -284,7 +284,6 @@ def test_ray_is_asked_for(monkeypatch):
 
 @pytest.mark.filterwarnings("default")  # of Ray's own making
 def test_a_local_ray_cluster_gives_the_rows_of_a_sequential_run(tmp_path):
-    pytest.importorskip("ray")
     recipe = load_recipes(ROOT / "recipes/par_structured.py", smoke=True)[0]
     cleaners = {"par": recipe.cleaners["par"]}
     source, (data, _) = next(iter(recipe.defender_data.items()))

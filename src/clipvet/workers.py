@@ -31,7 +31,9 @@ def workers(jobs: int, ray: str = "") -> Iterator[Submit]:
         import ray as cluster  # pyright: ignore[reportMissingImports]
     except ImportError as e:
         raise UserError("--ray needs Ray; pip install 'clipvet[ray]', or use --jobs") from e
-    own = {"num_cpus": jobs, "include_dashboard": False} if ray == "local" else {}
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster started here tells nobody of it
+    # what stages hand on lies in files; tasks pass paths and rows, which need little shared memory
+    own = {"num_cpus": jobs, "include_dashboard": False, "object_store_memory": 10**8} if ray == "local" else {}
     try:
         cluster.init(address=ray, log_to_driver=False, **own)
     except (ConnectionError, RuntimeError, ValueError) as e:
