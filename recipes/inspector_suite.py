@@ -45,8 +45,8 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
         "none": NoAttack(training=tune),
         "badclip_prompt": bad,
         "badclip_lean": replace(bad, lean=1.0),
-        "blended": Poison(Blended(opacity=0.4), **fixed),
-        "wanet": Poison(WaNet(k=6, s=8.0, seed=1), **fixed),
+        "blended": Poison(Blended(opacity=0.6), **fixed),
+        "wanet": Poison(WaNet(k=6, s=8.0, seed=3), **fixed),
         "siba": replace(shapes(Siba()), training=tune, rounds=2 if smoke else 20),
     }
     inspectors: dict[str, Any] = {name: shapes(find.load("inspectors", name)()) for name in find.names("inspectors")}
