@@ -115,6 +115,12 @@ def test_classes_that_stop_early_leave_the_verdict(inspected: Any, model: str) -
     assert all(a.loss == pytest.approx(b.loss, abs=1e-4) and a.asr == b.asr for a, b in both)
 
 
+def test_who_goes_on_is_easy_by_itself_or_beside_the_reference() -> None:
+    own, reference = np.array([0.0, 5.0, 6.0, 7.0]), np.array([0.0, 5.0, 9.0, 7.0])
+    assert inversion.easiest([own], 2) == [0, 1]
+    assert inversion.easiest([own, reference], 2) == [0, 2]  # easy for any model; for this one alone
+
+
 def test_a_killed_inspection_goes_on(inspected: Any, tmp_path: Path, monkeypatch: Any) -> None:
     given, honest = (inspected.pictures, inspected.classes, ("{}",), Rng(5)), inversion.descend
     how = replace(CI, at_once=16, race=3)  # lots of two classes

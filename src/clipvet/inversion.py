@@ -114,8 +114,8 @@ def scan(
 ) -> list[Tried]:
     """A trigger for every class, under the model and, if a second head is given, under its reference.
 
-    race: after so many steps the classes that look hardest (by loss, less the reference's) stop, and the share `keep`
-    goes on; 0: none stops. The loss of a stopped class is moved by as much as that of the others fell meanwhile.
+    race: after so many steps the share `keep` of the classes, the `easiest`, goes on and the others stop; 0: none stops.
+    The loss of a stopped class is moved by as much as that of the others fell meanwhile.
     A killed run goes on with the next lot of classes.
     """
     device, lot = device_of(clip), max(1, how.at_once // len(how.steps[0]))
@@ -168,8 +168,7 @@ def scan(
             for h in range(len(heads)):
                 advance(alive, "race", slice(0, race), h, count)
             early = [values(h, "loss", every) for h in range(len(heads))]
-            ranks = early[0] - early[1] if len(heads) > 1 else early[0]
-            alive = sorted(np.argsort(ranks, kind="stable")[:going].tolist())
+            alive = easiest(early, going)
         for h in range(len(heads)):
             advance(alive, "whole", slice(race if racing else 0, total), h, count)
     out = []
@@ -180,6 +179,15 @@ def scan(
         params = [torch.stack([states[h][t][f"p{i}"] for t in every]) for i in range(len(how.form.start(1, rng)))]
         out.append(Tried(loss, values(h, "asr", every), base, whole, *how.form.parts(tuple(params))))
     return out
+
+
+def easiest(losses: Sequence[Float[np.ndarray, " k"]], n: int) -> list[int]:
+    """Positions of n classes: those that come first by their own loss or, with a reference's losses beside, by the
+    difference, whichever places them better."""
+    own, *reference = losses
+    looks = [own - r for r in reference] + [own]
+    places = np.min([np.argsort(np.argsort(x, kind="stable")) for x in looks], axis=0)
+    return sorted(np.argsort(places, kind="stable")[:n].tolist())
 
 
 class Weight:
