@@ -90,7 +90,8 @@ def _cell(rows: list[Row], metric: str) -> str:
     values = [scale * r.value for r in rows]
     ends = (min(values), max(values)) if len(rows) > 1 else (scale * rows[0].low, scale * rows[0].high)
     mean, low, high = (f"{x:,.{digits}f}" for x in (statistics.mean(values), *ends))
-    return mean if len(rows) == 1 and ends[0] == ends[1] else f"{mean} ({low}–{high})"
+    same = ends[0] == ends[1] and (len(rows) == 1 or metric in DIGITS)  # a count that is one for all seeds
+    return mean if same else f"{mean} ({low}–{high})"
 
 
 def filled(text: str) -> str:

@@ -114,8 +114,8 @@ def scan(
 ) -> list[Tried]:
     """A trigger for every class, under the model and, if a second head is given, under its reference.
 
-    race: after so many steps the share `keep` of the classes, the `easiest`, goes on and the others stop; 0: none stops.
-    The loss of a stopped class is moved by as much as that of the others fell meanwhile.
+    race: after so many steps the share `keep` of the classes, the `easiest`, goes on and the others stop; 0: none
+    stops. The loss of a stopped class is moved by as much as that of the others fell meanwhile.
     A killed run goes on with the next lot of classes.
     """
     device, lot = device_of(clip), max(1, how.at_once // len(how.steps[0]))
