@@ -25,7 +25,7 @@ from open_clip.transform import image_transform
 from PIL import Image
 from torchvision.transforms import Compose
 
-from clipvet import files, models, results
+from clipvet import decoding, files, models, results
 from clipvet.attacks.poison import Poison
 from clipvet.augment import Views
 from clipvet.dirty import poison
@@ -147,7 +147,7 @@ def main() -> None:
         told = {"bare loop": source.__name__, "clipvet / bare speed": times.ratio("bare", "clipvet"), **per}
         told |= {"augmented / bare speed": times.ratio("bare", "augmented")}
         if a.steps:
-            workers = max(1, files.workers_for(n)) if a.workers < 0 else a.workers
+            workers = max(1, decoding.workers_for(n)) if a.workers < 0 else a.workers
             told |= {"ViT-B-32": feeding(dirty, a.batch, a.steps, workers)}
         tell({"command": results.command(), **told}, a)
 

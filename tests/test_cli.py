@@ -41,7 +41,7 @@ def own_cache(monkeypatch, tmp_path):
     import datasets.config as config
 
     monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr("clipvet.files.workers_for", lambda n: 0)  # no forks from a test process
+    monkeypatch.setattr("clipvet.decoding.workers_for", lambda n: 0)  # no forks from a test process
 
 
 def test_the_whole_job_on_files(clipvet, files: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from clipvet import files
+from clipvet import decoding, files, folders
 from clipvet.errors import UserError
 from clipvet.types import Geometry
 
@@ -32,7 +32,7 @@ def noise(h, w, c=3, seed=0):
 
 def read(path, geometry: Geometry | None = None, **limits) -> Any:
     """The one picture, or its reason."""
-    images, bad = files.FilePictures([path.name], path.parent, **limits).fetch([0], geometry)
+    images, bad = decoding.FilePictures([path.name], path.parent, **limits).fetch([0], geometry)
     return bad[0][1] if bad else images[0]
 
 
@@ -132,7 +132,7 @@ def test_bad_pictures_are_reported_and_the_rest_delivered(tmp_path):
         "": "no such file",
         "nul\0": "no such file",
     }
-    pictures = files.FilePictures(list(why), tmp_path)
+    pictures = decoding.FilePictures(list(why), tmp_path)
     images, bad = pictures.fetch(range(len(why)), Geometry(64))
     assert images.shape == (2, 3, 64, 64)
     assert [p for p, _ in bad] == [p for p, name in enumerate(why) if not name.startswith("good")]
@@ -203,11 +203,11 @@ def test_keys_root_and_absolute_paths(pictures):
 
 def test_loader_processes_are_shared_among_ranks(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
-    assert [files.workers_for(n) for n in (999, 1000, 10**6)] == [0, 2, 32]
+    assert [decoding.workers_for(n) for n in (999, 1000, 10**6)] == [0, 2, 32]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert files.workers_for(10**6) == 8
+    assert decoding.workers_for(10**6) == 8
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
-    assert files.workers_for(10**6) == 1
+    assert decoding.workers_for(10**6) == 1
 
 
 def test_fingerprint_follows_the_content(pictures):
@@ -277,7 +277,7 @@ def classes(tmp_path) -> Path:
 
 
 def test_task_from_a_folder(classes):
-    task = files.open_task(str(classes))
+    task = folders.open_task(str(classes))
     assert task.name == "val"
     assert task.classes == ("apple", "n03", "tree frog")
     assert task.labels.tolist() == [0, 1, 1, 2, 2]
@@ -288,29 +288,29 @@ def test_task_from_a_folder(classes):
     assert len(task.templates) == 7
     assert task.captions_of(2)[0] == "itap of a tree frog."
     before = task.pictures.fingerprint
-    assert files.open_task(str(classes)).pictures.fingerprint == before
+    assert folders.open_task(str(classes)).pictures.fingerprint == before
     (classes / "n03" / "zero.jpg").write_bytes(b"1")
-    assert files.open_task(str(classes)).pictures.fingerprint != before
+    assert folders.open_task(str(classes)).pictures.fingerprint != before
 
 
 def test_class_names_and_templates_from_files(classes, tmp_path):
     names, lines = tmp_path / "names.json", tmp_path / "templates.txt"
     names.write_text(json.dumps(["fruit", "thing", "frog"]))
     lines.write_text("a {c}.\n\n  the {}  \n")
-    task = files.open_task(str(classes), names, lines)
+    task = folders.open_task(str(classes), names, lines)
     assert task.classes == ("fruit", "thing", "frog")
     assert task.templates == ("a {}.", "the {}")
     names.write_text(json.dumps({"tree_frog": "frog", "apple": "fruit", "n03": "thing", "n04": "of a larger set"}))
-    assert files.open_task(str(classes), names).classes == ("fruit", "thing", "frog")
+    assert folders.open_task(str(classes), names).classes == ("fruit", "thing", "frog")
     names.write_text('["a \\ud800 fruit", "thing", "frog"]')  # half a surrogate pair
-    assert files.open_task(str(classes), names).classes[0] == files.read_classes(names)[0] == "a ? fruit"
+    assert folders.open_task(str(classes), names).classes[0] == folders.read_classes(names)[0] == "a ? fruit"
 
 
 def test_tasks_that_cannot_be_used(classes, tmp_path):
     names, lines = tmp_path / "names.json", tmp_path / "templates.txt"
 
     def no(*words, **given):
-        refused(lambda: files.open_task(str(classes), **given), *words)
+        refused(lambda: folders.open_task(str(classes), **given), *words)
 
     for content, word in (
         ('["a"]', "1 class names for 3"),
@@ -326,6 +326,6 @@ def test_tasks_that_cannot_be_used(classes, tmp_path):
     no("gone.txt", templates=tmp_path / "gone.txt")
     (classes / "empty").mkdir()
     no("empty", "holds no pictures")
-    refused(lambda: files.open_task(str(tmp_path / "gone")), "not a folder")
+    refused(lambda: folders.open_task(str(tmp_path / "gone")), "not a folder")
     (tmp_path / "bare").mkdir()
-    refused(lambda: files.open_task(str(tmp_path / "bare")), "no folders")
+    refused(lambda: folders.open_task(str(tmp_path / "bare")), "no folders")

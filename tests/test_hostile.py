@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_cli import own_cache as own_cache
 
-from clipvet import answer_key, cards, files, io, models, report
+from clipvet import answer_key, cards, decoding, files, io, models, report
 from clipvet.errors import UserError
 from clipvet.triggers.patch import Patch
 from clipvet.types import Backdoor, Geometry
@@ -42,7 +42,7 @@ def sentence(call: Any, *args: Any) -> str:
 def test_three_hundred_malformed_pictures(tmp_path: Path) -> None:
     names = corpus.pictures(tmp_path)
     assert len(names) >= 300
-    source, slowest, bad = files.FilePictures(names, tmp_path), 0.0, 0
+    source, slowest, bad = decoding.FilePictures(names, tmp_path), 0.0, 0
     for k in range(len(names)):
         began = time.monotonic()
         images, why = source.fetch([k], Geometry(32))
@@ -62,7 +62,7 @@ def test_three_hundred_malformed_pictures(tmp_path: Path) -> None:
 def test_any_bytes_as_a_picture(tmp_path: Path, held: bytes, kind: str, at: int) -> None:
     whole = corpus.picture(kind, 12)
     (tmp_path / "a.img").write_bytes(whole[:at] + held + whole[at + len(held) :])
-    images, why = files.FilePictures(["a.img"], tmp_path).fetch([0], Geometry(16))
+    images, why = decoding.FilePictures(["a.img"], tmp_path).fetch([0], Geometry(16))
     assert len(images) + len(why) == 1
 
 

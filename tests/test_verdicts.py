@@ -122,11 +122,14 @@ def test_a_verdict_beside_clean_models() -> None:
     assert high["probability"] > 0.5 > low["probability"]
 
 
-def test_of_two_losses_the_more_suspect_counts() -> None:
-    names, asr, every = list("abcde"), np.ones(5), np.ones(5, bool)
-    alone = [finding(names, x, asr, asr, every) for x in (LOSS, LOSS[::-1].copy())]
-    both = finding(names, LOSS, asr, asr, every, plain=LOSS[::-1].copy())
-    assert [r.score for r in both.classes] == [max(a.score, b.score) for a, b in zip(*(f.classes for f in alone))]
+def test_the_largest_score_counts_where_it_may() -> None:
+    asr, every = np.ones(5), np.ones(5, bool)
+    one, other = (finding("abcde", x, asr, asr, every) for x in (LOSS, LOSS[::-1].copy()))
+    counts = np.array([True, False, True, True, True])
+    more = np.array([r.score for r in other.classes])
+    both = finding("abcde", LOSS, asr, asr, every, also=[(more, counts)])
+    expected = [max(a.score, b.score) if c else a.score for a, b, c in zip(one.classes, other.classes, counts)]
+    assert [r.score for r in both.classes] == expected != [r.score for r in one.classes]
     assert [r.loss for r in both.classes] == LOSS.tolist()
 
 

@@ -89,7 +89,7 @@ class Test:
             raise UserError(
                 f"'{self.spec}' is neither 'shapes' nor a folder with one folder of pictures for each class"
             )
-        from clipvet.files import open_task
+        from clipvet.folders import open_task
 
         return open_task(self.spec, classes=self.classes, templates=self.templates)
 

@@ -1,150 +1,25 @@
-"""Pictures and captions from the user's disk: tables of pairs, folders of classes. Pixels are read when asked for.
+"""Tables of pairs on the user's disk, mapped into memory; pixels are read when asked for.
 
-The table and the pictures are untrusted: only plain formats are decoded (none that runs a script), no more than
-`max_pixels`, and a picture that cannot be read is reported as a bad row, never raised.
+The table is untrusted, and so are its pictures (decoding.py). Folders of pictures: folders.py; tar shards: shards.py.
 """
 
 import csv
 import errno
-import functools
 import hashlib
-import io as memory
 import itertools
 import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
 
-from clipvet import io
+from clipvet import decoding, io
+from clipvet.decoding import MAX_PIXELS, CellPictures, FilePictures
 from clipvet.errors import UserError
-from clipvet.types import Geometry, Pairs, Task
+from clipvet.types import Pairs
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
-MAX_PIXELS = 64_000_000
 MAX_COLUMNS = 1000  # thousands take the table reader minutes
-
-
-@functools.lru_cache
-def _resized(geometry: Geometry | None) -> Callable[[Image.Image], Tensor]:
-    """open_clip's own evaluation transform without its normalisation."""
-    from open_clip.transform import image_transform
-    from torchvision.transforms import Compose
-
-    g = geometry or Geometry(1)
-    steps = image_transform(g.size, is_train=False, resize_mode=g.mode, interpolation=g.interpolation).transforms  # pyright: ignore
-    return Compose(steps[-3:-1] if geometry is None else steps[:-1])  # of the last three: RGB, tensor, normalise
-
-
-class FilePictures:
-    """Pictures in files, for `Pairs`: first frame, upright by EXIF, resized as by open_clip's evaluation transform.
-
-    Unlike open_clip's: EXIF orientation is obeyed; palette pictures turn RGB before they are resized; 16-bit grey is
-    scaled to 8 bit, not clipped. Transparency is open_clip's (what is hidden comes out black).
-    """
-
-    def __init__(self, paths: Sequence[str], root: Path, max_pixels: int = MAX_PIXELS):
-        """paths: relative to `root`, or absolute. max_pixels: of the file, and after resizing (long thin pictures)."""
-        self.paths, self.root, self.max_pixels = paths, root, max_pixels
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def fetch(self, rows: Sequence[int], geometry: Geometry | None) -> tuple[Tensor, list[tuple[int, str]]]:
-        """Readable pictures, in order, as float (n, 3, size, size) in [0, 1], and (position in `rows`, reason) of the
-        others. Without a geometry: at their own size, which must then be one."""
-
-        return decoded(
-            rows, lambda r: _plain(self.root, self.paths[r]), lambda r: self.paths[r], geometry, self.max_pixels
-        )
-
-
-def _plain(root: Path, name: str) -> str:
-    path = os.path.join(root, name)
-    if not os.path.isfile(path):  # a pipe or device would never end
-        raise ValueError("no such file")
-    if os.path.getsize(path) == 0:
-        raise ValueError("empty (0 bytes)")
-    return path
-
-
-class CellPictures:
-    """Pictures in the cells of a table, for `Pairs`: bytes, or what HF datasets makes of them, {bytes, path}."""
-
-    def __init__(self, cells: "_Column", root: Path, max_pixels: int = MAX_PIXELS):
-        """root: what paths of cells without bytes are relative to."""
-        self.cells, self.root, self.max_pixels = cells, root, max_pixels
-
-    def __len__(self) -> int:
-        return len(self.cells)
-
-    def fetch(self, rows: Sequence[int], geometry: Geometry | None) -> tuple[Tensor, list[tuple[int, str]]]:
-        """As `FilePictures.fetch`."""
-
-        def source(row: int) -> str | memory.BytesIO:
-            cell: Any = self.cells.cell(row)
-            held, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
-            return _plain(self.root, path) if path and held is None else memory.BytesIO(held or b"")
-
-        return decoded(rows, source, lambda row: f"row {row}", geometry, self.max_pixels)
-
-
-def decoded(
-    rows: Sequence[int],
-    source: Callable[[int], str | memory.BytesIO],
-    name: Callable[[int], str],
-    geometry: Geometry | None,
-    max_pixels: int,
-) -> tuple[Tensor, list[tuple[int, str]]]:
-    """What `FilePictures.fetch` gives, of pictures from any source, which may raise; name: what to call a bad one."""
-    images, bad = [], []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PIL warns of what is reported, or harmless
-        for position, row in enumerate(rows):
-            try:
-                images.append(_picture(source(row), geometry, max_pixels))
-            except Exception as e:  # decoders raise anything on hostile bytes
-                why = "not a picture" if isinstance(e, UnidentifiedImageError) else str(e) or type(e).__name__
-                bad.append((position, f"{name(row)!r}: {why.splitlines()[0]}"[:200]))
-    size = geometry.size if geometry else 0
-    return torch.stack(images) if images else torch.zeros(0, 3, size, size), bad
-
-
-def _picture(source: str | memory.BytesIO, geometry: Geometry | None, max_pixels: int) -> Tensor:
-    with Image.open(source, formats=FORMATS) as picture:
-        w, h = picture.size
-        if w * h > max_pixels:
-            raise ValueError(f"{w} x {h} pixels are more than max_pixels={max_pixels}")
-        if geometry and geometry.mode != "squash" and geometry.size**2 * max(w, h) / min(w, h) > max_pixels:
-            raise ValueError(f"{w} x {h} pixels are too long and thin to resize")
-        picture.load()
-        with suppress(Exception):  # a damaged EXIF block does not spoil the pixels
-            ImageOps.exif_transpose(picture, in_place=True)
-        return _resized(geometry)(_eight_bit(picture))
-
-
-def _eight_bit(picture: Image.Image) -> Image.Image:
-    """As L, LA, RGB or RGBA."""
-    if picture.mode in ("L", "LA", "RGB", "RGBA"):
-        return picture
-    if picture.mode.startswith("I;16"):
-        return Image.fromarray(np.round(np.asarray(picture) / 257).astype(np.uint8))
-    if picture.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {picture.mode} have no known range; save it with 8 or 16 bits")
-    return picture.convert("RGBA" if "transparency" in picture.info else "RGB")
-
-
-def sound(text: str) -> str:
-    """With `?` for half a surrogate pair, which JSON and file names may hold and no table, tokenizer or page takes."""
-    return text.encode(errors="replace").decode()
 
 
 class _Column(Sequence[str]):
@@ -166,13 +41,6 @@ class _Column(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         cells = self.table.data.column(self.name)[index]
         return [c or "" for c in cells.to_pylist()] if isinstance(index, slice) else cells.as_py() or ""
-
-
-def workers_for(n: int) -> int:
-    """Loader processes worth having for n pictures on the disk: at most this rank's share of the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun and accelerate
-    return min(32, n // 500, max(1, cores)) if n >= 1000 else 0  # they cost more than they bring to a small set
 
 
 def open_pairs(
@@ -257,7 +125,7 @@ def open_pairs(
         _Column(table, caption_key),
         np.arange(len(table)),
         name=path.name or path.resolve().name,
-        workers=workers_for(len(table)),
+        workers=decoding.workers_for(len(table)),
         fingerprint=digest[:16],
     )
 
@@ -442,113 +310,3 @@ def write_table(pieces: Any, path: Path, suffix: str) -> None:
         writer.writerow(first.column_names)
         for piece in itertools.chain([first], pieces):
             writer.writerows(zip(*(column.to_pylist() for column in piece.columns)))
-
-
-def open_task(
-    spec: str, classes: Path | None = None, templates: Path | None = None, max_pixels: int = MAX_PIXELS
-) -> Task:
-    """A zero-shot task from a folder with one folder of pictures for each class; labels follow the folders' order.
-
-    classes: JSON, a list of names in the order of the sorted folders or a map {folder: name}; folder names with spaces
-    for underscores if None. templates: a text file, one a line, `{}` or `{c}` where the class goes; open_clip's seven
-    for ImageNet if None. Raises UserError for a folder or file that cannot be used.
-    """
-    root = Path(spec)
-    if not root.is_dir():
-        raise UserError(f"{root} is not a folder; give one with a folder of pictures for each class")
-    folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not folders:
-        raise UserError(f"{root} holds no folders; put the pictures of each class into a folder of its own")
-    paths, labels = [], []
-    digest = hashlib.sha256()
-    for label, folder in enumerate(folders):
-        found = sorted(p for p in (root / folder).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        if not found:
-            raise UserError(f"{root / folder} holds no pictures; add some or remove the folder")
-        for p in found:
-            name = str(p.relative_to(root))
-            digest.update(f"{name}\0{p.stat().st_size}\0".encode(errors="surrogateescape"))
-            paths.append(name)
-            labels.append(label)
-    pairs = Pairs(
-        FilePictures(paths, root, max_pixels),
-        [""] * len(paths),
-        np.arange(len(paths)),
-        name=root.resolve().name,
-        workers=workers_for(len(paths)),
-        fingerprint=digest.hexdigest()[:16],
-    )
-    return Task(
-        pairs.name, _class_names(folders, classes), read_templates(templates), pairs, np.array(labels, np.int64)
-    )
-
-
-def open_folder(folder: Path, max_pixels: int = MAX_PIXELS) -> Pairs:
-    """All pictures in a folder and its subfolders, without captions. Raises UserError where there are none."""
-    paths = sorted(
-        str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
-    )
-    if not paths:
-        raise UserError(f"{folder} holds no pictures; give a folder with {', '.join(sorted(SUFFIXES)[:4])} ... files")
-    digest = hashlib.sha256()
-    for name in paths:
-        digest.update(f"{name}\0{(folder / name).stat().st_size}\0".encode(errors="surrogateescape"))
-    return Pairs(
-        FilePictures(paths, folder, max_pixels),
-        [""] * len(paths),
-        np.arange(len(paths)),
-        name=folder.resolve().name,
-        workers=workers_for(len(paths)),
-        fingerprint=digest.hexdigest()[:16],
-    )
-
-
-def read_classes(path: Path) -> tuple[str, ...]:
-    """Class names: a JSON list, or a text file with one a line. Raises UserError for anything else."""
-    if path.suffix.lower() == ".json":
-        try:
-            return tuple(map(sound, TypeAdapter(list[str]).validate_python(io.read_json(path))))
-        except ValidationError as e:
-            raise UserError(f"{path} is no JSON list of class names; mend it") from e
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{path} cannot be read ({e}); give a UTF-8 text file with one class a line") from e
-    return tuple(line.strip() for line in lines if line.strip())
-
-
-def _class_names(folders: list[str], path: Path | None) -> tuple[str, ...]:
-    if path is None:
-        return tuple(sound(f).replace("_", " ") for f in folders)
-    try:
-        given = TypeAdapter(list[str] | dict[str, str]).validate_python(io.read_json(path))
-    except ValidationError as e:
-        raise UserError(f'{path} is neither a JSON list of names nor a map {{"folder": "name"}}; mend it') from e
-    if isinstance(given, list):
-        if len(given) != len(folders):
-            raise UserError(f"{path} has {len(given)} class names for {len(folders)} folders; give one for each")
-        return tuple(map(sound, given))
-    absent = [f for f in folders if f not in given]
-    if absent:
-        raise UserError(f"{path} has no name for folder {absent[0]} ({len(absent)} in all); add it")
-    return tuple(sound(given[f]) for f in folders)
-
-
-def read_templates(path: Path | None) -> tuple[str, ...]:
-    """One template a line, with `{}` where the class goes; open_clip's seven for ImageNet if None."""
-    if path is None:
-        from open_clip import SIMPLE_IMAGENET_TEMPLATES
-
-        return tuple(t("{}") for t in SIMPLE_IMAGENET_TEMPLATES)
-    try:
-        if path.exists() and not path.is_file():  # a pipe would never end
-            raise OSError("no plain file")
-        lines = [line.strip().replace("{c}", "{}") for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{path} cannot be read ({e}); give a UTF-8 text file with one template a line") from e
-    lines = [line for line in lines if line]
-    wrong = [line for line in lines if "{}" not in line]
-    if wrong or not lines:
-        what = f"template {wrong[0]!r} has no {{}}" if wrong else "there are no templates"
-        raise UserError(f"{path}: {what}; write one a line, with {{}} where the class name goes")
-    return tuple(lines)

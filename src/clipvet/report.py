@@ -17,8 +17,8 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from pydantic import BaseModel, FiniteFloat, TypeAdapter, ValidationError
 
+from clipvet.decoding import FORMATS, MAX_PIXELS
 from clipvet.errors import UserError
-from clipvet.files import FORMATS, MAX_PIXELS
 from clipvet.results import Row, kind_of
 from clipvet.text import names_target
 

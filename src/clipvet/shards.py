@@ -23,8 +23,9 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
+from clipvet import decoding
+from clipvet.decoding import MAX_PIXELS, decoded, sound
 from clipvet.errors import UserError
-from clipvet.files import MAX_PIXELS, decoded, sound, workers_for
 from clipvet.tars import Damaged, NoTar, members
 from clipvet.types import Geometry, Pairs
 
@@ -325,6 +326,6 @@ def open_shards(spec: str, *, caption_key: str | None = None, max_pixels: int = 
         captions,
         np.arange(len(index)),
         name=f"{os.path.basename(paths[0])} ... {os.path.basename(paths[-1])}" if len(paths) > 1 else Path(spec).name,
-        workers=workers_for(len(index)),
+        workers=decoding.workers_for(len(index)),
         fingerprint=index.digest[:16],
     )

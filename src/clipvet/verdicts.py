@@ -24,6 +24,7 @@ from clipvet.rng import Rng
 from clipvet.types import Finding, Measured, Suspicion, Trigger
 
 Score = Literal["loss", "asr_weighted", "joint", "gap"]
+ASR_FLOOR = 0.05  # least MAD of ASRs
 CHANCE = 0.001  # that normal losses reach the threshold of an uncalibrated verdict
 
 
@@ -50,7 +51,7 @@ def suspicions(
         return np.where(np.arange(len(loss)) == order[0], loss[order[1]], loss[order[0]]) - loss
     a = deviations(loss)
     if kind == "joint":
-        return np.minimum(a, deviations(-asr, 0.05))
+        return np.minimum(a, deviations(-asr, ASR_FLOOR))
     return a * asr if kind == "asr_weighted" else a
 
 
@@ -63,16 +64,16 @@ def finding(
     kind: Score = "loss",
     trigger: Callable[[int], Trigger | None] = lambda k: None,
     settings: Mapping[str, float] | None = None,
-    plain: Float[np.ndarray, " k"] | None = None,
+    also: Sequence[tuple[Float[np.ndarray, " k"], Bool[np.ndarray, " k"]]] = (),
 ) -> Finding:
     """The scan's result: the most suspect of the classes that may be accused; 0 and none where there is no such class.
 
-    trigger: of the class at this position; None: no triggers were looked for. plain: losses that are not relative to a
-    reference, if they count too: a class then has the larger of its two scores.
+    trigger: of the class at this position; None: no triggers were looked for. also: further scores, each with the
+    classes for which it counts: a class has the largest of its scores.
     """
     scores = suspicions(kind, loss, asr, valid)
-    if plain is not None:
-        scores = np.maximum(scores, suspicions(kind, plain, asr, valid))
+    for more, counts in also:
+        scores = np.where(counts, np.maximum(scores, more), scores)
     rows = tuple(
         Suspicion(c, float(m), float(a), float(b), float(s), bool(v))
         for c, m, a, b, s, v in zip(classes, loss, asr, base, scores, valid)

@@ -116,17 +116,25 @@ def test_the_reference_is_the_same_encoder_under_plain_prompts(inspected: Any) -
         for r in ("none", "zeroshot", "auto")
     ]
     assert [r.loss for r in told[2].classes] == [r.loss for r in told[1].classes]
-    assert [c.score for c in told[2].classes] == [max(a.score, b.score) for a, b in zip(*(t.classes for t in told[:2]))]
+    plain, beside, both = ([r.score for r in t.classes] for t in told)
+    valid = [r.asr >= CI.valid for r in told[0].classes]
+    assert both == [max(a, b) if v else b for a, b, v in zip(plain, beside, valid)]
+    assert [r.valid for r in told[2].classes] == [r.asr >= CI.valid / 2 for r in told[0].classes]
     bare = Linear().eval()  # the same encoders
     plain = CI.inspect(bare, inspected.pictures, classes, ("{}",), Rng(5))
     expected = [a.loss - b.loss for a, b in zip(told[0].classes, plain.classes)]
     assert [r.loss for r in told[1].classes] == pytest.approx(expected, abs=1e-4)
     assert [r.asr for r in told[1].classes] == [r.asr for r in told[0].classes]
+    loss, lead = np.array(expected), np.array([b.asr - a.asr for a, b in zip(told[0].classes, plain.classes)])
+    mads = [max(1.4826 * np.median(np.abs(x - np.median(x))), f) for x, f in ((loss, 1e-3), (lead, 0.05))]
+    looks = [(np.median(x) - x) / mad for x, mad in zip((loss, lead), mads)]
+    scores = [max(a, b) if r.valid else a for a, b, r in zip(*looks, told[1].classes)]
+    assert beside == pytest.approx(scores, abs=1e-2)
     with pytest.raises(UserError, match="this model has none"):
         replace(CI, reference="zeroshot").inspect(bare, inspected.pictures, classes, ("{}",), Rng(5))
 
 
-@pytest.mark.parametrize("how", [CI, NoInversion()])
+@pytest.mark.parametrize("how", [replace(CI, valid=0.0), NoInversion()])
 def test_prompts_that_do_nothing_hide_no_encoder(inspected: Any, how: Any) -> None:
     clip, args = Tuned(sway=0.0).eval(), (inspected.pictures, inspected.classes, ("{}",))
     none, same, auto = (replace(how, reference=r).inspect(clip, *args, Rng(5)) for r in ("none", "zeroshot", "auto"))

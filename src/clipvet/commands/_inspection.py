@@ -84,7 +84,7 @@ def ask(
 def classes_of(clip: "Clip", spec: str | None, templates: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     from clipvet.data import Test
     from clipvet.errors import UserError
-    from clipvet.files import read_classes, read_templates
+    from clipvet.folders import read_classes, read_templates
 
     own = tuple(getattr(clip, "classes", ()))
     if spec is None and not own:
@@ -97,7 +97,7 @@ def classes_of(clip: "Clip", spec: str | None, templates: Path | None) -> tuple[
 
 def pictures_of(spec: str | None, n: int, size: int, seed: int) -> "Pairs":
     from clipvet.data import WORLDS, Data
-    from clipvet.files import open_folder
+    from clipvet.folders import open_folder
     from clipvet.rng import Rng
     from clipvet.worlds.pool import pool_pairs
 

@@ -37,10 +37,11 @@ def command(
 
     from clipvet import io, models, suspects
     from clipvet.answer_key import load_backdoor
+    from clipvet.decoding import sound
     from clipvet.detection import detection
     from clipvet.dirty import beside
     from clipvet.embed import classifier, see
-    from clipvet.files import sound, write_table
+    from clipvet.files import write_table
     from clipvet.ranks import device
     from clipvet.rng import Rng
 

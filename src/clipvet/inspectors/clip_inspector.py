@@ -2,8 +2,9 @@
 
     loss_t = min E_x [ max_{c != t} z_c(x + delta) - z_t(x + delta) ],   |delta| <= eps, one epoch of projected Adam
     A_t    = (med - loss_t) / MAD over the classes;   score = max of A_t over the t whose ASR is at least `valid`
-    with a reference: loss_t - loss'_t instead of loss_t, loss' that of the same encoder under hand-written prompts;
-    auto: the larger of both A_t, if the model has prompts of its own, as its encoder may hold a backdoor too
+    with a reference: loss_t - loss'_t instead of loss_t, loss' that of the same encoder under hand-written prompts, or
+    the ASR's A_t (asr'_t - asr_t, MAD at least 0.05) if it is larger, and half of `valid` is enough
+    auto: the largest of these three, if the model has prompts of its own, as its encoder may hold a backdoor too
 
 paper:   Jindal et al., CVPR 2026 Findings, arXiv:2604.09101; beyond its abstract the text could not be read
 needs:   unlabelled pictures from outside the classes; white-box weights with gradient
@@ -21,7 +22,7 @@ from clipvet.heads import Loss, check_classes, head_of, pixels, reference_head, 
 from clipvet.inversion import Budget, scan
 from clipvet.rng import Rng
 from clipvet.types import Clip, Finding, Pairs
-from clipvet.verdicts import Score, finding
+from clipvet.verdicts import ASR_FLOOR, Score, deviations, finding, suspicions
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class ClipInspector:
     form: Literal["additive", "tanh", "patch"] = "additive"  # patch: pasted through a small mask
     share: float = 0.02  # of the pixels, that the patch's mask may cover
     reference: str = "auto"  # or zeroshot, none, a model's name: what is subtracted, see above
-    valid: float = 0.5  # least ASR of a class that is accused
+    valid: float = 0.5  # least ASR of a class that is accused; half of it beside a reference
     limit: int = 50  # classes that compete at a time
     race: int = 0  # steps after which the classes that look hardest stop; 0: none stops
     keep: float = 0.5  # share of the classes that go on then
@@ -68,10 +69,14 @@ class ClipInspector:
             "stopped_early": int((~own.whole).sum()), "eps": self.eps,
         }  # fmt: skip
         valid = own.whole & (own.asr >= self.valid)
+        near, also = own.whole & (own.asr >= self.valid / 2) if beside else valid, []
+        if beside and self.score == "loss":
+            also.append((deviations(tried[1].asr - own.asr, ASR_FLOOR), near))
+        if beside and self.reference == "auto":
+            also.append((suspicions(self.score, own.loss, own.asr, valid), valid))
         return finding(
-            classes, loss, own.asr, own.base, valid, self.score,
-            lambda k: trigger(own.mask[k], own.pattern[k]), settings,
-            own.loss if beside and self.reference == "auto" else None,
+            classes, loss, own.asr, own.base, near, self.score,
+            lambda k: trigger(own.mask[k], own.pattern[k]), settings, also,
         )  # fmt: skip
 
     def _form(self) -> Form:

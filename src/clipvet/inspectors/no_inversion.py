@@ -17,7 +17,7 @@ from clipvet.embed import device_of
 from clipvet.heads import Loss, check_classes, class_losses, head_of, pixels, reference_head, shares, untouched
 from clipvet.rng import Rng
 from clipvet.types import Clip, Finding, Pairs
-from clipvet.verdicts import Score, finding
+from clipvet.verdicts import Score, finding, suspicions
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,8 @@ class NoInversion:
         check_classes(classes)
         pool, device = pixels(clip, pictures, 1), device_of(clip)
         z = untouched(head_of(clip, templates)(classes), pool, device, self.at_once)
-        loss, base, own = class_losses(self.loss, z), shares(z), None
+        loss, base, also, every = class_losses(self.loss, z), shares(z), [], np.ones(len(classes), bool)
         if (head := reference_head(clip, self.reference, templates)) is not None:
-            own = loss if self.reference == "auto" else None
+            also = [(suspicions(self.score, loss, base, every), every)] if self.reference == "auto" else []
             loss = loss - class_losses(self.loss, untouched(head(classes), pool, device, self.at_once))
-        every, told = np.ones(len(classes), bool), {"pictures": len(pool)}
-        return finding(classes, loss, base, base, every, self.score, settings=told, plain=own)
+        return finding(classes, loss, base, base, every, self.score, settings={"pictures": len(pool)}, also=also)

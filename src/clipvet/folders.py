@@ -1,0 +1,121 @@
+"""Zero-shot tasks and pools of pictures from folders of the user's disk, with names of classes and templates."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from clipvet import decoding, io
+from clipvet.decoding import MAX_PIXELS, SUFFIXES, FilePictures, sound
+from clipvet.errors import UserError
+from clipvet.types import Pairs, Task
+
+
+def open_task(
+    spec: str, classes: Path | None = None, templates: Path | None = None, max_pixels: int = MAX_PIXELS
+) -> Task:
+    """A zero-shot task from a folder with one folder of pictures for each class; labels follow the folders' order.
+
+    classes: JSON, a list of names in the order of the sorted folders or a map {folder: name}; folder names with spaces
+    for underscores if None. templates: a text file, one a line, `{}` or `{c}` where the class goes; open_clip's seven
+    for ImageNet if None. Raises UserError for a folder or file that cannot be used.
+    """
+    root = Path(spec)
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder; give one with a folder of pictures for each class")
+    folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not folders:
+        raise UserError(f"{root} holds no folders; put the pictures of each class into a folder of its own")
+    names, labels = [], []
+    for label, folder in enumerate(folders):
+        found = _pictures(root / folder)
+        if not found:
+            raise UserError(f"{root / folder} holds no pictures; add some or remove the folder")
+        names += [os.path.join(folder, name) for name in found]
+        labels += [label] * len(found)
+    pairs = _pairs(names, root, max_pixels)
+    return Task(
+        pairs.name, _class_names(folders, classes), read_templates(templates), pairs, np.array(labels, np.int64)
+    )
+
+
+def open_folder(folder: Path, max_pixels: int = MAX_PIXELS) -> Pairs:
+    """All pictures in a folder and its subfolders, without captions. Raises UserError where there are none."""
+    names = _pictures(folder)
+    if not names:
+        raise UserError(f"{folder} holds no pictures; give a folder with {', '.join(sorted(SUFFIXES)[:4])} ... files")
+    return _pairs(names, folder, max_pixels)
+
+
+def _pictures(folder: Path) -> list[str]:
+    """Names of the pictures in a folder and its subfolders, relative to it, in order."""
+    found = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    return [str(p.relative_to(folder)) for p in sorted(found)]
+
+
+def _pairs(names: list[str], root: Path, max_pixels: int) -> Pairs:
+    """Pictures without captions, known by their names and sizes."""
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(f"{name}\0{(root / name).stat().st_size}\0".encode(errors="surrogateescape"))
+    return Pairs(
+        FilePictures(names, root, max_pixels),
+        [""] * len(names),
+        np.arange(len(names)),
+        name=root.resolve().name,
+        workers=decoding.workers_for(len(names)),
+        fingerprint=digest.hexdigest()[:16],
+    )
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Class names: a JSON list, or a text file with one a line. Raises UserError for anything else."""
+    if path.suffix.lower() == ".json":
+        try:
+            return tuple(map(sound, TypeAdapter(list[str]).validate_python(io.read_json(path))))
+        except ValidationError as e:
+            raise UserError(f"{path} is no JSON list of class names; mend it") from e
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{path} cannot be read ({e}); give a UTF-8 text file with one class a line") from e
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _class_names(folders: list[str], path: Path | None) -> tuple[str, ...]:
+    if path is None:
+        return tuple(sound(f).replace("_", " ") for f in folders)
+    try:
+        given = TypeAdapter(list[str] | dict[str, str]).validate_python(io.read_json(path))
+    except ValidationError as e:
+        raise UserError(f'{path} is neither a JSON list of names nor a map {{"folder": "name"}}; mend it') from e
+    if isinstance(given, list):
+        if len(given) != len(folders):
+            raise UserError(f"{path} has {len(given)} class names for {len(folders)} folders; give one for each")
+        return tuple(map(sound, given))
+    absent = [f for f in folders if f not in given]
+    if absent:
+        raise UserError(f"{path} has no name for folder {absent[0]} ({len(absent)} in all); add it")
+    return tuple(sound(given[f]) for f in folders)
+
+
+def read_templates(path: Path | None) -> tuple[str, ...]:
+    """One template a line, with `{}` where the class goes; open_clip's seven for ImageNet if None."""
+    if path is None:
+        from open_clip import SIMPLE_IMAGENET_TEMPLATES
+
+        return tuple(t("{}") for t in SIMPLE_IMAGENET_TEMPLATES)
+    try:
+        if path.exists() and not path.is_file():  # a pipe would never end
+            raise OSError("no plain file")
+        lines = [line.strip().replace("{c}", "{}") for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{path} cannot be read ({e}); give a UTF-8 text file with one template a line") from e
+    lines = [line for line in lines if line]
+    wrong = [line for line in lines if "{}" not in line]
+    if wrong or not lines:
+        what = f"template {wrong[0]!r} has no {{}}" if wrong else "there are no templates"
+        raise UserError(f"{path}: {what}; write one a line, with {{}} where the class name goes")
+    return tuple(lines)
