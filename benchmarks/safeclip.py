@@ -1,7 +1,8 @@
 """What SafeCLIP costs, as ratios in one run: against plain CLIP's epoch, and its scoring against the bare encoders.
 
 command:  python benchmarks/safeclip.py        (--model shapes-vit --n 5120 --batch 128 --rounds 5)
-expected: an epoch <= 2.1 x plain's over as many pairs (two views of each cost 2); scoring >= 0.9 of bare encoders
+expected: an epoch <= 2.1 x plain's over as many pairs (two views of each cost 2) up to half of them safe, 2.2 with
+          85 %; scoring >= 0.9 of bare encoders
 """
 
 from collections.abc import Callable

@@ -3,8 +3,8 @@
 command:  clipvet run recipes/cleaning_table.py --jobs 2 --out results/cleaning_table
 expected: victims' ASR >= 0.80; UBT below 0.05 on 26 of 30, PAR on 24 (seeds 0, 1, 2). All defenses meet the same
           victims, adaptive attacks among them. label_consistent is refused: a model that knows the target needs no
-          trigger for it (ASR 1 to 3 %; 55 % where 93 % of the target's pictures are stamped and the model is trained
-          from scratch). Prompts want a deeper tower: fewshot_table.py
+          trigger for it (ASR 0.6 to 2.5 %; 55 % where 93 % of the target's pictures are stamped and the model is
+          trained from scratch). Prompts want a deeper tower: fewshot_table.py
 hardware: 2 CPU cores with bf16, 40 minutes a seed
 """
 

@@ -2,7 +2,8 @@
 
 command:  clipvet run recipes/safeclip_ablation.py --jobs 2 --out results/safeclip_ablation
 expected: paper: fewest poisons in the first safe set after one slow epoch (none: most; two: more), fewer at a low rate
-          than at a high one; psr lower with a growth of 1 % a round than of 5 %. Measured: the first of the three
+          than at a high one; psr lower with a growth of 1 % a round than of 5 %. Measured: none is worst, two lower the
+          AUROC (0.94 to 0.86) but not the share of poisons; the other two do not show
 hardware: 2 CPU cores with bf16. A name with `first_set` ends after one round: only its first safe set means anything
 """
 

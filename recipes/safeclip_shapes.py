@@ -2,7 +2,7 @@
 
 command:  clipvet run recipes/safeclip_shapes.py --jobs 2 --out results/safeclip_shapes
 expected: victims' ASR >= 0.95 and psr >= 0.80; SafeCLIP's ASR <= 0.02 and psr <= 0.0625 at most 3 points of accuracy
-          below the victim; oracle: the same training told which pairs are poisons, so the floor
+          below the victim (3.2 to 3.5 on three of 18); oracle: the same training told which are poisons: the floor
 hardware: 2 CPU cores with bf16; about 15 minutes for each of 18 victims. Settings: chosen on seed 100, decision 0005
 """
 

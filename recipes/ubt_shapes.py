@@ -6,7 +6,7 @@ expected: victims' ASR >= 0.80, but for WaNet at 0.3 % (refused). Where UBT find
           (BadCLIP at 0.3 %, seed 3: 0.88); no evidence on WaNet and on BadCLIP of seed 2. ubt_full costs 0.001 to
           0.012 of accuracy, up to 0.13 of the target's. ABL and the like, and what benign fine-tuning brings back:
           cleaning_table.py
-hardware: 2 CPU cores with bf16, about half an hour a seed. The settings come from the victims of seed 100; seed 0 was
+hardware: 2 CPU cores with bf16, 40 minutes a seed. The settings come from the victims of seed 100; seed 0 was
           looked at with others, so the judged seeds are 1 to 3 (docs/decisions/0008)
 """
 

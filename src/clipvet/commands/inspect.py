@@ -97,6 +97,8 @@ def _scanned(model: str, pretrained: str | None) -> "list[FileFinding] | None":
         given += [Path(str(base).removeprefix("local-dir:"))] if base else []
     there = [p for p in given if p.exists()]
     if not there:
+        if model.startswith("hf-hub:"):
+            say(f"the files of {model} are not scanned for code; download the folder and give it, to have it scanned")
         return None
     if find_spec("picklescan") is None:
         say("the model's files were not scanned for code: pip install 'clipvet[gate]'")
