@@ -180,6 +180,7 @@ class Victim:
             found = self._scan(inspector, models.load(str(self.runs / self.key), device=ranks.device()))
             if found.trigger is not None:
                 save_backdoor(Backdoor(found.trigger, found.target or ""), work / "trigger")
+            io.write_json(work / "classes.json", [r._asdict() for r in found.classes])
             return self._told(found)
 
         said = {"stage": "inspect", "method": name, "config": repr(inspector), "data": r.victim_data.spec}
