@@ -2,7 +2,7 @@
 
 command:  clipvet run recipes/inspector_suite.py --jobs 2 --out results/inspector_suite
           (or --part 1/4 to 4/4, one after the other)
-expected: attacks' ASR >= 0.80 (WaNet on task 10 and Blended on 11 are refused) at no more than 3 points of accuracy below
+expected: attacks' ASR >= 0.80 (WaNet on task 10 and Blended on 11 are refused) at most 3 points of accuracy below
           the clean model; clean_model_asr, that of the same trigger on a model tuned on the clean pictures, far below.
           clip_inspector: AUROC >= 0.97; decree: 0.5
 hardware: 2 CPU cores; two hours, by estimate. The 20 calibration models are of other tasks than the judged ones
