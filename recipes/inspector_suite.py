@@ -27,7 +27,7 @@ from clipvet.triggers.wanet import WaNet
 from clipvet.worlds.shapes import BACKGROUNDS, COLOURS, SHAPES, TEXTURES
 
 KINDS = [*["colour shape"] * 4, *["texture shape"] * 3, *["background shape"] * 3]  # of the ten tasks
-FIELDS = {12: 5, 15: 3, 17: 5}  # WaNet's seed by task, the first of 1 to 8 that takes; 1 elsewhere
+FIELDS = {12: 5, 15: 3, 17: 5}  # WaNet's seed by task, one of 1 to 8 with ASR >= 0.9; 1 elsewhere
 FIRST = {"colour shape": COLOURS, "texture shape": TEXTURES, "background shape": BACKGROUNDS}
 
 
