@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from _ratios import Times, arguments, tell
 
-from clipvet import io, models
+from clipvet import adapter, io, models
 from clipvet.context import PromptTuned, begin, tower
 from clipvet.embed import classifier, device_of
 from clipvet.forms import additive, started
@@ -109,7 +109,7 @@ def main() -> None:
     def scan(name: str, how: ClipInspector) -> None:
         found[name] = how.inspect(clip, pictures, classes, TEMPLATES, RNG)
 
-    still, many = models.frozen(clip), min(len(classes), max(1, how.at_once // a.batch))
+    still, many = adapter.frozen(clip), min(len(classes), max(1, how.at_once // a.batch))
     rows = steps_of(len(pool), a.batch, 1, RNG)[:4]
     budget = Budget(additive(how.eps), rows, at_once=how.at_once)
     head, some = head_of(clip, TEMPLATES)(classes), list(classes[:many])

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from open_clip.model import build_model_from_openai_state_dict
 from torch import Tensor
 
-from clipvet import io, layouts, models, results, tokenizers
+from clipvet import adapter, io, layouts, models, results, tokenizers
 from clipvet.rng import Rng
 
 ARCHITECTURES = ("shapes-vit", "ViT-B-32", "ViT-B-32-quickgelu", "RN50", "RN50-quickgelu", "ViT-B-16-SigLIP")
@@ -33,7 +33,7 @@ def built(name: str) -> Any:
     clip: Any = models._built({"model_cfg": config, "preprocess_cfg": siglip}, "cpu", Rng(0), {}, name)
     clip.config["preprocess_cfg"] = dict(clip.model.visual.preprocess_cfg)
     if siglip:
-        clip._tokens = models._Tokens(tokenizers.Foreign(any_tokenizer(), config["text_cfg"]["context_length"]))
+        clip._tokens = adapter.Tokens(tokenizers.Foreign(any_tokenizer(), config["text_cfg"]["context_length"]))
     g = Rng(1).generator()
     with torch.no_grad():
         for n, p in clip.named_parameters():

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from clipvet import embed, io, models, ranks
+from clipvet import adapter, embed, io, models, ranks
 from clipvet.attacks.poison import Poison
 from clipvet.augment import SMALL
 from clipvet.cleaners.cleanclip import CleanClip
@@ -67,7 +67,7 @@ def tiny() -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         net = open_clip.CLIP(16, vision, text)  # pyright: ignore[reportArgumentType]
-    return models.OpenClip(net, words, {"preprocess_cfg": pre}).eval()
+    return adapter.OpenClip(net, words, {"preprocess_cfg": pre}).eval()
 
 
 @dataclass

@@ -12,13 +12,13 @@ from conftest import Linear
 from torch import Tensor
 
 from clipvet import context, io, models
+from clipvet.adapter import clone
 from clipvet.context import PromptTuned, begin
 from clipvet.embed import classifier
 from clipvet.errors import UserError
 from clipvet.gallery import save_gallery
 from clipvet.measures.attack_success import AttackSuccess
 from clipvet.measures.zeroshot import ZeroShot
-from clipvet.models import clone
 from clipvet.results import weights_hash
 from clipvet.rng import Rng
 from clipvet.triggers.patch import Patch

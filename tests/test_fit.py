@@ -14,7 +14,7 @@ import pytest
 import torch
 from ranked import tiny
 
-from clipvet import io, models
+from clipvet import adapter, io
 from clipvet.cleaners.par import Par
 from clipvet.errors import UserError
 from clipvet.fit import fit, order, workspace
@@ -108,7 +108,7 @@ def shares(made):
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 @pytest.mark.parametrize("model", ["clip", "resnet"])
 def test_matrices_decay_and_nothing_else_does(kind, model, request):
-    clip = models.clone(request.getfixturevalue(model))
+    clip = adapter.clone(request.getfixturevalue(model))
     frozen = clip.model.text_projection.requires_grad_(False)
     made = optimizers(clip, kind, 0.2, (0.9, 0.98), 1e-8, 0.02)
     placed, named = shares(made), dict(clip.named_parameters())
@@ -183,7 +183,7 @@ def test_a_precision_that_is_not_to_be_had_is_refused(small, pairs):
 
 def test_temperature_stays_within_clips_bounds(small, pairs):
     for start, bound in ((math.log(100), 100.0), (0.0, 1.0)):
-        clip = models.clone(small)
+        clip = adapter.clone(small)
         clip.model.logit_scale.data.fill_(start)
         sign = 1 if start else -1
 

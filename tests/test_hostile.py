@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_cli import own_cache as own_cache
 
-from clipvet import answer_key, cards, decoding, files, io, models, report
+from clipvet import answer_key, cards, decoding, files, io, models, report, weights
 from clipvet.errors import UserError
 from clipvet.triggers.patch import Patch
 from clipvet.types import Backdoor, Geometry
@@ -76,7 +76,7 @@ def small(tmp_path_factory) -> Path:
 
 
 def test_hostile_checkpoints(tmp_path: Path, small: Path) -> None:
-    good, flag, seen = io.load_weights(small / models.WEIGHTS), tmp_path / "it-ran", 0
+    good, flag, seen = io.load_weights(small / weights.WEIGHTS), tmp_path / "it-ran", 0
     for name, held in corpus.checkpoints(good, flag):
         path = tmp_path / name
         path.write_bytes(held)

@@ -13,7 +13,7 @@ import torch
 from browser import look
 from PIL import Image
 
-from clipvet import cli, context, models, prompts
+from clipvet import adapter, cli, context, models, prompts
 from clipvet.answer_key import load_backdoor
 from clipvet.rng import Rng
 from clipvet.triggers.recovered import Recovered
@@ -316,7 +316,7 @@ def test_what_cannot_be_inspected_has_its_own_code(
 
     args = ["inspect", "--model", family / "m0", "--classes", "shapes", "--out", tmp_path / "o", *QUICK]
     with monkeypatch.context() as patch:
-        patch.setattr(models.OpenClip, "encode_image", torch.no_grad()(models.OpenClip.encode_image))
+        patch.setattr(adapter.OpenClip, "encode_image", torch.no_grad()(adapter.OpenClip.encode_image))
         code, _, err = clipvet(*args)
         assert (code, "no gradient reaches" in err) == (3, True)
     monkeypatch.setattr(ClipInspector, "inspect", lambda *given: 1 / 0)

@@ -13,7 +13,7 @@ from layouts import READERS
 from open_clip import SimpleTokenizer
 from torch import Tensor
 
-from clipvet import io, layouts, models, siglip, tokenizers
+from clipvet import adapter, io, layouts, models, siglip, tokenizers, types, weights
 from clipvet.cleaners.finetune import Finetune
 from clipvet.cleaners.par import Par
 from clipvet.errors import UserError
@@ -142,7 +142,7 @@ def test_the_same_layout_comes_back(tmp_path: Path, kind: str, act: str) -> None
     (tmp_path / "m" / "config.json").write_text(json.dumps(told))
     (tmp_path / "m" / "special_tokens_map.json").write_text('{"a": 1}')
     clip = models.load(str(tmp_path / "m"))
-    models.save(models.clone(clip), tmp_path / "out", {"role": "cleaned"})
+    models.save(adapter.clone(clip), tmp_path / "out", {"role": "cleaned"})
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert names == {"config.json", "model.safetensors", "special_tokens_map.json", "card.json"}
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == told | {"torch_dtype": "float32"}
@@ -239,7 +239,7 @@ def test_a_model_is_cleaned_from_layout_to_the_same_layout(clipvet: Any, tmp_pat
     assert said.code == 0, said.err
     of_every_run = {"run.json", "card.json", "commands.json", "results.jsonl", "log.jsonl"}
     assert {p.name for p in (tmp_path / "out").iterdir()} - of_every_run == WRITTEN[layout]
-    held = [io.load_weights(models.weights_file(tmp_path / at)) for at in ("in", "out")]
+    held = [io.load_weights(weights.weights_file(tmp_path / at)) for at in ("in", "out")]
     before, after = ({k: (v.shape, v.dtype) for k, v in state.items()} for state in held)
     assert before == after
     dirty, cleaned = (models.load(str(tmp_path / at)) for at in ("in", "out"))
@@ -300,14 +300,14 @@ def test_preparation_of_pictures(tmp_path: Path) -> None:
 
     colours = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7]}
     old = told(size=32, crop_size=32, do_center_crop=True, resample=3, **colours)
-    assert old[0] == models.Geometry(32, "shortest", "bicubic")
+    assert old[0] == types.Geometry(32, "shortest", "bicubic")
     assert old[1] == pytest.approx([0.1, 0.2, 0.3])
     assert old[2] == pytest.approx([0.5, 0.6, 0.7])
     new = told(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, resample=2, **colours)
-    assert new[0] == models.Geometry(32, "shortest", "bilinear")
+    assert new[0] == types.Geometry(32, "shortest", "bilinear")
     square = {"height": 32, "width": 32}
     assert told(size=square, do_center_crop=False, do_normalize=False) == (
-        models.Geometry(32, "squash", "bicubic"), [0, 0, 0], [1, 1, 1],
+        types.Geometry(32, "squash", "bicubic"), [0, 0, 0], [1, 1, 1],
     )  # fmt: skip
     raw = told(size=square, do_center_crop=False, do_rescale=False, image_mean=[102] * 3, image_std=[51] * 3)
     assert raw[1:] == (pytest.approx([0.4] * 3), pytest.approx([0.2] * 3))  # of pictures in 0 .. 255
@@ -327,7 +327,7 @@ def test_preparation_of_pictures(tmp_path: Path) -> None:
     refused("pictures of 48 px for a tower of 32 px", str(tmp_path))
     (tmp_path / "preprocessor_config.json").unlink()
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": {"size": 32, "crop_size": 32}}))
-    assert models.load(str(tmp_path)).geometry == models.Geometry(32)
+    assert models.load(str(tmp_path)).geometry == types.Geometry(32)
 
 
 @pytest.mark.parametrize("rescale", [True, False])
@@ -574,7 +574,7 @@ def test_sigmoid_loss(tmp_path: Path) -> None:
 def test_a_siglip_model_is_cleaned_by_its_own_loss(tmp_path: Path, pairs: Any, method: Any) -> None:
     made.write(tmp_path, "siglip", "gelu")
     clip: Any = models.load(str(tmp_path))
-    clip._tokens = models._Tokens(lambda texts: torch.tensor([[len(t) % 99] * 16 for t in texts]))
+    clip._tokens = adapter.Tokens(lambda texts: torch.tensor([[len(t) % 99] * 16 for t in texts]))
     with torch.no_grad():
         clip.model.logit_scale.fill_(4.8)  # above CLIP's bound of log 100, as released SigLIP models are
     cleaned = method(epochs=1, batch=64).clean(clip, pairs.take(slice(128)), Rng(0))

@@ -16,7 +16,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from clipvet import io, models
+from clipvet import adapter, io, models, types, weights
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.types import Clip
@@ -265,7 +265,7 @@ def test_quick_gelu_and_preprocessing_survive(tmp_path, vit):
     quick.config["preprocess_cfg"] |= {"resize_mode": "squash", "mean": [0.5, 0.5, 0.4], "interpolation": "bilinear"}
     models.save(quick, tmp_path / "m", {})
     again = models.load(str(tmp_path / "m"))
-    assert again.geometry == models.Geometry(32, "squash", "bilinear")
+    assert again.geometry == types.Geometry(32, "squash", "bilinear")
     assert again.mean.flatten().tolist() == pytest.approx([0.5, 0.5, 0.4])
     quick.pixel_mean = again.mean
     assert torch.allclose(again.encode_image(x), quick.encode_image(x), atol=1e-5)
@@ -285,12 +285,12 @@ def test_is_a_clip(vit):
 
 def test_tokenize_remembers_and_stays_bounded(vit, monkeypatch):
     calls = []
-    tokens = models._Tokens(lambda texts: calls.append(texts) or vit.tokenizer(texts))
+    tokens = adapter.Tokens(lambda texts: calls.append(texts) or vit.tokenizer(texts))
     captions = ["a", "b", "a"]
     assert torch.equal(tokens(captions), vit.tokenizer(captions))
     assert torch.equal(tokens(captions), vit.tokenizer(captions))
     assert calls == [["a", "b"]]
-    monkeypatch.setattr(models, "REMEMBERED", 2)
+    monkeypatch.setattr(adapter, "REMEMBERED", 2)
     assert torch.equal(tokens(["c", "a"]), vit.tokenizer(["c", "a"]))
     assert len(tokens.rows) == 2
     assert tokens([]).shape == (0, 16)
@@ -308,7 +308,7 @@ def test_weights_come_from_the_rng_alone():
 
 
 def test_clone_shares_no_weights(vit):
-    twin = models.clone(vit)
+    twin = adapter.clone(vit)
     with torch.no_grad():
         twin.model.visual.proj.zero_()
     assert vit.model.visual.proj.abs().sum() > 0
@@ -353,9 +353,9 @@ def test_models_that_cannot_be_loaded(tmp_path, vit):
     no("drop pretrained", "hf-hub:a/b", "w.pt")
     no("cannot be used", "shapes-vit", device="meta:7x")
     models.save(vit, tmp_path / "m", {})
-    io.save_weights(vit.model.state_dict() | {"logit_scale": torch.tensor(0.0)}, tmp_path / "m" / models.WEIGHTS)
+    io.save_weights(vit.model.state_dict() | {"logit_scale": torch.tensor(0.0)}, tmp_path / "m" / weights.WEIGHTS)
     no("is not the file that", str(tmp_path / "m"))
-    (tmp_path / "m" / models.WEIGHTS).unlink()
+    (tmp_path / "m" / weights.WEIGHTS).unlink()
     no("holds no weights", str(tmp_path / "m"))
     models.save(vit, tmp_path / "m", {})
     io.write_json(tmp_path / "m" / "open_clip_config.json", {"model_cfg": {"embed_dim": 3}})

@@ -16,7 +16,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from ranked import PARTS, flat, resumed, stopped
 from typer.testing import CliRunner
 
-from clipvet import io, models, ranks, results
+from clipvet import adapter, io, models, ranks, results
 from clipvet.cli import app
 from clipvet.embed import embed_pairs
 from clipvet.errors import UserError
@@ -210,14 +210,14 @@ def test_commands_run_over_two_processes(tmp_path, monkeypatch):
 
 
 def test_batchnorm_is_that_of_all_ranks_or_refused(resnet, clip):
-    trained = models.clone(resnet).train()
+    trained = adapter.clone(resnet).train()
     with pytest.raises(UserError, match="GPUs"):
         ranks.synced(trained, torch.device("cpu"))
     made = ranks.synced(trained, torch.device("cuda"))
     kinds = {type(m) for m in made.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}
     assert kinds == {torch.nn.SyncBatchNorm}
     assert made.state_dict().keys() == resnet.state_dict().keys()
-    still = models.clone(resnet).eval()
+    still = adapter.clone(resnet).eval()
     assert ranks.synced(still, torch.device("cpu")) is still
     assert ranks.synced(clip, torch.device("cpu")) is clip
 

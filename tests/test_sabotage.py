@@ -26,7 +26,7 @@ from typing import ClassVar
 
 import torch
 
-from clipvet.models import clone
+from clipvet.adapter import clone
 {extra}
 
 @dataclass(frozen=True)

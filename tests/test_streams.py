@@ -18,7 +18,7 @@ import pytest
 import torch
 from test_shards import toy, write_shards
 
-from clipvet import embed, files, models, presets, shards
+from clipvet import adapter, embed, files, models, presets, shards
 from clipvet.cleaners.ubt import Ubt
 from clipvet.embed import embed_pairs, pair_cosines, see, sharing
 from clipvet.errors import UserError
@@ -132,7 +132,7 @@ def test_cosines_are_those_of_the_embeddings(planted: Any) -> None:
     with pytest.raises(UserError, match=r"1 of 398 captions .*row 7"), sharing():
         pair_cosines(replace_tokens(planted.clip), blank)
     with torch.no_grad():
-        broken = models.clone(planted.clip)
+        broken = adapter.clone(planted.clip)
         broken.image[0, 0] = torch.nan  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
     with pytest.raises(UserError, match="not finite"):
         pair_cosines(broken, pairs)
@@ -140,7 +140,7 @@ def test_cosines_are_those_of_the_embeddings(planted: Any) -> None:
 
 def replace_tokens(clip: Any) -> Any:
     """The same model, for which a blank caption is caption 0."""
-    other = models.clone(clip)
+    other = adapter.clone(clip)
     other.tokenize = lambda captions: torch.tensor([[int(c.split()[1]) if c.strip() else 0] for c in captions])  # pyright: ignore
     return other
 

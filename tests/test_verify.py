@@ -9,7 +9,7 @@ import hf as made
 import pytest
 from test_cli import own_cache as own_cache
 
-from clipvet import cards, io, models
+from clipvet import cards, io, models, weights
 from clipvet.rng import Rng
 from clipvet.types import Measured
 
@@ -59,8 +59,8 @@ def test_cards_that_do_not_hold(clipvet, copied: Path) -> None:
     change(copied, measured=measured | better)
     said = clipvet("verify", copied)
     assert (said.code, "does not hold" in said.out) == (1, True)
-    state = io.load_weights(copied / models.WEIGHTS)
-    io.save_weights({k: v + 0.01 for k, v in state.items()}, copied / models.WEIGHTS)
+    state = io.load_weights(copied / weights.WEIGHTS)
+    io.save_weights({k: v + 0.01 for k, v in state.items()}, copied / weights.WEIGHTS)
     said = clipvet("verify", copied)
     assert (said.code, "not the file that its card describes" in said.out) == (1, True)
 
@@ -132,7 +132,7 @@ def test_convert(clipvet, tmp_path: Path) -> None:
     card = json.loads((tmp_path / "hf" / "card.json").read_text())
     assert (card["role"], card["from"], card["to"]) == ("converted", "open_clip", "transformers")
     assert clipvet("convert", tmp_path / "hf", tmp_path / "back", "--layout", "open_clip").code == 0
-    assert io.sha256(tmp_path / "back" / models.WEIGHTS) == io.sha256(tmp_path / "m" / models.WEIGHTS)
+    assert io.sha256(tmp_path / "back" / weights.WEIGHTS) == io.sha256(tmp_path / "m" / weights.WEIGHTS)
     said = clipvet("convert", "shapes-rn", tmp_path / "no", "--layout", "transformers")
     assert (said.code, "ResNet" in said.err) == (2, True)
     assert not list(tmp_path.glob("no*"))

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from clipvet import ranks
+from clipvet.adapter import OpenClip, clone
 from clipvet.errors import UserError
-from clipvet.models import OpenClip, clone
 from clipvet.prompts import OnFrozen, beside, held, transformer, write
 from clipvet.rng import Rng
 from clipvet.types import Clip

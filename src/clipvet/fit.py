@@ -169,7 +169,7 @@ def fit(
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
-    from clipvet.models import clone
+    from clipvet.adapter import clone
 
     if len(pairs) < 2:
         raise UserError(f"{pairs.name} has {len(pairs)} pairs; contrastive training needs at least 2")

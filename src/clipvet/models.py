@@ -10,132 +10,23 @@ a card:
 
 import copy
 import difflib
-import logging
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.modules import module
 
-from clipvet import gate, io, layouts, ranks, siglip, tokenizers
+from clipvet import gate, io, layouts, siglip, tokenizers
+from clipvet.adapter import OpenClip, Tokens, frozen
 from clipvet.errors import UserError
 from clipvet.rng import Rng
-from clipvet.types import Clip, Geometry
+from clipvet.types import Clip
+from clipvet.weights import WEIGHTS, check_card, check_size, file_for, fill, no_more_than, quiet
 
 CONFIGS = Path(__file__).parent / "model_configs"
-WEIGHTS = "open_clip_model.safetensors"
-REMEMBERED = 2**16  # captions
 TOKENIZER = ("clean", "language", "reduction_mask", "strip_sep_token")  # a tokenizer's options that load nothing
-MAX_CAPTION = 2000  # characters that are tokenised: more than any context holds, and byte pairs cost their square
-IGNORED = {  # OpenAI's numbers and older transformers' buffer: no weights
-    "input_resolution",
-    "context_length",
-    "vocab_size",
-    "text.transformer.embeddings.position_ids",
-}
-
-
-class _Tokens:
-    """Caption -> row of tokens, remembered (tokenising is slow Python). All copies of a model share it."""
-
-    def __init__(self, tokenizer: Any):
-        self.tokenizer, self.rows = tokenizer, {}
-
-    def __call__(self, captions: Sequence[str]) -> Tensor:
-        captions = [c[:MAX_CAPTION] for c in captions]
-        distinct = list(dict.fromkeys(captions))
-        new = [c for c in distinct if c not in self.rows]
-        if len(self.rows) + len(new) > REMEMBERED:
-            self.rows, new = {}, distinct
-        if new:
-            self.rows.update(zip(new, self.tokenizer(new)))
-        return torch.stack([self.rows[c] for c in captions]) if distinct else self.tokenizer([""])[:0]
-
-    def __deepcopy__(self, memo: dict) -> "_Tokens":
-        return self
-
-
-class OpenClip(nn.Module):
-    """An open_clip model as a `Clip`: pictures in [0, 1] and captions in, unit-length embeddings out."""
-
-    def __init__(self, model: nn.Module, tokenizer: Any, config: dict[str, Any]):
-        """config: {"model_cfg", "preprocess_cfg"}, as in open_clip_config.json."""
-        super().__init__()
-        self.model, self.config, self._tokens = model, config, _Tokens(tokenizer)
-        self.source = ""  # whence it was loaded
-        self.layout = "open_clip"  # in which it is saved
-        self.files: dict[str, bytes] = {}  # of its layout, written back as they are
-        pre = config["preprocess_cfg"]
-        size = pre["size"] if isinstance(pre["size"], Sequence) else [pre["size"]]
-        if len(set(size)) != 1 or pre["resize_mode"] not in ("shortest", "squash"):
-            raise UserError(
-                f"pictures of size {size}, resized by {pre['resize_mode']}, are not supported; use square ones"
-            )
-        if pre["interpolation"] not in ("bicubic", "bilinear", "random"):
-            raise UserError(f"interpolation {pre['interpolation']!r:.40} is not supported; use bicubic or bilinear")
-        try:
-            mean, std = (torch.tensor(pre[k], dtype=torch.float32).reshape(3, 1, 1) for k in ("mean", "std"))
-        except (TypeError, ValueError, RuntimeError) as e:
-            raise UserError(f"the model's mean or std are not three numbers ({io.line(e)}); mend its config") from e
-        if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
-            raise UserError("the model's mean and std must be finite, and std positive; mend its config")
-        self.geometry = Geometry(size[0], pre["resize_mode"], pre["interpolation"])
-        self.register_buffer("pixel_mean", mean, persistent=False)
-        self.register_buffer("pixel_std", std, persistent=False)
-
-    @property
-    def mean(self) -> Float[Tensor, "3 1 1"]:  # a property, as Python 3.12 looks for a protocol's members on the class
-        return self.pixel_mean  # pyright: ignore[reportReturnType]
-
-    @property
-    def std(self) -> Float[Tensor, "3 1 1"]:
-        return self.pixel_std  # pyright: ignore[reportReturnType]
-
-    @property
-    def tokenizer(self) -> Any:
-        """open_clip's own."""
-        return self._tokens.tokenizer
-
-    @property
-    def logit_scale(self) -> Float[Tensor, ""]:
-        return self.model.logit_scale.exp().reshape(())  # pyright: ignore
-
-    @property
-    def logit_bias(self) -> Float[Tensor, ""] | None:
-        """Of models trained with the sigmoid loss (SigLIP); None for CLIP's own."""
-        bias = getattr(self.model, "logit_bias", None)
-        return None if bias is None else bias.reshape(())
-
-    def tokenize(self, captions: Sequence[str]) -> Int[Tensor, "b l"]:
-        return self._tokens(captions)
-
-    def encode_image(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        return ranks.cut(lambda x: self.model.encode_image((x - self.mean) / self.std, normalize=True), images)  # pyright: ignore
-
-    def encode_text(self, captions: Sequence[str] | Int[Tensor, "b l"]) -> Float[Tensor, "b d"]:
-        tokens = captions if isinstance(captions, Tensor) else self.tokenize(captions)
-        return ranks.cut(lambda x: self.model.encode_text(x, normalize=True), tokens.to(self.mean.device))  # pyright: ignore
-
-
-def clone(clip: Clip) -> Any:
-    """A copy to be trained, of any Clip. Shared: the tokenizer, and the storage of weights that need no gradient."""
-    held: Any = clip
-    return copy.deepcopy(clip, {id(p): _still(p) for p in held.parameters() if not p.requires_grad})
-
-
-def frozen(clip: Clip) -> Any:
-    """The same model in eval mode, whose weights need no gradient and lie in the given one's storage."""
-    held: Any = clip
-    return copy.deepcopy(clip, {id(p): _still(p) for p in held.parameters()}).eval()  # pyright: ignore
-
-
-def _still(p: nn.Parameter) -> nn.Parameter:
-    return nn.Parameter(p.detach(), requires_grad=False)
 
 
 def fresh(clip: Clip, rng: Rng) -> OpenClip:
@@ -166,15 +57,15 @@ def _restored(stored: layouts.Stored, device: str | torch.device, rng: Rng | Non
     """A model of another layout than open_clip's."""
     folder = stored.path if stored.path.is_dir() else stored.path.parent
     if weights and len(stored.weights) == 1:
-        _check_card(stored.weights[0], folder / "card.json")
+        check_card(stored.weights[0], folder / "card.json")
     state = layouts.state_of(stored) if weights else {}
     if weights and layouts.too_large(stored.config, state):
         raise UserError(f"{stored.path} describes a far larger model than its weights are; restore its config")
     clip = _built(stored.config, "cpu", rng, state, str(stored.path))
     tokenizer = tokenizers.made_of(stored.files, stored.config["model_cfg"]["text_cfg"], stored.kind == "clip")
     if weights:
-        _fill(clip.model, state, stored.weights[0], str(stored.path))
-    clip._tokens, clip.layout, clip.files = _Tokens(tokenizer), stored.layout, stored.files
+        fill(clip.model, state, stored.weights[0], str(stored.path))
+    clip._tokens, clip.layout, clip.files = Tokens(tokenizer), stored.layout, stored.files
     clip.source = ("transformers:" if stored.layout == "transformers" else "") + str(stored.path.resolve())
     return _onto(clip, device)
 
@@ -184,16 +75,6 @@ def _onto(clip: OpenClip, device: str | torch.device) -> OpenClip:
         return clip.to(device).eval()
     except (RuntimeError, AssertionError) as e:
         raise UserError(f"device {device} cannot be used ({str(e).splitlines()[0]}); use cpu") from e
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # open_clip warns that nothing was loaded, since we load
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _exists_by_name(model: str) -> bool:
@@ -258,13 +139,13 @@ def load(
         raise UserError(f"{model} brings its own weights; drop pretrained={pretrained}")
     tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained and not Path(pretrained).is_file() else {}
     quick_gelu = quick_gelu or bool(tag.get("quick_gelu"))
-    path = _weights(name, pretrained, tag) if weights else None
+    path = file_for(name, pretrained, tag) if weights else None
     state = io.load_weights(path) if path else {}
     if path and name.startswith("local-dir:"):
-        _check_size(Path(name[10:]), state)
+        check_size(Path(name[10:]), state)
     clip = _made(name, model, rng, quick_gelu, tag, state if stored else {})
     if path:
-        _fill(clip.model, state, path, model)
+        fill(clip.model, state, path, model)
     clip.source = str(Path(name[10:]).resolve()) if name.startswith("local-dir:") else name
     return _onto(clip, device)
 
@@ -284,14 +165,14 @@ def _made(name: str, model: str, rng: Rng | None, quick_gelu: bool, tag: dict, s
             force_preprocess_cfg=factory.merge_preprocess_dict({}, tag),
         )  # pyright: ignore[reportReturnType]
 
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with quiet(), torch.random.fork_rng(devices=[]):
         try:
             config: Any = factory.get_model_config(name)
             _check_code(config, model)
             siglip.register(_timm_name(config))
             if state:  # without memory first, as a tensor is only counted once it is there
                 try:
-                    with _no_more_than(state, model), torch.device("meta"):
+                    with no_more_than(state, model), torch.device("meta"):
                         build("meta")
                 except UserError:
                     raise
@@ -299,7 +180,7 @@ def _made(name: str, model: str, rng: Rng | None, quick_gelu: bool, tag: dict, s
                     pass
             # open_clip's initialisers draw from the global stream: it is forked and seeded here, and nowhere else
             torch.default_generator.manual_seed((rng or Rng(0)).key)  # the CPU's: torch.manual_seed seeds GPUs too
-            with _no_more_than(state, model) if state else nullcontext():
+            with no_more_than(state, model) if state else nullcontext():
                 net: Any = build("cpu")
             # True would run the folder's code, and None ask the user whether to
             untrusting: Any = {"trust_remote_code": False} if config["text_cfg"].get("hf_tokenizer_name") else {}
@@ -314,31 +195,6 @@ def _made(name: str, model: str, rng: Rng | None, quick_gelu: bool, tag: dict, s
     if quick_gelu:
         config["quick_gelu"] = True
     return OpenClip(net, tokenizer, {"model_cfg": config, "preprocess_cfg": dict(net.visual.preprocess_cfg)})
-
-
-@contextmanager
-def _no_more_than(state: dict[str, Tensor], model: str) -> Iterator[None]:
-    """UserError as soon as the modules that are built within hold far more than these weights."""
-    numbers, tensors = 2 * sum(v.numel() for v in state.values()), 2 * len(state) + 100
-    seen: dict[int, Tensor] = {}
-
-    def count(_: nn.Module, __: str, held: Tensor | None) -> None:
-        nonlocal numbers
-        if held is not None and id(held) not in seen:
-            seen[id(held)] = held
-            numbers -= held.numel()
-        if numbers < 0 or len(seen) > tensors:
-            raise UserError(f"{model} describes a far larger model than its weights are; restore its config")
-
-    hooks = (
-        module.register_module_parameter_registration_hook(count),
-        module.register_module_buffer_registration_hook(count),
-    )
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _check_code(config: Any, model: str) -> None:
@@ -385,109 +241,6 @@ def _prompted(folder: Path, device: str | torch.device) -> Any:
         ) from e
     kind = context if "context" in io.load_weights(folder / prompts.FILE) else prompts
     return kind.restore(folder, found)
-
-
-def _weights(name: str, pretrained: str | None, tag: dict) -> Path | None:
-    """The file that stock open_clip would take: what is vetted must be what is deployed."""
-    from open_clip import factory
-
-    if name.startswith("local-dir:"):
-        found = _found(Path(name[10:]))
-        _check_card(found, Path(name[10:]) / "card.json")
-        return found
-    try:
-        if name.startswith("hf-hub:"):
-            return Path(factory.download_pretrained_from_hf(name[7:]))
-        if tag:
-            return Path(factory.download_pretrained(tag))
-    except Exception as e:  # any of the network's
-        raise UserError(
-            f"{pretrained or name} could not be downloaded ({type(e).__name__}); give a weights file"
-        ) from e
-    if pretrained and not Path(pretrained).is_file():
-        raise UserError(f"pretrained={pretrained} is neither a file nor an open_clip tag of {name}; check the path")
-    return Path(pretrained) if pretrained else None
-
-
-def _check_size(folder: Path, state: dict[str, Tensor]) -> None:
-    """UserError where the config describes far more weights than the file has: building it would eat the memory."""
-    told = io.read_json(folder / "open_clip_config.json")
-    if not isinstance(told, dict):
-        raise UserError(f"{folder} cannot be built; its open_clip_config.json is no object: restore it")
-    try:
-        large = layouts.too_large(told, state)
-    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as e:
-        raise UserError(
-            f"{folder} cannot be built ({type(e).__name__}: {io.line(e)}); check its open_clip_config.json"
-        ) from e
-    if large:
-        raise UserError(
-            f"{folder} describes a far larger model than its weights are; restore its open_clip_config.json"
-        )
-
-
-def weights_file(folder: Path) -> Path:
-    """The one file of weights, or of prompts, in a model's folder. UserError where there is none."""
-    if (folder / "prompts.safetensors").is_file():
-        return folder / "prompts.safetensors"
-    if other := layouts.find(str(folder)):
-        if len(other.weights) > 1:
-            raise UserError(f"{folder} keeps its weights in {len(other.weights)} files; convert it first")
-        return next(iter(other.weights))
-    return _found(folder)
-
-
-def _found(folder: Path) -> Path:
-    from open_clip import factory
-
-    with _quiet():
-        found = factory._find_checkpoint_in_dir(folder)
-    if not found:
-        raise UserError(f"{folder} holds no weights; put an {WEIGHTS} there")
-    return Path(found)
-
-
-def _check_card(weights: Path, card: Path) -> None:
-    told = io.read_json(card) if card.exists() else None
-    said = told.get("weights_sha256") if isinstance(told, dict) else None
-    if said and said != io.sha256(weights):
-        raise UserError(f"{weights} is not the file that {card} describes; restore it, or delete the card to trust it")
-
-
-def _fill(net: nn.Module, state: dict[str, Tensor], path: Path, model: str) -> None:
-    """Load strictly, after open_clip's own renaming of other layouts. UserError names what does not fit."""
-    from open_clip import convert, factory
-
-    state = {k: v for k, v in state.items() if k not in IGNORED}
-    state = convert.convert_state_dict(net, state)  # pyright: ignore[reportArgumentType]
-    if "positional_embedding" in state and not hasattr(net, "positional_embedding"):
-        state = factory.convert_to_custom_text_state_dict(state)
-    wanted = net.state_dict()
-    for scalar in ("logit_scale", "logit_bias"):
-        if scalar in state and scalar in wanted and state[scalar].numel() == 1:
-            state[scalar] = state[scalar].reshape(wanted[scalar].shape)
-    wrong = {
-        "missing": [k for k in wanted if k not in state],
-        "unexpected": [k for k in state if k not in wanted],
-        "of another shape": [
-            f"{k} {tuple(v.shape)} for {tuple(wanted[k].shape)}"
-            for k, v in state.items()
-            if k in wanted and v.shape != wanted[k].shape
-        ],
-    }
-    told = [
-        f"{what}: {', '.join(keys[:3])}" + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-        for what, keys in wrong.items()
-        if keys
-    ]
-    if told:
-        raise UserError(f"{path} does not fit {model} ({'; '.join(told)}); give the model that it was trained as")
-    for key, v in state.items():
-        if wanted[key].is_floating_point() != v.is_floating_point():
-            raise UserError(f"{path} holds {key} as {v.dtype}, not as numbers of its kind; give the weights as trained")
-        if not torch.isfinite(v.float()).all():
-            raise UserError(f"{path} holds values in {key} that are not finite; give weights from before they diverged")
-    net.load_state_dict(state)
 
 
 def save(clip: Clip, folder: Path, card: dict[str, Any]) -> str:

@@ -37,7 +37,7 @@ class Geometry:
 class Clip(Protocol):
     """A model that links pictures and text. Normalisation and tokenisation live inside; geometry is separate.
 
-    Every Clip is also a torch.nn.Module. `models.OpenClip` is the adapter over open_clip.
+    Every Clip is also a torch.nn.Module. `adapter.OpenClip` is the adapter over open_clip.
     """
 
     geometry: Geometry

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipvet import models
+from clipvet import adapter
 from clipvet.attacks.adaptive_par import AdaptivePar, displaced
 from clipvet.attacks.adaptive_rvpt import AdaptiveRvpt
 from clipvet.attacks.poison import Poison
@@ -81,7 +81,7 @@ def test_training_with_displaced_weights_flattens_the_poisons_loss(clip: Any, pa
 
         there = []
         for k in range(5):
-            moved: Any = models.clone(made.clip)
+            moved: Any = adapter.clone(made.clip)
             with torch.no_grad():
                 for name, p in displaced(made.clip, 0.3, Rng(k)).items():
                     moved.get_parameter(name).copy_(p)

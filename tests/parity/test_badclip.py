@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from clipvet import models
+from clipvet.adapter import clone
 from clipvet.attacks import _craft
 from clipvet.attacks.badclip import BadClip
 from clipvet.attacks.trojvqa import TrojVqa
 from clipvet.embed import embed_images
 from clipvet.errors import UserError
-from clipvet.models import clone
 from clipvet.presets import shapes
 from clipvet.results import weights_hash
 from clipvet.rng import Rng

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipvet import cli, models
+from clipvet import adapter, cli, models
 from clipvet.answer_key import save_backdoor
 from clipvet.detectors.bdetclip import WORDS, BDetClip
 from clipvet.detectors.scale_up import ScaleUp
@@ -71,7 +71,7 @@ def test_bdetclip_is_what_random_words_cost_in_cosine(clip: Any, few: Pairs) -> 
 
 
 def test_broken_weights_and_lone_classes_are_told(clip: Any, few: Pairs) -> None:
-    broken: Any = models.clone(clip)
+    broken: Any = adapter.clone(clip)
     with torch.no_grad():
         broken.model.visual.proj[0, 0] = torch.nan
     for how in (Strip(overlays=2), BDetClip(draws=1)):

@@ -212,7 +212,7 @@ def test_empty_captions_are_refused(clip, pairs):
 
 @pytest.mark.parametrize("name", [n for n in find.names("filters") if n not in ("random", "gmm_split")])
 def test_broken_weights_are_told_before_any_score(name, planted):
-    from clipvet.models import clone
+    from clipvet.adapter import clone
 
     broken = clone(planted.clip)
     with torch.no_grad():

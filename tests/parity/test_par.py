@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipvet import models
+from clipvet import adapter
 from clipvet.augment import noise_and_erase
 from clipvet.cleaners.finetune import Finetune
 from clipvet.cleaners.par import Par, par_loss
@@ -254,7 +254,7 @@ def test_a_tiny_tau_closes_both_gates_for_good(clip, pairs, tmp_path):
 def test_batchnorm_keeps_its_statistics(resnet, pairs, tmp_path):
     before = buffers(resnet)
     assert any("running_var" in k for k in before)
-    training = models.clone(resnet).train()  # in whatever mode it is given
+    training = adapter.clone(resnet).train()  # in whatever mode it is given
     cleaned, log = logged(replace(SHORT, epochs=0.75), training, pairs, tmp_path)
     for after in (cleaned, training):
         assert all(torch.equal(v, before[k]) for k, v in buffers(after).items())

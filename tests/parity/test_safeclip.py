@@ -12,12 +12,12 @@ from scipy.stats import norm
 
 from clipvet import fit as fitting
 from clipvet import models
+from clipvet.adapter import clone
 from clipvet.augment import SMALL, Views
 from clipvet.errors import UserError
 from clipvet.fit import Memory, workspace
 from clipvet.losses import neighbour_loss
 from clipvet.mixture import clean_posterior
-from clipvet.models import clone
 from clipvet.neighbours import Pool
 from clipvet.optim import constant, piece, warmup_cosine
 from clipvet.results import weights_hash

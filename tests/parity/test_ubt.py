@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipvet import find, shortcut, unlearning
+from clipvet.adapter import clone
 from clipvet.cleaners._evidence import Found, alike, evidence, localise
 from clipvet.cleaners._forget import Tied, forget_loss, forgetting, naming
 from clipvet.cleaners.abl import Abl
@@ -32,7 +33,6 @@ from clipvet.filters.overfit_gain import OverfitGain
 from clipvet.filters.weak_similarity import WeakSimilarity
 from clipvet.fit import fit, workspace
 from clipvet.losses import clip_loss, pair_losses
-from clipvet.models import clone
 from clipvet.optim import constant
 from clipvet.patches import cell_drops, compromised, transplanted
 from clipvet.results import weights_hash

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clipvet.adapter import frozen
 from clipvet.augment import Views
 from clipvet.fewshot import labels, view
 from clipvet.fit import fit_by
-from clipvet.models import frozen
 from clipvet.optim import warmup_cosine
 from clipvet.prompts import beginning, rest, transformer
 from clipvet.rng import Rng

@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
+from clipvet.adapter import frozen
 from clipvet.augment import Views
 from clipvet.errors import UserError
 from clipvet.fewshot import labels, view
 from clipvet.fit import fit_by
-from clipvet.models import frozen
 from clipvet.optim import constant
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs

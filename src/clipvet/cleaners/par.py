@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from clipvet.adapter import frozen
 from clipvet.augment import noise_and_erase
 from clipvet.fit import fit_by
 from clipvet.losses import clip_loss, own_loss, siglip_loss, squared_distance
-from clipvet.models import frozen
 from clipvet.optim import linear_cosine
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs

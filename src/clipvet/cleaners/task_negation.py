@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from clipvet.models import clone
+from clipvet.adapter import clone
 from clipvet.rng import Rng
 from clipvet.shortcut import Over, overfit, weak_pairs
 from clipvet.types import Clip, Pairs

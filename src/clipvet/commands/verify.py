@@ -31,8 +31,9 @@ def command(
     from clipvet.evaluation import measure_all
     from clipvet.ranks import device
     from clipvet.rng import Rng
+    from clipvet.weights import weights_file
 
-    card, weights = cards.read(folder), models.weights_file(folder)
+    card, weights = cards.read(folder), weights_file(folder)
     if io.sha256(weights) != card.weights_sha256:
         print(f"{weights} is not the file that its card describes")
         raise typer.Exit(1)

@@ -17,11 +17,11 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from clipvet.adapter import frozen
 from clipvet.embed import device_of
 from clipvet.forms import Params, masked, started, trigger
 from clipvet.heads import check_slope, computing, pixels, steps_of
 from clipvet.inversion import Weight, shrink
-from clipvet.models import frozen
 from clipvet.rng import Rng
 from clipvet.types import Clip, Finding, Pairs
 
