@@ -9,6 +9,7 @@ from clipvet.attacks.poison import Poison
 from clipvet.cleaners.par import Par
 from clipvet.cleaners.rvpt import Rvpt
 from clipvet.errors import UserError
+from clipvet.inspectors.clip_inspector import ClipInspector
 from clipvet.training.plain import Plain
 from clipvet.triggers.patch import Patch
 
@@ -43,6 +44,10 @@ def test_the_last_setting_wins_and_the_method_stays_as_it_was():
     par = Par()
     assert settings.apply(par, ["tau=1", "tau=2"]).tau == 2
     assert par == Par()
+
+
+def test_what_is_set_to_what_it_is_stays_told_by_the_same_words():
+    assert repr(settings.apply(ClipInspector(), ["epochs=1"])) == repr(ClipInspector())
 
 
 @pytest.mark.parametrize("name", ["trigger.size", "size"])

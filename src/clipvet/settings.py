@@ -58,4 +58,6 @@ def _set(method: Any, path: tuple[str, ...], text: str) -> Any:
         value = TypeAdapter(kind).validate_python(raw)
     except ValidationError as e:
         raise UserError(f"--set {name}={text}: {e.errors()[0]['msg'].lower()}") from e
+    if value == getattr(method, name):  # 1.0 where 1 stands: the same method, told by the same words
+        return method
     return dataclasses.replace(method, **{name: value})
