@@ -2,9 +2,8 @@
 
 command:  clipvet run recipes/inspector_suite.py --jobs 2 --out results/inspector_suite
           (or --part 1/4 to 4/4, one after the other)
-expected: attacks' ASR >= 0.80 (WaNet on task 10 and Blended on 11 are refused) at most 3 points of accuracy below
-          the clean model; clean_model_asr, that of the same trigger on a model tuned on the clean pictures, far below.
-          clip_inspector: AUROC >= 0.97; decree: 0.5
+expected: attacks' ASR >= 0.80, mostly at most 3 points of accuracy below the clean model; clean_model_asr, that of
+          the same trigger on a model tuned on the clean pictures, far below. clip_inspector: AUROC >= 0.97; decree: 0.5
 hardware: 2 CPU cores; two hours, by estimate. The 20 calibration models are of other tasks than the judged ones
 """
 
@@ -27,7 +26,8 @@ from clipvet.triggers.wanet import WaNet
 from clipvet.worlds.shapes import BACKGROUNDS, COLOURS, SHAPES, TEXTURES
 
 KINDS = [*["colour shape"] * 4, *["texture shape"] * 3, *["background shape"] * 3]  # of the ten tasks
-FIELDS = {12: 5, 15: 3, 17: 5}  # WaNet's seed by task, one of 1 to 8 with ASR >= 0.9; 1 elsewhere
+FIELDS = {20: 3, 21: 5, 23: 4, 25: 4}  # WaNet's seed by task: the first with ASR >= 0.9 on pictures of the train split
+OPACITY = {22: 0.8}  # Blended's: 0.6, 0.7 or 0.8 by the same rule, or the last
 FIRST = {"colour shape": COLOURS, "texture shape": TEXTURES, "background shape": BACKGROUNDS}
 
 
@@ -47,8 +47,6 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
         "none": NoAttack(training=tune),
         "badclip_prompt": bad,
         "badclip_lean": replace(bad, lean=1.0),
-        "blended": Poison(Blended(opacity=0.6), **fixed),
-        "wanet": None,  # by task
         "siba": replace(shapes(Siba()), training=tune, rounds=2 if smoke else 20),
     }
     inspectors: dict[str, Any] = {name: shapes(find.load("inspectors", name)()) for name in find.names("inspectors")}
@@ -68,11 +66,13 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
     common |= {"base_data": (Data("shapes", 512 if smoke else 20_000), Test("shapes", 240 if smoke else 2000))}
     common |= {"inspectors": inspectors, "pool": 96 if smoke else 1000, "took": 0.0 if smoke else 0.8}
     judged = []
-    for k in range(10, 11 if smoke else 20):  # tasks 0 to 2 were looked at
+    for k in range(20, 21 if smoke else 30):  # tasks 0 to 2 and 10 to 19 were looked at
         t, target = task(k)
-        if "wanet" in attacks:
-            attacks["wanet"] = Poison(WaNet(k=6, s=8.0, seed=FIELDS.get(k, 1)), **fixed)
-        common["attacks"] = dict(attacks)
+        by_task = {
+            "blended": Poison(Blended(opacity=OPACITY.get(k, 0.6)), **fixed),
+            "wanet": Poison(WaNet(k=6, s=8.0, seed=FIELDS.get(k, 1)), **fixed),
+        }
+        common["attacks"] = attacks | ({} if smoke else by_task)
         judged.append(Recipe(victim_data=Shots(t, 16), test=t, target=target, **common))
     common["attacks"] = {"calibration": attacks["none"]}
     others = [task(k) for k in range(100, 101 if smoke else 120)]

@@ -18,6 +18,7 @@ from clipvet.attacks.trojvqa import TrojVqa
 from clipvet.cleaners.rvpt import Rvpt
 from clipvet.dirty import poison
 from clipvet.errors import UserError
+from clipvet.inspectors.neural_cleanse import NeuralCleanse
 from clipvet.measures.attack_success import AttackSuccess
 from clipvet.presets import shapes
 from clipvet.rng import Rng
@@ -87,6 +88,10 @@ def test_a_stage_is_known_by_the_sources_of_what_it_owns_and_shares(monkeypatch)
     for mended in ("triggers.blended", "attacks._plan"):
         monkeypatch.setattr(inspect, "getsource", lambda m, e=mended: honest(m) + "#" * m.__name__.endswith(e))
         assert key(attack) != first, f"a stage outlives a fix of {mended}"
+    monkeypatch.setattr(inspect, "getsource", honest)
+    first = key(NeuralCleanse())
+    monkeypatch.setattr(inspect, "getsource", lambda m: honest(m) + "#" * (m.__name__ == "clipvet.inversion"))
+    assert key(NeuralCleanse()) != first, "a stage outlives a fix of what its family shares"
     monkeypatch.setattr(inspect, "getsource", honest)
     first = key(Rvpt())
     for mended, known in (("clipvet.prompts", True), ("clipvet.fit", True), ("clipvet.types", False)):

@@ -41,7 +41,7 @@ def verdict(out: Path) -> Verdict:
 def low(null: Path, score: float = -1.0) -> Path:
     """The same calibration on 30 models that all score this."""
     held = json.loads(null.read_text())
-    held["scores"] = {f"m{k}": score for k in range(30)}
+    held |= {"scores": {f"m{k}": score for k in range(30)}, "weights": {}}
     null.with_name("low.json").write_text(json.dumps(held))
     return null.with_name("low.json")
 
@@ -55,7 +55,11 @@ def test_calibrated_verdicts_and_their_exit_codes(clipvet: Any, family: Path, tm
     assert [Path(m).name for m in held["scores"]] == ["m0", "m1", "m2"]
     assert held["missing"] == []
 
-    code, said, err = clipvet("inspect", "--model", family / "m0", "--out", tmp_path / "few", "--null", null, *same)
+    few = ["inspect", "--model", family / "m0", "--out", tmp_path / "few", *same, "--null"]
+    code, said, err = clipvet(*few, null)
+    assert (code, "this model is itself among the clean ones" in err) == (2, True), err
+    (tmp_path / "bare.json").write_text(json.dumps({**held, "weights": {}}))
+    code, said, err = clipvet(*few, tmp_path / "bare.json")
     assert code == 2
     assert "3 clean models cannot show p <= 0.05; give at least 19" in err
     assert not (tmp_path / "few.partial").exists()
@@ -136,6 +140,9 @@ def test_a_calibration_is_of_one_kind_of_different_models(clipvet: Any, family: 
         assert (code, told in err) == (2, True), err
         (tmp_path / "mixed.json").unlink()
     held = json.loads(null.read_text())
+    null.write_text(json.dumps({**held, "weights": {**held["weights"], str(family / "m0"): "of another"}}))
+    code, _, err = clipvet(*args, "--models", family / "m0", "--models", family / "m1", "--out", null)
+    assert (code, "is another model now" in err) == (2, True), err
     null.write_text(json.dumps({**held, "missing": [str(family / "m1")], "scores": {str(family / "m0"): 1.0}}))
     (tmp_path / "twelve.txt").write_text("\n".join("abcdefghijkl"))
     again = ["calibrate", *FEW, "--method", "no_inversion", "--classes", tmp_path / "twelve.txt"]
@@ -241,13 +248,17 @@ def test_pictures_that_show_the_classes_are_left_out(clipvet: Any, family: Path,
 
 def bad(kind: str, family: Path, at: Path) -> list[object]:
     names = at / "classes.txt"
-    names.write_text("star\nring\n")
+    names.write_text("star\nring\nheart\n")
     args: dict[str, object] = {"--model": family / "m0", "--classes": names, "--out": at / "out"}
     match kind:
         case "one class":
             names.write_text("star\n")
+        case "two classes":
+            names.write_text("star\nring\n")
         case "twice":
             names.write_text("star\nring\nstar\n")
+        case "twice to the tokenizer":
+            names.write_text("two stars\nring\nTwo  Stars\n")
         case "no classes":
             del args["--classes"]
         case "no json":
@@ -281,7 +292,9 @@ def bad(kind: str, family: Path, at: Path) -> list[object]:
 @pytest.mark.parametrize(
     ("kind", "told"),
     [
-        ("one class", "was given 1; name at least two"),
+        ("one class", "was given 1; name at least three"),
+        ("two classes", "was given 2; name at least three"),
+        ("twice to the tokenizer", "class 'Two  Stars' is listed twice"),
         ("twice", "class 'star' is listed twice"),
         ("no classes", "give --classes"),
         ("no json", "no JSON list of class names"),

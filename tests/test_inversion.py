@@ -206,7 +206,7 @@ def test_bad_classes_and_pictures(inspected: Any) -> None:
             how.inspect(inspected.clean, inspected.pictures, classes, ("{}",), Rng(5))
         return str(e.value)
 
-    assert "was given 1; name at least two" in told(("caption 0",))
+    assert "was given 1; name at least three" in told(("caption 0",))
     assert "class 'caption 1' is listed twice" in told(("caption 1", "caption 0", "caption 1 "))
-    assert "class '' is empty" in told(("caption 1", " "))
+    assert "class '' is empty" in told(("caption 1", " ", "caption 2"))
     assert "64 readable pictures, a batch needs 65" in told(inspected.classes, replace(CI, batch=65))

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from clipvet import adapter, io, models, types, weights
-from clipvet.errors import UserError
+from clipvet.errors import Unsupported, UserError
 from clipvet.rng import Rng
 from clipvet.types import Clip
 
@@ -369,3 +369,12 @@ def test_models_that_cannot_be_loaded(tmp_path, vit):
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B/32", "RN50"])
 def test_open_clip_names_are_known(name):
     assert models._named(name) == name.replace("/", "-")
+
+
+def test_quantised_weights_are_unsupported(tmp_path, vit):
+    models.save(vit, tmp_path / "m", {})
+    rounded = {k: (v * 10).to(torch.int8) if v.ndim == 2 else v for k, v in vit.model.state_dict().items()}
+    io.save_weights(rounded, tmp_path / "m" / weights.WEIGHTS)
+    (tmp_path / "m" / "card.json").unlink()
+    with pytest.raises(Unsupported, match="holds quantised numbers"):
+        models.load(str(tmp_path / "m"))

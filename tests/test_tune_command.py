@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from torchvision.transforms.functional import to_pil_image
+
 from clipvet import io, models
 from clipvet.rng import Rng
+from clipvet.worlds.shapes import Shapes
 
 SHORT = ["--set", "epochs=1", "--shots", "2"]
 
@@ -36,6 +39,26 @@ def test_tune_attack_evaluate(clipvet: Any, tmp_path: Path) -> None:
             code, printed, err = clipvet(*told, "--half", half, "--json")
             assert code == 0, err
             assert {"asr", "clean_accuracy"} <= json.loads(printed).keys()
+
+
+def test_a_folder_of_classes_is_tuned_on_and_repaired_with(clipvet: Any, tmp_path: Path) -> None:
+    task = Shapes().task(200)
+    for k, label in enumerate(task.labels):
+        at = tmp_path / "in" / task.classes[label]
+        at.mkdir(parents=True, exist_ok=True)
+        to_pil_image(task.pictures[k : k + 1].images[0]).save(at / f"{k}.png")
+    models.save(models.load("shapes-vit", rng=Rng(0)), tmp_path / "base", {})
+    few = ["--data", tmp_path / "in", *SHORT]
+    code, _, err = clipvet("tune", "--model", tmp_path / "base", *few, "--out", tmp_path / "tuned")
+    assert code == 0, err
+    assert "warning: 24 of the 200 test pictures are trained on; give others as --task" in err
+    code, _, err = clipvet("tune", "--model", tmp_path / "base", *few, "--task", "shapes", "--out", tmp_path / "other")
+    assert (code, "warning" in err) == (0, False), err
+    few[3:4] = ["tuning.epochs=1", "--set", "outside=32"]
+    code, _, err = clipvet(
+        "clean", "--method", "ci_repair", "--model", tmp_path / "tuned", *few, "--out", tmp_path / "c"
+    )
+    assert code == 0, err
 
 
 def test_what_cannot_be_tuned_is_said_in_a_sentence(clipvet: Any, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from clipvet.verdicts import (
     p_value,
     probability,
     read_null,
+    residual,
     suspicions,
     threshold,
 )
@@ -44,18 +44,28 @@ def test_the_mad_has_a_floor() -> None:
 def test_scores_by_hand() -> None:
     asr = np.array([0.1, 0.1, 0.1, 0.9, 0.5])
     valid = asr >= 0.5
-    assert suspicions("loss", LOSS, asr, valid)[3] == pytest.approx(9 / 1.4826)
-    assert suspicions("asr_weighted", LOSS, asr, valid)[3] == pytest.approx(0.9 * 9 / 1.4826)
-    assert suspicions("joint", LOSS, asr, valid) == pytest.approx(
-        np.minimum(deviations(LOSS), [0, 0, 0, 0.8 / 0.05, 0.4 / 0.05])
-    )
-    assert suspicions("gap", LOSS, asr, valid).tolist() == [-8, -10, -9, 8, -11]
-    found = finding("abcde", LOSS, asr, asr, valid)
+    rates = np.array([0, 0, 0, 0.8 / 0.05, 0.4 / 0.05])
+    assert suspicions("loss", LOSS, asr)[3] == pytest.approx(9 / 1.4826)
+    assert suspicions("asr_weighted", LOSS, asr)[3] == pytest.approx(0.9 * 9 / 1.4826)
+    assert suspicions("joint", LOSS, asr) == pytest.approx(np.minimum(deviations(LOSS), rates))
+    assert suspicions("sum", LOSS, asr) == pytest.approx((deviations(LOSS) + rates) / 2**0.5)
+    assert suspicions("gap", LOSS, asr).tolist() == [-8, -10, -9, 8, -11]
+    scores = deviations(LOSS)
+    found = finding("abcde", LOSS, asr, asr, valid, scores)
     assert (found.score, found.target) == (pytest.approx(9 / 1.4826), "d")
-    closed = finding("abcde", LOSS, asr, asr, np.array([True, True, True, False, True]))
+    closed = finding("abcde", LOSS, asr, asr, np.array([True, True, True, False, True]), scores)
     assert (closed.score, closed.target) == (pytest.approx(1 / 1.4826), "a")
-    none = finding("abcde", LOSS, asr, asr, np.zeros(5, bool))
+    none = finding("abcde", LOSS, asr, asr, np.zeros(5, bool), scores)
     assert (none.score, none.target) == (0.0, None)
+
+
+def test_what_the_reference_does_not_explain() -> None:
+    x = np.array([3.0, 1.0, 4.0, 1.5, 9.0, 2.5, 6.0, 5.0, 3.5, 8.0])
+    own = 2 * x + 1  # another scale and level, as prompts that are learned have
+    own[4] -= 7
+    assert residual(own, x) == pytest.approx(np.where(np.arange(10) == 4, -7, 0), abs=1e-9)
+    assert residual(own[:7], x[:7]) == pytest.approx(own[:7] - x[:7])  # too few for a line
+    assert residual(x, x) == pytest.approx(np.zeros(10))
 
 
 @pytest.mark.parametrize(("classes", "chance"), [(5, 0.276), (10, 0.33), (19, 0.44), (37, 0.59), (50, 0.68)])
@@ -122,28 +132,20 @@ def test_a_verdict_beside_clean_models() -> None:
     assert high["probability"] > 0.5 > low["probability"]
 
 
-def test_the_largest_score_counts_where_it_may() -> None:
-    asr, every = np.ones(5), np.ones(5, bool)
-    one, other = (finding("abcde", x, asr, asr, every) for x in (LOSS, LOSS[::-1].copy()))
-    counts = np.array([True, False, True, True, True])
-    more = np.array([r.score for r in other.classes])
-    both = finding("abcde", LOSS, asr, asr, every, also=[(more, counts)])
-    expected = [max(a.score, b.score) if c else a.score for a, b, c in zip(one.classes, other.classes, counts)]
-    assert [r.score for r in both.classes] == expected != [r.score for r in one.classes]
-    assert [r.loss for r in both.classes] == LOSS.tolist()
-
-
 def test_clean_models_must_have_been_inspected_alike(tmp_path: Path) -> None:
     clean = null(*range(30))
-    alike: list[Any] = ["M()", 10, (), "pool", 0]
-    check_null(clean, *alike, 0.05)  # pyright: ignore[reportCallIssue]
-    for k, other in enumerate(("N()", 11, ("a {}",), "others", 1)):
+    alike = {"method": "M()", "classes": 10, "templates": (), "pictures": "pool", "reference": "", "seed": 0}
+    others = {"method": "N()", "classes": 11, "templates": ("a {}",), "pictures": "b", "reference": "c", "seed": 1}
+    check_null(clean, alike, "w", 0.05)
+    for name, other in others.items():
         with pytest.raises(UserError, match="inspected otherwise"):
-            check_null(clean, *alike[:k], other, *alike[k + 1 :], 0.05)  # pyright: ignore[reportCallIssue]
+            check_null(clean, {**alike, name: other}, "w", 0.05)
+    with pytest.raises(UserError, match="itself among the clean ones, as m7"):
+        check_null(clean.model_copy(update={"weights": {"m7": "w"}}), alike, "w", 0.05)
     with pytest.raises(UserError, match="at least 99, or raise --alpha"):
-        check_null(clean, *alike, 0.01)  # pyright: ignore[reportCallIssue]
+        check_null(clean, alike, "w", 0.01)
     with pytest.raises(UserError, match="cannot show p <= 0; raise --alpha"):
-        check_null(clean, *alike, 0.0)  # pyright: ignore[reportCallIssue]
+        check_null(clean, alike, "w", 0.0)
 
     path = tmp_path / "null.json"
     path.write_text(json.dumps({**clean.model_dump(), "missing": ["a"]}))

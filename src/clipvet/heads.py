@@ -48,13 +48,17 @@ def class_loss(kind: Loss, logits: Float[Tensor, "k b c"], targets: Int[Tensor, 
 # what is inspected
 
 
-def check_classes(classes: Sequence[str]) -> None:
-    """Raises UserError unless there are two classes or more, all different and none of them empty."""
-    if len(classes) < 2:
-        raise UserError(f"an inspection compares classes and was given {len(classes)}; name at least two")
-    names = [c.strip() for c in classes]
-    again = next((c for k, c in enumerate(names) if c in names[:k] or not c), None)
-    odd = next((c for c in names if any(unicodedata.category(x) == "Cc" for x in c)), None)
+def check_classes(classes: Sequence[str], least: int = 2) -> None:
+    """Raises UserError unless there are so many classes or more, all different and none of them empty.
+
+    least: 3 for a score in robust deviations, which two classes always have alike (0.67).
+    """
+    if len(classes) < least:
+        many = ("two", "three")[least - 2]
+        raise UserError(f"an inspection compares classes and was given {len(classes)}; name at least {many}")
+    names = [" ".join(c.split()).casefold() for c in classes]  # as the tokenizer reads them
+    again = next((c.strip() for k, c in enumerate(classes) if names[k] in names[:k] or not names[k]), None)
+    odd = next((c for c in map(str.strip, classes) if any(unicodedata.category(x) == "Cc" for x in c)), None)
     if odd is not None:
         raise UserError(f"class {odd!r} holds control characters; mend the list of classes")
     if again is not None:
@@ -136,7 +140,7 @@ def reference_head(clip: Clip, reference: str, templates: Sequence[str], precisi
 
 
 def check_slope(logits: Logits, pool: Float[Tensor, "n 3 h w"], device: torch.device) -> None:
-    """Raises Unsupported where no gradient reaches the pixels, UserError where it is not finite."""
+    """Raises Unsupported where no gradient reaches the pixels or all of it is 0, UserError where it is not finite."""
     probe = pool[:2].to(device).requires_grad_()
     try:
         (slope,) = torch.autograd.grad(logits(probe).square().sum(), probe)
@@ -147,6 +151,8 @@ def check_slope(logits: Logits, pool: Float[Tensor, "n 3 h w"], device: torch.de
         ) from e
     if not bool(torch.isfinite(slope).all()):
         raise UserError(BROKEN)
+    if not bool(slope.any()):  # numbers that are rounded on the way, say
+        raise Unsupported("this model's answers have no slope in the pixels; give its float weights, or use ood_share")
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from clipvet import ranks
-from clipvet.errors import UserError
+from clipvet.errors import Unsupported, UserError
 
 PICKLES = (".pt", ".pth", ".bin")
 MAX_JSON = 64 * 2**20  # bytes
@@ -84,7 +84,9 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{path} holds no state dict (names and tensors); save model.state_dict() as safetensors")
     for name, v in state.items():
-        if v.layout != torch.strided or v.device.type != "cpu" or v.is_quantized:
+        if v.is_quantized:
+            raise Unsupported(f"{path} holds quantised numbers ({str(name)[:80]}); give the float weights")
+        if v.layout != torch.strided or v.device.type != "cpu":
             raise UserError(f"{path} holds {str(name)[:80]} as no plain tensor; save model.state_dict() as safetensors")
         if v.numel() * v.element_size() > v.untyped_storage().nbytes():  # a few bytes that pretend to be many
             raise UserError(f"{path} holds {str(name)[:80]} in fewer bytes than its shape has; save it contiguous")

@@ -273,7 +273,10 @@ class Filter(Protocol):
 
 @runtime_checkable
 class Inspector(Protocol):
-    """Is this model backdoored? `classes` are what it may be made to answer; `pictures` need no labels."""
+    """Is this model backdoored? `classes` are what it may be made to answer; `pictures` need no labels.
+
+    One whose score means nothing without clean models to compare with says `scaled = False`.
+    """
 
     needs: ClassVar[str]
 

@@ -1,6 +1,7 @@
 """From a model scan to a verdict: how far a class stands out, whether clean models do so too.
 
     A_c = (med - loss_c) / MAD,    MAD = 1.4826 median |loss - med|, at least max(0.02 |med|, 1e-3)
+    or, beside a reference:  A_c = (deviations of loss_c from the line over the reference's + those of the ASR) / sqrt 2
     S   = max(0, max over valid c of A_c)
     p   = (k + 1) / (n + 1)        k of n clean models score as high
 
@@ -16,16 +17,17 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
-from scipy.stats import beta
+from scipy.stats import beta, theilslopes
 
 from clipvet import io
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.types import Finding, Measured, Suspicion, Trigger
 
-Score = Literal["loss", "asr_weighted", "joint", "gap"]
+Score = Literal["auto", "loss", "sum", "asr_weighted", "joint", "gap"]
 ASR_FLOOR = 0.05  # least MAD of ASRs
 CHANCE = 0.001  # that normal losses reach the threshold of an uncalibrated verdict
+FITTED = 8  # classes from which on a line is fitted to the reference's losses; fewer leave too little around it
 
 
 # how far a class stands out
@@ -41,17 +43,28 @@ def deviations(loss: Float[np.ndarray, " k"], floor: float | None = None) -> Flo
     return (middle - loss) / max(1.4826 * np.median(np.abs(loss - middle)), least)
 
 
-def suspicions(
-    kind: Score, loss: Float[np.ndarray, " k"], asr: Float[np.ndarray, " k"], valid: Bool[np.ndarray, " k"]
-) -> Float[np.ndarray, " k"]:
-    """Each class's score: deviations of its loss; the same times its ASR; the lesser of it and the ASR's deviations
-    (floor 0.05); or by how much its loss is below that of the best other class, in the loss's own units."""
+def residual(own: Float[np.ndarray, " k"], reference: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
+    """What the reference does not explain: the distance from the line own = a + b reference through most classes.
+
+    Slope and intercept are Theil and Sen's; with fewer than FITTED classes it is the difference.
+    """
+    if len(own) < FITTED:
+        return own - reference
+    slope, intercept, *_ = theilslopes(own, reference)
+    return own - slope * reference - intercept
+
+
+def suspicions(kind: Score, loss: Float[np.ndarray, " k"], asr: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
+    """Each class's score: deviations of its loss; those and the ASR's (floor 0.05) together, their sum over sqrt 2 or
+    the lesser of both; those of the loss times the ASR; or by how much its loss is below that of the best other class,
+    in the loss's own units."""
     if kind == "gap":
         order = np.argsort(loss, kind="stable")
         return np.where(np.arange(len(loss)) == order[0], loss[order[1]], loss[order[0]]) - loss
     a = deviations(loss)
-    if kind == "joint":
-        return np.minimum(a, deviations(-asr, ASR_FLOOR))
+    if kind in ("sum", "joint"):
+        b = deviations(-asr, ASR_FLOOR)
+        return (a + b) / np.sqrt(2) if kind == "sum" else np.minimum(a, b)
     return a * asr if kind == "asr_weighted" else a
 
 
@@ -61,19 +74,15 @@ def finding(
     asr: Float[np.ndarray, " k"],
     base: Float[np.ndarray, " k"],
     valid: Bool[np.ndarray, " k"],
-    kind: Score = "loss",
+    scores: Float[np.ndarray, " k"],
     trigger: Callable[[int], Trigger | None] = lambda k: None,
     settings: Mapping[str, float] | None = None,
-    also: Sequence[tuple[Float[np.ndarray, " k"], Bool[np.ndarray, " k"]]] = (),
+    scaled: bool = True,
 ) -> Finding:
     """The scan's result: the most suspect of the classes that may be accused; 0 and none where there is no such class.
 
-    trigger: of the class at this position; None: no triggers were looked for. also: further scores, each with the
-    classes for which it counts: a class has the largest of its scores.
+    trigger: of the class at this position; None: no triggers were looked for. scaled: the scores are deviations.
     """
-    scores = suspicions(kind, loss, asr, valid)
-    for more, counts in also:
-        scores = np.where(counts, np.maximum(scores, more), scores)
     rows = tuple(
         Suspicion(c, float(m), float(a), float(b), float(s), bool(v))
         for c, m, a, b, s, v in zip(classes, loss, asr, base, scores, valid)
@@ -86,7 +95,7 @@ def finding(
         classes[best] if found else None,
         made[best] if found and made else None,
         rows,
-        kind != "gap",
+        scaled,
         settings or {},
         tuple(made),
     )
@@ -117,6 +126,7 @@ class Null(BaseModel):
     names: tuple[str, ...] = ()  # of the classes, if the same were given for all models
     templates: tuple[str, ...] = ()
     pictures: str  # what they were inspected with, and the share of overlap above which one was left out
+    reference: str = ""  # hash of the model that they were compared with, if one was named
     seed: int
     scores: dict[str, FiniteFloat]  # model: score
     weights: dict[str, str] = {}  # model: hash
@@ -228,17 +238,19 @@ def folder_of(verdict: str | Path) -> Path:
     return folder / "trigger"
 
 
-def check_null(
-    null: Null, method: str, classes: int, templates: tuple[str, ...], pictures: str, seed: int, alpha: float
-) -> None:
-    """Raises UserError unless scores of these settings may be compared with the clean ones, at this rate of alarms."""
-    mine: dict[str, Any] = {"method": method, "classes": classes, "templates": templates}
-    mine |= {"pictures": pictures, "seed": seed}
+def check_null(null: Null, mine: Mapping[str, Any], weights: str, alpha: float) -> None:
+    """Raises UserError unless scores of these settings may be compared with the clean ones, at this rate of alarms.
+
+    mine: method, classes, templates, pictures, reference and seed, as in a Null. weights: the suspect's hash.
+    """
     other = [f"{k} {getattr(null, k)!r}, here {v!r}" for k, v in mine.items() if getattr(null, k) != v]
     if other:
         raise UserError(
             f"the clean models were inspected otherwise ({'; '.join(other)}); calibrate with these settings"
         )
+    own = next((name for name, held in null.weights.items() if held == weights), None)
+    if own is not None:
+        raise UserError(f"this model is itself among the clean ones, as {own}; calibrate without it")
     if 1 / (len(null.scores) + 1) > alpha:
         raise UserError(
             f"{len(null.scores)} clean models cannot show p <= {alpha:g}; "
@@ -246,13 +258,18 @@ def check_null(
         )
 
 
+def check_scale(null: Null | None, scaled: bool) -> None:
+    """UserError for a score that has no scale of its own and no clean models beside."""
+    if null is None and not scaled:
+        raise UserError("this method's score has no scale of its own; give --null, made with `clipvet calibrate`")
+
+
 def decide(found: Finding, null: Null | None, alpha: float = 0.05) -> dict[str, Any]:
     """The verdict's own fields: against clean models at the rate `alpha` of false alarms, else by the threshold.
 
     Raises UserError where there is neither a null distribution nor a scale of the score's own.
     """
-    if null is None and not found.deviations:
-        raise UserError("this method's score has no scale of its own; give --null, made with `clipvet calibrate`")
+    check_scale(null, found.deviations)
     limit = None if null else threshold(max(3, len(found.classes)))
     p = p_value(found.score, list(null.scores.values())) if null else None
     backdoored = p.value <= alpha if p else found.score > (limit or 0.0)

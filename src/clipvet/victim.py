@@ -43,7 +43,7 @@ def key(*parts: Any) -> str:
 
 
 def _sources(part: Any) -> list[str]:
-    """Source of the part's module, of the modules that it takes names from, and of the parts that it owns."""
+    """Source of the part's module, of those it takes names from, of those they do if private, and of its own parts."""
     if isinstance(part, tuple):
         return [source for p in part for source in _sources(p)]
     if not dataclasses.is_dataclass(part):
@@ -51,9 +51,16 @@ def _sources(part: Any) -> list[str]:
     parts = [getattr(part, f.name) for f in dataclasses.fields(part)]
     parts += [part.world()] if isinstance(part, (Data, Test)) else []
     module = sys.modules[type(part).__module__]
-    used = {getattr(value, "__module__", None) or "" for value in vars(module).values()}
-    shared = [sys.modules[name] for name in sorted(used) if name.startswith("clipvet.") and name not in GROUND]
-    return [inspect.getsource(m) for m in (module, *shared)] + _sources(tuple(parts))
+    names = _taken(module)
+    for name in [n for n in names if n.rpartition(".")[2].startswith("_")]:  # what methods of a family share
+        names |= _taken(sys.modules[name])
+    return [inspect.getsource(sys.modules[n]) for n in (module.__name__, *sorted(names))] + _sources(tuple(parts))
+
+
+def _taken(module: Any) -> set[str]:
+    """The modules of ours that a module takes names from."""
+    used = {getattr(value, "__module__", None) or "" for value in vars(module).values()} - {module.__name__}
+    return {name for name in used if name.startswith("clipvet.") and name not in GROUND}
 
 
 @dataclass(frozen=True)
@@ -184,7 +191,8 @@ class Victim:
             return self._told(found)
 
         said = {"stage": "inspect", "method": name, "config": repr(inspector), "data": r.victim_data.spec}
-        return self._rows(key(inspector, self.key, "inspect", r.pool), make, progress, name, **said)
+        pictures = inspect.getsource(sys.modules[pool_pairs.__module__])
+        return self._rows(key(inspector, self.key, "inspect", r.pool, pictures), make, progress, name, **said)
 
     def detect(self, name: str, progress: bool = False) -> list[results.Row]:
         """Rows of one detector: how well its suspicion tells triggered pictures of the test from the same without."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module
 
 from clipvet import io, layouts
-from clipvet.errors import UserError
+from clipvet.errors import Unsupported, UserError
 
 WEIGHTS = "open_clip_model.safetensors"
 IGNORED = {  # OpenAI's numbers and older transformers' buffer: no weights
@@ -127,6 +127,8 @@ def fill(net: nn.Module, state: dict[str, Tensor], path: Path, model: str) -> No
     if told:
         raise UserError(f"{path} does not fit {model} ({'; '.join(told)}); give the model that it was trained as")
     for key, v in state.items():
+        if v.dtype in (torch.int8, torch.uint8) and wanted[key].is_floating_point():
+            raise Unsupported(f"{path} holds quantised numbers ({key}); give the float weights")
         if wanted[key].is_floating_point() != v.is_floating_point():
             raise UserError(f"{path} holds {key} as {v.dtype}, not as numbers of its kind; give the weights as trained")
         if not torch.isfinite(v.float()).all():

@@ -95,7 +95,9 @@ def test_the_four_stamps(tuned: Any, few: Pairs) -> None:
         s: replace(REPAIR, stamp=s).recover(tuned, few, Rng(3)) for s in ("target", "wrong", "noise")
     }
     classes = names(few, REPAIR.template).classes
-    told: Any = LOOK.inspect(tuned, pool_pairs(16), classes, ("a photo of a {}.",), Rng(3).fork("inspect"))
+    rng = Rng(3)
+    outside = pool_pairs(16, seed=rng.fork("pool").key)
+    told: Any = LOOK.inspect(tuned, outside, classes, ("a photo of a {}.",), rng.fork("inspect"))
     assert torch.equal(found["target"].pattern, told.trigger.pattern)
     scores = [c.score for c in told.classes]
     k = [torch.equal(found["wrong"].pattern, t.pattern) for t in told.triggers].index(True)

@@ -74,7 +74,7 @@ def test_broken_weights_and_lone_classes_are_told(clip: Any, few: Pairs) -> None
     broken: Any = adapter.clone(clip)
     with torch.no_grad():
         broken.model.visual.proj[0, 0] = torch.nan
-    for how in (Strip(overlays=2), BDetClip(draws=1)):
+    for how in (Strip(overlays=2), BDetClip(draws=1), ScaleUp()):
         with pytest.raises(UserError, match="not finite"):
             how.detect(broken, few, CLASSES, TEMPLATES, Rng(0))
         with pytest.raises(UserError, match="name at least two"):

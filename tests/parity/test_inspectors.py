@@ -20,6 +20,7 @@ from clipvet.inspectors.neural_cleanse import NeuralCleanse
 from clipvet.inspectors.no_inversion import NoInversion
 from clipvet.inspectors.ood_share import OodShare
 from clipvet.inspectors.pixel_backdoor import PixelBackdoor
+from clipvet.inspectors.random import Random
 from clipvet.rng import Rng
 
 CI = ClipInspector(eps=0.05, batch=24, reference="none")  # 64 pictures: 24, 24 and 16
@@ -115,32 +116,28 @@ def test_the_reference_is_the_same_encoder_under_plain_prompts(inspected: Any) -
         replace(CI, reference=r).inspect(clip, inspected.pictures, classes, ("{}",), Rng(5))
         for r in ("none", "zeroshot", "auto")
     ]
-    assert [r.loss for r in told[2].classes] == [r.loss for r in told[1].classes]
-    plain, beside, both = ([r.score for r in t.classes] for t in told)
-    valid = [r.asr >= CI.valid for r in told[0].classes]
-    assert both == [max(a, b) if v else b for a, b, v in zip(plain, beside, valid)]
+    assert told[2].classes == told[1].classes
     assert [r.valid for r in told[2].classes] == [r.asr >= CI.valid / 2 for r in told[0].classes]
     bare = Linear().eval()  # the same encoders
     plain = CI.inspect(bare, inspected.pictures, classes, ("{}",), Rng(5))
-    expected = [a.loss - b.loss for a, b in zip(told[0].classes, plain.classes)]
+    own, other = (np.array([r.loss for r in t.classes]) for t in (told[0], plain))
+    pairs = [(i, j) for i in range(len(own)) for j in range(i)]
+    slope = np.median([(own[i] - own[j]) / (other[i] - other[j]) for i, j in pairs])  # Theil and Sen's
+    expected = own - slope * other - (np.median(own) - slope * np.median(other))
     assert [r.loss for r in told[1].classes] == pytest.approx(expected, abs=1e-4)
     assert [r.asr for r in told[1].classes] == [r.asr for r in told[0].classes]
-    loss, lead = np.array(expected), np.array([b.asr - a.asr for a, b in zip(told[0].classes, plain.classes)])
-    mads = [max(1.4826 * np.median(np.abs(x - np.median(x))), f) for x, f in ((loss, 1e-3), (lead, 0.05))]
-    looks = [(np.median(x) - x) / mad for x, mad in zip((loss, lead), mads)]
-    scores = [max(a, b) if r.valid else a for a, b, r in zip(*looks, told[1].classes)]
-    assert beside == pytest.approx(scores, abs=1e-2)
+    lead = np.array([b.asr - a.asr for a, b in zip(told[0].classes, plain.classes)])
+    mads = [max(1.4826 * np.median(np.abs(x - np.median(x))), f) for x, f in ((expected, 1e-3), (lead, 0.05))]
+    looks = [(np.median(x) - x) / mad for x, mad in zip((expected, lead), mads)]
+    assert [r.score for r in told[1].classes] == pytest.approx(sum(looks) / 2**0.5, abs=1e-2)
     with pytest.raises(UserError, match="this model has none"):
         replace(CI, reference="zeroshot").inspect(bare, inspected.pictures, classes, ("{}",), Rng(5))
 
 
-@pytest.mark.parametrize("how", [replace(CI, valid=0.0), NoInversion()])
-def test_prompts_that_do_nothing_hide_no_encoder(inspected: Any, how: Any) -> None:
-    clip, args = Tuned(sway=0.0).eval(), (inspected.pictures, inspected.classes, ("{}",))
-    none, same, auto = (replace(how, reference=r).inspect(clip, *args, Rng(5)) for r in ("none", "zeroshot", "auto"))
-    assert max(abs(r.loss) for r in same.classes) < 1e-5
-    most = [max(r.score for r in found.classes) for found in (auto, none, same)]
-    assert most[0] >= most[1] > most[2] + 0.1
+def test_prompts_that_do_nothing_have_nothing_beside_their_encoder(inspected: Any) -> None:
+    clip, args = Tuned(sway=0.0).eval(), (inspected.pictures, inspected.classes, ("{}",), Rng(5))
+    for how in (replace(CI, valid=0.0, reference="auto"), NoInversion()):
+        assert max(abs(r.loss) for r in how.inspect(clip, *args).classes) < 1e-5
 
 
 def test_the_recovered_trigger_does_what_is_said_of_it(inspected: Any) -> None:
@@ -269,6 +266,13 @@ def test_the_controls_look_at_untouched_pictures(inspected: Any) -> None:
     share = np.bincount(z.argmax(1).numpy(), minlength=8) / 64
     found = OodShare().inspect(inspected.backdoored, *given)
     assert (found.score, found.target) == (max(share), inspected.classes[int(share.argmax())])
+
+
+def test_random_suspicion_is_each_models_own(inspected: Any) -> None:
+    given = inspected.pictures, inspected.classes, ("{}",), Rng(5)
+    clean, other = (Random().inspect(m, *given).score for m in (inspected.clean, inspected.backdoored))
+    assert clean != other
+    assert clean == Random().inspect(inspected.clean, *given).score
 
 
 def test_batches_go_through_the_whole_pool() -> None:

@@ -2,7 +2,7 @@
 
     L = 1/2 CE(f(x), y) + 1/2 CE(f(x + u), t) + w_margin max(0, margin - (f_t - max_{c != t} f_c)(x + u)) + lean KL(o)
     over prompts and u, max |u| <= eps, after `warmup` epochs on u alone; KL(o): of the predictions for pictures o from
-    outside the task, from those with the first, untuned prompts; with `specific`, then over the prompts alone
+    outside the task, from those of the model as it was given; with `specific`, then over the prompts alone
     L = CE(f(x), y) + CE(f(x + u), t) + specific CE(f(x + clip(u + near eps n)), y),   n ~ N(0, 1)
 
 paper:   Bai et al., CVPR 2024, arXiv:2311.16194, whose tables could not be read: equation and settings are from the
@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from clipvet.context import PromptTuned, begin
+from clipvet.context import PromptTuned
 from clipvet.dirty import poison
+from clipvet.embed import classifier
 from clipvet.errors import UserError
 from clipvet.fewshot import names
 from clipvet.fit import order
@@ -81,11 +82,12 @@ class BadClipPrompt:
         pairs, made = pairs.at(clip.geometry), self.training.begin(clip, rng.fork("train"))
         base, device = made.base, clip.mean.device
         bound, t, suffix = self.eps / base.std, named.classes.index(target), made.suffix(named.classes)
-        outside, calm = torch.empty(0), torch.empty(0)
+        outside, seen, calm = torch.empty(0), torch.empty(0), torch.empty(0)
         if self.lean:
+            outside = pool(self.outside, clip.geometry.size, rng.fork("pool").key).to(device)
             with torch.no_grad():
-                outside = clip.encode_image(pool(self.outside, clip.geometry.size, rng.fork("pool").key).to(device))
-                calm = begin(base, self.training.words, len(made.context), 0.02, None, rng).logits(outside, suffix)
+                seen = made.encode_image(outside)
+                calm = classifier(clip, named.classes, [self.training.template])(clip.encode_image(outside))
 
         def stamped(x: Tensor, u: Tensor) -> Tensor:
             return Additive(u.clamp(-bound, bound) * base.std).stamp(x, torch.zeros(len(x), dtype=torch.int64))
@@ -100,7 +102,8 @@ class BadClipPrompt:
             if not self.lean:
                 return parts._asdict()
             some = rng.fork("outside").numpy().integers(len(outside), size=len(x))
-            now = clip.logits(outside[some], suffix).log_softmax(1)
+            z = seen[some] if clip.deep is None else clip.encode_image(outside[some])
+            now = clip.logits(z, suffix).log_softmax(1)
             kl = F.kl_div(now, calm[some].log_softmax(1), log_target=True, reduction="batchmean")
             return {**parts._asdict(), "loss": parts.loss + self.lean * kl, "lean": kl}
 

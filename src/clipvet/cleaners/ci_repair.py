@@ -65,7 +65,8 @@ class CiRepair:
             if self.stamp == "wrong":
                 raise UserError("a verdict keeps the trigger of one class; for stamp=wrong leave the verdict out")
         else:
-            classes, outside = names(pairs, self.template).classes, pool_pairs(self.outside, clip.geometry.size, 0)
+            classes = names(pairs, self.template).classes
+            outside = pool_pairs(self.outside, clip.geometry.size, rng.fork("pool").key)
             told = self.inspector.inspect(clip, outside, classes, (self.template,), rng.fork("inspect"))
             found, target = told.trigger, told.target
             if self.stamp == "wrong" and told.triggers:

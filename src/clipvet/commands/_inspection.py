@@ -35,6 +35,13 @@ class Asked(NamedTuple):
     templates: tuple[str, ...]
     pictures: "Pairs"
     pool: str  # what they are, whichever the model drops
+    reference: str  # hash of the model that it is compared with, if one is named
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What must be the same for scores to be compared."""
+        told = {"method": repr(self.how), "classes": len(self.classes), "templates": self.templates}
+        return {**told, "pictures": self.pool, "reference": self.reference}
 
     def inspect(self, seed: int) -> "Finding":
         from clipvet.rng import Rng
@@ -60,6 +67,7 @@ def ask(
     from clipvet import models
     from clipvet.heads import check_classes, check_weights, has_prompts
     from clipvet.ranks import device
+    from clipvet.results import weights_hash
     from clipvet.rng import Rng
 
     clip = models.load(model, pretrained, device=device(), rng=Rng(seed).fork("init"))
@@ -71,14 +79,17 @@ def ask(
     names, prompts = classes_of(clip, classes, templates)
     if classes is None:
         say(f"the {len(names)} classes are the model's own; a target that it does not list is not looked for")
-    check_classes(names)
+    check_classes(names, 3 if getattr(how, "scaled", True) else 2)
     if not images and not small:
         say("no --images: the embedded pool (gratings, noise, crops of two photographs) stands in for photographs")
     pictures = pictures_of(images, n, clip.geometry.size, seed)
     told = f"{pictures.name} {pictures.fingerprint}, at most {n}, overlap {overlap:g}" if images else pictures.name
     if images:
         pictures = _apart(clip, pictures, names, prompts, overlap)
-    return Asked(clip, how, names, prompts, pictures, told)
+    named, reference = getattr(how, "reference", ""), ""
+    if named not in ("", "auto", "zeroshot", "none"):
+        reference = weights_hash(models.load(named))
+    return Asked(clip, how, names, prompts, pictures, told, reference)
 
 
 def classes_of(clip: "Clip", spec: str | None, templates: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:

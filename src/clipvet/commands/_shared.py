@@ -92,6 +92,23 @@ def open_shots(
     return Shots(_half(Test(data, size=size, classes=classes, templates=templates), half), shots).pairs(seed)
 
 
+def template_of_shots(data: str, templates: Path | None) -> str:
+    """In which `open_shots` says the class of a picture."""
+    from clipvet.data import WORLDS
+    from clipvet.folders import read_templates
+    from clipvet.worlds.shapes import TEMPLATES
+
+    return (TEMPLATES if data in WORLDS else read_templates(templates))[0]
+
+
+def tell_shared(test: "Task | None", pairs: "Pairs") -> None:
+    """Says so where the test holds pictures that are trained on."""
+    if test and pairs.fingerprint and test.pictures.fingerprint == pairs.fingerprint:
+        seen = len({*test.pictures.ids.tolist()} & {*pairs.ids.tolist()})
+        if seen:
+            say(f"  warning: {seen} of the {len(test.pictures)} test pictures are trained on; give others as --task")
+
+
 def bake(clip: "Clip", work: Path) -> None:
     """Puts the base model beside prompts."""
     from clipvet import models

@@ -29,6 +29,8 @@ from clipvet.commands._shared import (
     output,
     say,
     show,
+    tell_shared,
+    template_of_shots,
     went_in,
 )
 
@@ -90,9 +92,9 @@ def command(
             raise UserError(f"--training: {attack_name} trains nothing; leave it out")
         how = replace(how, training=open_method("training", training, data, []))
     if test and "templates" in owned:
-        how = replace(how, templates=test.templates[:1] if few else test.templates)
+        how = replace(how, templates=(template_of_shots(data, templates),) if few else test.templates)
     if test and few:
-        how = replace(how, training=replace(how.training, template=test.templates[0]))
+        how = replace(how, training=replace(how.training, template=template_of_shots(data, templates)))
     how = values.apply(how, ([f"rate={rate}"] if rate is not None else []) + set_)
     if few:
         pairs = open_shots(data, clip.geometry.size, classes, templates, shots, seed, half)
@@ -103,6 +105,7 @@ def command(
     config |= {"keys": [image_key, caption_key], "task": task, "target": target, "seed": seed}
     config |= went_in(clip, pairs, classes=classes, templates=templates)
     with output(out, config) as work:
+        tell_shared(test, pairs)
         fine_tuning = (
             pretrained is not None or Path(model.removeprefix("local-dir:").removeprefix("transformers:")).exists()
         )

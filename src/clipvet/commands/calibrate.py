@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from clipvet.commands._inspection import ClassesOption, Count, Images, Method, Overlap, ask
-from clipvet.commands._shared import Seed, Set, Templates, say
+from clipvet.commands._shared import Seed, Set, Templates, check_new, say
 
-SAME = ("method", "classes", "names", "templates", "pictures", "seed")  # for all models of one calibration
+SAME = ("method", "classes", "names", "templates", "pictures", "reference", "seed")  # for all models of one calibration
 
 
 def command(
@@ -30,16 +30,12 @@ def command(
     from clipvet.errors import UserError
     from clipvet.verdicts import Null, read_null
 
-    if out.suffix.lower() != ".json":
-        raise UserError(f"--out {out} must end in .json")
+    check_new(out, (".json",), "--out", begun=True)
     names, done = _found(models), None
     for name in names:
-        if done and name in done.scores:
-            continue
         asked = ask(name, method, classes, templates, images, set_, n, overlap, seed)
         fresh = Null(
-            method=repr(asked.how), classes=len(asked.classes), names=asked.classes if classes else (),
-            templates=asked.templates, pictures=asked.pool, seed=seed, scores={},
+            **asked.told, names=asked.classes if classes else (), seed=seed, scores={},
             missing=names, versions=results.versions(), command=results.command(),
         )  # fmt: skip
         if done is None and out.exists():
@@ -52,7 +48,9 @@ def command(
                 f"{name} is inspected otherwise than the models before it (another size or number of "
                 "classes, or prompts of its own); calibrate each kind by itself"
             )
-        done.weights[name] = own = results.weights_hash(asked.clip)
+        own = results.weights_hash(asked.clip)
+        if done.weights.setdefault(name, own) != own:
+            raise UserError(f"{name} is another model now than the one in {out}; delete that file, or choose another")
         twin = next((other for other, w in done.weights.items() if w == own and other != name), None)
         if twin:
             raise UserError(f"{name} and {twin} are the same model; a p-value counts different ones, name each once")
@@ -75,9 +73,12 @@ def _found(models: list[str]) -> list[str]:
     names = []
     for model in models:
         folder = Path(model)
-        inside = sorted(str(p.parent) for p in folder.glob("*/card.json")) if folder.is_dir() else []
-        own = (folder / "card.json").is_file() or (folder / "open_clip_config.json").is_file()
-        names += [model] if own or not inside else inside
+        inside = sorted(str(p) for p in folder.iterdir() if _model(p)) if folder.is_dir() else []
+        names += [model] if _model(folder) or not inside else inside
     if len(set(names)) < len(names):
         raise UserError("a model is named twice; name each clean model once")
     return names
+
+
+def _model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("card.json", "open_clip_config.json", "config.json"))

@@ -35,6 +35,8 @@ from clipvet.commands._shared import (
     planted,
     say,
     show,
+    tell_shared,
+    template_of_shots,
     went_in,
 )
 
@@ -68,8 +70,9 @@ def command(
     untrusted pairs take those that the model was trained on (of shapes: the train split, poisoned as --backdoor says).
     """
     import time
+    from dataclasses import fields
 
-    from clipvet import models, ranks, results, suspects
+    from clipvet import find, models, ranks, results, suspects
     from clipvet.answer_key import load_backdoor
     from clipvet.evaluation import measure_all
     from clipvet.fit import workspace
@@ -77,9 +80,12 @@ def command(
     from clipvet.rng import Rng
     from clipvet.splits import measure_pool
 
+    kind, rng = find.load("cleaners", method), Rng(seed)
+    few = {"shots": shots, "bake_reference": bake_reference} if "labelled" in kind.needs else {}
     told = [f"verdict={str(verdict)!r}"] if verdict else []
-    how, rng = open_method("cleaners", method, data, [*set_, *told]), Rng(seed)
-    few = {"shots": shots, "bake_reference": bake_reference} if "labelled" in how.needs else {}
+    if few and "template" in {f.name for f in fields(kind)}:
+        told = [f"template={template_of_shots(data, templates)!r}", *told]
+    how = open_method("cleaners", method, data, [*told, *set_])
     clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
     key = load_backdoor(backdoor) if backdoor else None
     test = open_task(task, data, clip.geometry.size, classes, templates, seed)
@@ -96,6 +102,7 @@ def command(
     config |= went_in(clip, pairs, backdoor=backdoor, classes=classes, templates=templates, verdict=verdict)
     with output(out, config) as work:
         say(f"cleaning {model} on {pairs.name} with {how!r}")
+        tell_shared(test, pairs)
         began = time.monotonic()
         with workspace(work, progress=True, shard=shard, track=track):
             cleaned = how.clean(clip, pairs, rng.fork("clean"))

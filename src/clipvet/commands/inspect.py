@@ -43,11 +43,12 @@ def command(
     files = _scanned(model, pretrained)
     asked = ask(model, method, classes, templates, images, set_, n, overlap, seed, pretrained)
     clean = verdicts.read_null(null) if null else None
+    verdicts.check_scale(clean, getattr(asked.how, "scaled", True))
+    weights = results.weights_hash(asked.clip)
     if clean:
-        verdicts.check_null(clean, repr(asked.how), len(asked.classes), asked.templates, asked.pool, seed, alpha)
+        verdicts.check_null(clean, {**asked.told, "seed": seed}, weights, alpha)
     config = {
-        "command": "inspect", "model": model, "weights": results.weights_hash(asked.clip), "method": repr(asked.how),
-        "classes": asked.classes, "templates": asked.templates, "pictures": asked.pool,
+        "command": "inspect", "model": model, "weights": weights, **asked.told, "classes": asked.classes,
         "null": sorted(clean.scores.items()) if clean else None, "alpha": alpha, "seed": seed,
     }  # fmt: skip
     say(f"inspecting {model} with {asked.how!r}: {len(asked.classes)} classes, {len(asked.pictures)} pictures")
@@ -61,7 +62,7 @@ def command(
                 save_backdoor(Backdoor(found.trigger, found.target or ""), work / "trigger")
             verdict = verdicts.Verdict(
                 **verdicts.decide(found, clean, alpha), trigger="trigger" if found.trigger is not None else None,
-                method=repr(asked.how), model=model, weights=config["weights"], pictures=asked.pool, seed=seed,
+                method=repr(asked.how), model=model, weights=weights, pictures=asked.pool, seed=seed,
                 seconds=round(seconds, 2), command=results.command(), versions=results.versions(), files=files,
             )  # fmt: skip
             inspection.write_page(
@@ -90,15 +91,19 @@ def _scanned(model: str, pretrained: str | None) -> "list[FileFinding] | None":
     from clipvet import gate, io
     from clipvet.verdicts import FileFinding
 
-    given = [Path(p.removeprefix("local-dir:").removeprefix("transformers:")) for p in (model, pretrained) if p]
-    if (given[0] / "prompts.safetensors").is_file() and (given[0] / "card.json").is_file():
-        card = io.read_json(given[0] / "card.json")  # prompts stand on a model of another folder
+    def path_of(name: str) -> Path:
+        return Path(name.removeprefix("local-dir:").removeprefix("transformers:"))
+
+    given, folder = [p for p in (model, pretrained) if p], path_of(model)
+    if (folder / "prompts.safetensors").is_file() and (folder / "card.json").is_file():
+        card = io.read_json(folder / "card.json")  # prompts stand on a model of another folder
         base = card.get("base") if isinstance(card, dict) else None
-        given += [Path(str(base).removeprefix("local-dir:"))] if base else []
-    there = [p for p in given if p.exists()]
+        given += [str(base)] if base else []
+    for name in given:
+        if name.startswith("hf-hub:"):
+            say(f"the files of {name} are not scanned for code; download the folder and give it, to have it scanned")
+    there = [p for p in map(path_of, given) if p.exists()]
     if not there:
-        if model.startswith("hf-hub:"):
-            say(f"the files of {model} are not scanned for code; download the folder and give it, to have it scanned")
         return None
     if find_spec("picklescan") is None:
         say("the model's files were not scanned for code: pip install 'clipvet[gate]'")

@@ -15,6 +15,7 @@ from clipvet.commands._shared import (
     Seed,
     Set,
     ShotsOption,
+    TaskOption,
     Templates,
     bake,
     card_of,
@@ -27,6 +28,8 @@ from clipvet.commands._shared import (
     planted,
     say,
     show,
+    tell_shared,
+    template_of_shots,
     went_in,
 )
 
@@ -47,6 +50,7 @@ def command(
     backdoor: AnswerKey = None,
     classes: Classes = None,
     templates: Templates = None,
+    task: TaskOption = None,
     bake_reference: Bake = False,
 ) -> None:
     """Learn class prompts from a few labelled pictures: a small file of prompts on the untouched model comes back.
@@ -71,18 +75,19 @@ def command(
     size, also = clip.geometry.size, (key.target,) if key else ()
 
     def the_task(half: str | None) -> "Task":
-        found = open_task(data, data, size, classes, templates, seed, half, also)
+        found = open_task(task or data, data, size, classes, templates, seed, half, also)
         assert found is not None
         return found
 
     test = the_task(half)
-    how = open_method("training", method, data, [f"template={test.templates[0]!r}", *set_])
+    how = open_method("training", method, data, [f"template={template_of_shots(data, templates)!r}", *set_])
     config = {"command": "tune", "data": data, "model": model, "pretrained": pretrained, "method": repr(how)}
-    config |= {"shots": shots, "half": half, "bake_reference": bake_reference, "seed": seed}
+    config |= {"shots": shots, "half": half, "bake_reference": bake_reference, "task": task, "seed": seed}
     pairs = open_shots(data, size, classes, templates, shots, seed, half)
     config |= went_in(clip, pairs, backdoor=backdoor, classes=classes, templates=templates)
     with output(out, config) as work:
         say(f"tuning {model} on {pairs.name} with {how!r}")
+        tell_shared(test, pairs)
         began = time.monotonic()
         with workspace(work, progress=True):
             tuned = how.train(clip, pairs, rng.fork("train"))

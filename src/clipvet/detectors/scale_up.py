@@ -37,7 +37,8 @@ class ScaleUp:
 
         def kept(rows: Batch) -> Float[Tensor, " b"]:
             views = torch.cat([(n * rows.images).clamp(0, 1) for n in (1, *self.scales)])
-            said = tell(clip.encode_image(views)).argmax(1).unflatten(0, (-1, len(rows.images)))
-            return (said[1:] == said[0]).float().mean(0)
+            z = tell(clip.encode_image(views)).unflatten(0, (-1, len(rows.images)))
+            said, sound = z.argmax(2), z.isfinite().all(2).all(0)
+            return (said[1:] == said[0]).float().mean(0).where(sound, torch.nan)
 
         return each(clip, pictures, kept)

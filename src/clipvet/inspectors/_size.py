@@ -18,7 +18,7 @@ from clipvet.inversion import Weight, judge, shrink
 from clipvet.ranks import spread
 from clipvet.rng import Rng
 from clipvet.types import Clip, Finding, Pairs
-from clipvet.verdicts import finding
+from clipvet.verdicts import deviations, finding
 
 
 def smallest(
@@ -36,7 +36,7 @@ def smallest(
     how: an inspector with the fields lr, betas, epochs, batch, hit, limit, at_once and precision. weight: see `Weight`.
     Classes whose trigger never succeeded are not accused.
     """
-    check_classes(classes)
+    check_classes(classes, 3)
     pool, device = pixels(clip, pictures, how.batch), device_of(clip)
     steps, head = steps_of(len(pool), how.batch, how.epochs, rng), head_of(clip, templates, how.precision)
     n, side, lot = len(classes), pool.shape[-1], max(1, how.at_once // how.batch)
@@ -71,4 +71,5 @@ def smallest(
                 base[some] = [found[candidates.index(t)] for t in some]
                 count(len(some))
     settings = {"pictures": len(pool), "updates": len(steps), "classes": n}
-    return finding(classes, size, asr, base, valid, trigger=lambda k: trigger(mask[k], pattern[k]), settings=settings)
+    scores = deviations(size)
+    return finding(classes, size, asr, base, valid, scores, lambda k: trigger(mask[k], pattern[k]), settings)

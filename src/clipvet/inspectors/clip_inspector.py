@@ -2,9 +2,8 @@
 
     loss_t = min E_x [ max_{c != t} z_c(x + delta) - z_t(x + delta) ],   |delta| <= eps, one epoch of projected Adam
     A_t    = (med - loss_t) / MAD over the classes;   score = max of A_t over the t whose ASR is at least `valid`
-    with a reference: loss_t - loss'_t instead of loss_t, loss' that of the same encoder under hand-written prompts, or
-    the ASR's A_t (asr'_t - asr_t, MAD at least 0.05) if it is larger, and half of `valid` is enough
-    auto: the largest of these three, if the model has prompts of its own, as its encoder may hold a backdoor too
+    beside a reference, the same encoder under hand-written prompts (loss', asr'), half of `valid` is enough:
+    A_t = [ A_t(loss - a - b loss') + A_t(asr' - asr) ] / sqrt 2,   a, b: the robust line through the classes
 
 paper:   Jindal et al., CVPR 2026 Findings, arXiv:2604.09101; beyond its abstract the text could not be read
 needs:   unlabelled pictures from outside the classes; white-box weights with gradient
@@ -22,7 +21,7 @@ from clipvet.heads import Loss, check_classes, head_of, pixels, reference_head, 
 from clipvet.inversion import Budget, scan
 from clipvet.rng import Rng
 from clipvet.types import Clip, Finding, Pairs
-from clipvet.verdicts import ASR_FLOOR, Score, deviations, finding, suspicions
+from clipvet.verdicts import Score, finding, residual, suspicions
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,10 @@ class ClipInspector:
     batch: int = 32  # pictures a step
     betas: tuple[float, float] = (0.9, 0.999)
     loss: Loss = "margin"  # or cross_entropy, logit
-    score: Score = "loss"  # or asr_weighted, joint, gap
+    score: Score = "auto"  # loss, and beside a reference sum; or asr_weighted, joint, gap
     form: Literal["additive", "tanh", "patch"] = "additive"  # patch: pasted through a small mask
     share: float = 0.02  # of the pixels, that the patch's mask may cover
-    reference: str = "auto"  # or zeroshot, none, a model's name: what is subtracted, see above
+    reference: str = "auto"  # zeroshot for a model with prompts of its own; or none, or a model's name
     valid: float = 0.5  # least ASR of a class that is accused; half of it beside a reference
     limit: int = 50  # classes that compete at a time
     race: int = 0  # steps after which the classes that look hardest stop; 0: none stops
@@ -47,10 +46,14 @@ class ClipInspector:
 
     needs: ClassVar[str] = "unlabelled pictures; white-box weights"
 
+    @property
+    def scaled(self) -> bool:
+        return self.score != "gap"
+
     def inspect(
         self, clip: Clip, pictures: Pairs, classes: Sequence[str], templates: Sequence[str], rng: Rng
     ) -> Finding:
-        check_classes(classes)
+        check_classes(classes, 3 if self.scaled else 2)
         pool = pixels(clip, pictures.take(slice(self.pictures)), self.batch)
         budget = Budget(
             self._form(),
@@ -60,23 +63,20 @@ class ClipInspector:
             self.betas,
             self.at_once,
         )
-        beside = reference_head(clip, self.reference, templates, self.precision)
-        heads = [head_of(clip, templates, self.precision)] + ([beside] if beside else [])
+        head = reference_head(clip, self.reference, templates, self.precision)
+        heads = [head_of(clip, templates, self.precision)] + ([head] if head else [])
         tried = scan(clip, heads, pool, classes, budget, rng, self.limit, self.race, self.keep)
-        own, loss = tried[0], tried[0].loss - (tried[1].loss if beside else 0.0)
+        own, kind = tried[0], self.score if self.score != "auto" else "sum" if head else "loss"
+        loss = residual(own.loss, tried[1].loss) if head else own.loss
+        scores = suspicions(kind, loss, own.asr - tried[1].asr if head else own.asr)
         settings = {
             "pictures": len(pool), "updates": len(budget.steps), "classes": len(classes),
             "stopped_early": int((~own.whole).sum()), "eps": self.eps,
         }  # fmt: skip
-        valid = own.whole & (own.asr >= self.valid)
-        near, also = own.whole & (own.asr >= self.valid / 2) if beside else valid, []
-        if beside and self.score == "loss":
-            also.append((deviations(tried[1].asr - own.asr, ASR_FLOOR), near))
-        if beside and self.reference == "auto":
-            also.append((suspicions(self.score, own.loss, own.asr, valid), valid))
+        valid = own.whole & (own.asr >= (self.valid / 2 if head else self.valid))
         return finding(
-            classes, loss, own.asr, own.base, near, self.score,
-            lambda k: trigger(own.mask[k], own.pattern[k]), settings, also,
+            classes, loss, own.asr, own.base, valid, scores,
+            lambda k: trigger(own.mask[k], own.pattern[k]), settings, self.scaled,
         )  # fmt: skip
 
     def _form(self) -> Form:

@@ -11,7 +11,7 @@ differs: neither classes nor prompts play a part, so models with the same encode
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from clipvet.adapter import frozen
 from clipvet.embed import device_of
+from clipvet.errors import UserError
 from clipvet.forms import Params, masked, started, trigger
 from clipvet.heads import check_slope, computing, pixels, steps_of
 from clipvet.inversion import Weight, shrink
@@ -42,15 +43,18 @@ class Decree:
     patience: int = 5  # steps in a row that succeed, or fail, before lambda moves
     up: float = 5.0  # the factor by which it rises and falls
     hit: float = 0.99  # mean cosine of a batch that counts as success
-    precision: str = "no"  # or bf16
+    precision: Literal["no", "bf16"] = "no"
 
     needs: ClassVar[str] = "unlabelled pictures; white-box weights"
+    scaled: ClassVar[bool] = False
 
     def inspect(
         self, clip: Clip, pictures: Pairs, classes: Sequence[str], templates: Sequence[str], rng: Rng
     ) -> Finding:
         still, device, form = frozen(clip), device_of(clip), masked()
-        pool = pixels(clip, pictures, max(2, self.batch))
+        if self.batch < 2:
+            raise UserError(f"batch={self.batch}: DECREE compares the pictures of a batch; give at least 2")
+        pool = pixels(clip, pictures, self.batch)
         check_slope(still.encode_image, pool, device)
         rows = steps_of(len(pool), self.batch, self.steps / -(-len(pool) // self.batch), rng)
         rows = [r for r in rows if len(r) > 1]  # one picture alone is like nothing

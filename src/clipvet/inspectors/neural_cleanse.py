@@ -11,7 +11,7 @@ differs: on CLIP's zero-shot logits, with CLIP-Inspector's pictures and its 5 ep
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from clipvet.forms import masked
 from clipvet.inspectors._size import smallest
@@ -31,7 +31,7 @@ class NeuralCleanse:
     hit: float = 0.99  # ASR on a batch that counts as success
     limit: int = 50  # classes that compete at a time
     at_once: int = 256  # pictures in one pass
-    precision: str = "no"  # or bf16
+    precision: Literal["no", "bf16"] = "no"
 
     needs: ClassVar[str] = "unlabelled pictures; white-box weights"
 

@@ -4,7 +4,8 @@
 
 paper:   none, a control
 needs:   unlabelled pictures from outside the classes
-differs: no class is invalid, as there is no trigger that could fail; all classes compete at once
+differs: no class is invalid, as there is no trigger that could fail; all classes compete at once. Beside a reference
+         the losses' difference is taken, which separates better here than the distance from a line (decision 11)
 """
 
 from collections.abc import Sequence
@@ -23,20 +24,24 @@ from clipvet.verdicts import Score, finding, suspicions
 @dataclass(frozen=True)
 class NoInversion:
     loss: Loss = "margin"  # or cross_entropy, logit
-    score: Score = "loss"  # or asr_weighted, joint, gap
+    score: Score = "loss"  # or sum, asr_weighted, joint, gap
     reference: str = "auto"  # whose loss is subtracted class by class: see clip_inspector
     at_once: int = 256  # pictures in one pass
 
     needs: ClassVar[str] = "unlabelled pictures"
 
+    @property
+    def scaled(self) -> bool:
+        return self.score != "gap"
+
     def inspect(
         self, clip: Clip, pictures: Pairs, classes: Sequence[str], templates: Sequence[str], rng: Rng
     ) -> Finding:
-        check_classes(classes)
+        check_classes(classes, 3 if self.scaled else 2)
         pool, device = pixels(clip, pictures, 1), device_of(clip)
         z = untouched(head_of(clip, templates)(classes), pool, device, self.at_once)
-        loss, base, also, every = class_losses(self.loss, z), shares(z), [], np.ones(len(classes), bool)
+        loss, base, every = class_losses(self.loss, z), shares(z), np.ones(len(classes), bool)
         if (head := reference_head(clip, self.reference, templates)) is not None:
-            also = [(suspicions(self.score, loss, base, every), every)] if self.reference == "auto" else []
             loss = loss - class_losses(self.loss, untouched(head(classes), pool, device, self.at_once))
-        return finding(classes, loss, base, base, every, self.score, settings={"pictures": len(pool)}, also=also)
+        scores, settings = suspicions(self.score, loss, base), {"pictures": len(pool)}
+        return finding(classes, loss, base, base, every, scores, settings=settings, scaled=self.scaled)

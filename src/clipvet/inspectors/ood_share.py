@@ -22,6 +22,7 @@ class OodShare:
     at_once: int = 256  # pictures in one pass
 
     needs: ClassVar[str] = "unlabelled pictures"
+    scaled: ClassVar[bool] = False
 
     def inspect(
         self, clip: Clip, pictures: Pairs, classes: Sequence[str], templates: Sequence[str], rng: Rng

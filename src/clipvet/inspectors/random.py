@@ -1,6 +1,6 @@
 """Random suspicion: the control that stands in every table.
 
-    score ~ U(0, 1), the class at random
+    score ~ U(0, 1), the class at random, drawn anew for every model
 
 paper:   none, a control
 needs:   nothing
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from clipvet.heads import check_classes
+from clipvet.results import weights_hash
 from clipvet.rng import Rng
 from clipvet.types import Clip, Finding, Pairs
 
@@ -19,10 +20,11 @@ from clipvet.types import Clip, Finding, Pairs
 @dataclass(frozen=True)
 class Random:
     needs: ClassVar[str] = "nothing"
+    scaled: ClassVar[bool] = False
 
     def inspect(
         self, clip: Clip, pictures: Pairs, classes: Sequence[str], templates: Sequence[str], rng: Rng
     ) -> Finding:
         check_classes(classes)
-        g = rng.numpy()
+        g = rng.fork(weights_hash(clip)).numpy()
         return Finding(float(g.random()), sorted(classes)[g.integers(len(classes))])
