@@ -152,6 +152,12 @@ def test_folder_is_small_and_bound_to_its_base(clip: Any, z: Tensor, tmp_path: P
     assert again.classes == made.classes
     assert (tmp_path / "made" / "prompts.safetensors").stat().st_size < 10_000
     assert weights_hash(again.base) == weights_hash(clip)
+    card = json.loads((tmp_path / "made" / "card.json").read_text())
+    for classes in (5, None, "star", [1]):
+        (tmp_path / "made" / "card.json").write_text(json.dumps(card | {"classes": classes}))
+        with pytest.raises(UserError, match="does not list its classes by name"):
+            models.load(str(tmp_path / "made"))
+    (tmp_path / "made" / "card.json").write_text(json.dumps(card))
     other = models.load("shapes-vit", rng=Rng(9))
     wrong = f"belong to the base model {weights_hash(clip)}, this one is {weights_hash(other)}"
     with pytest.raises(UserError, match=wrong):

@@ -254,6 +254,18 @@ def test_tables_that_cannot_be_used(tmp_path, name, content, words):
     refused(lambda: files.open_pairs(str(tmp_path / name)), *words)
 
 
+def test_parquet_that_unfolds_to_more_than_the_memory(tmp_path, monkeypatch):
+    path = tmp_path / "a.parquet"
+    for cell in ("x" * 50_000, {"bytes": b"x" * 50_000, "path": None}):
+        pq.write_table(pa.table({"filepath": [cell] * 8, "title": ["a"] * 8}), path)
+        assert path.stat().st_size < 60_000
+        assert len(files.open_pairs(str(path))) == 8
+        monkeypatch.setattr(files, "MAX_GROUP", 300_000)
+        with pytest.raises(UserError, match="row group 0 unfolds to more than"):
+            files.open_pairs(str(path))
+        monkeypatch.undo()
+
+
 def test_parquet_tables_that_cannot_be_used(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"filepath": [[1.0]], "title": ["a"]}), path)

@@ -280,6 +280,15 @@ def test_too_many_unreadable_pictures_are_refused(small, pairs):
         train(small, torn(pairs, 9), max_bad=0.0)
 
 
+def test_unreadable_pictures_still_count_when_a_run_is_begun_again(small, pairs, tmp_path):
+    first, second, *_ = order(256, 64, 1, Rng(3))
+    lost = torn(pairs, *first[:2], second[0])
+    with workspace(tmp_path, save_seconds=0), pytest.raises(UserError, match="3 unreadable"):
+        train(small, lost)
+    with workspace(tmp_path, save_seconds=0), pytest.raises(UserError, match="3 unreadable"):
+        train(small, lost)
+
+
 # a run goes on
 
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,21 @@ def test_what_would_run_is_found_and_does_not_run(tmp_path: Path, good: dict[str
     assert {*BOMBS, "script.pt"} <= seen
     assert not seen & {"nan.pt", "list.pt", "words.pt", "complex.pt", "int.safetensors"}
     assert not flag.exists()
+
+
+def test_what_would_eat_all_memory_is_not_scanned(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(gate, "MOST_STEPS", 10_000)
+    steps = b"N" * 20_000 + b"."
+    (tmp_path / "long.pkl").write_bytes(steps)
+    (tmp_path / "second.bin").write_bytes(b"N." + steps)
+    for name, kind in (("held.pt", zipfile.ZIP_STORED), ("packed.pt", zipfile.ZIP_DEFLATED)):
+        with zipfile.ZipFile(tmp_path / name, "w", kind) as z:
+            z.writestr("m/data.pkl", steps)
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as z:
+        z.writestr("m/data.pkl", bytes(gate.MOST_UNPACKED + 1))
+    found = {t.file: t.what for t in gate.scan(tmp_path) if "not scanned" in t.what}
+    assert found.keys() == {"long.pkl", "second.bin", "held.pt", "packed.pt", "bomb.pt"}
+    assert "packs 67,108,865 bytes" in found["bomb.pt"]
 
 
 def test_what_lies_beside_the_weights(tmp_path: Path) -> None:

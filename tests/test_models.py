@@ -7,6 +7,8 @@ import json
 import os
 import re
 import struct
+import subprocess
+import sys
 import zipfile
 from typing import Any
 
@@ -239,7 +241,8 @@ def test_stock_open_clip_reads_it(tmp_path, name):
     clip: Any = models.load(name, rng=Rng(1))
     digest = models.save(clip, tmp_path / "m", {"role": "clean"})
     card = json.loads((tmp_path / "m" / "card.json").read_text())
-    assert card == {"role": "clean", "weights_sha256": digest}
+    held = weights.config_hash(tmp_path / "m")
+    assert card == {"role": "clean", "weights_sha256": digest, "config_sha256": held}
     made: Any = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'm'}")
     stock, _, preprocess = made
     tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'm'}")
@@ -342,7 +345,7 @@ def test_weights_that_do_not_fit(tmp_path, vit):
         assert part in told
 
 
-def test_models_that_cannot_be_loaded(tmp_path, vit):
+def test_models_that_cannot_be_loaded(tmp_path, vit, monkeypatch):
     def no(match, *args, **kwargs):
         with pytest.raises(UserError, match=match):
             models.load(*args, **kwargs)
@@ -359,11 +362,49 @@ def test_models_that_cannot_be_loaded(tmp_path, vit):
     no("holds no weights", str(tmp_path / "m"))
     models.save(vit, tmp_path / "m", {})
     io.write_json(tmp_path / "m" / "open_clip_config.json", {"model_cfg": {"embed_dim": 3}})
+    no("the configuration in .* is not the one that", str(tmp_path / "m"))
+    (tmp_path / "m" / "card.json").unlink()
     no("cannot be built", str(tmp_path / "m"))
     io.write_json(
         tmp_path / "m" / "open_clip_config.json", {**vit.config, "preprocess_cfg": {"resize_mode": "longest"}}
     )
     no("not supported", str(tmp_path / "m"))
+    large = {**vit.config, "preprocess_cfg": {**vit.config["preprocess_cfg"], "size": 60_000}}
+    with pytest.raises(UserError, match="pictures of 60000 pixels a side are not supported"):
+        adapter.OpenClip(vit.model, vit.tokenizer, large)
+    monkeypatch.chdir(tmp_path)
+    models.save(vit, tmp_path / "ViT-B-32", {})
+    no("write local-dir:ViT-B-32", "ViT-B-32")
+    assert torch.equal(models.load("local-dir:ViT-B-32").mean, vit.mean)
+
+
+def test_a_bare_file_is_read_as_its_architecture_was_released(tmp_path):
+    for name, mean in (("ViT-B-16-SigLIP", 0.5), ("ViT-B-32", 0.48145466)):
+        assert models._released(name)["mean"][0] == mean
+    assert "mean" not in models._released("ViT-L-14")  # of several kinds
+    assert models._released("shapes-vit") == {}
+    numbers = {k: torch.tensor(1) for k in ("input_resolution", "context_length", "vocab_size")}
+    io.save_weights(numbers, tmp_path / "openai.pt")
+    with pytest.raises(UserError, match="give it as the model, without a name"):
+        models.load("ViT-B-32", str(tmp_path / "openai.pt"))
+
+
+def test_tokens_that_the_text_tower_does_not_know(vit):
+    tokens = adapter.Tokens(vit.tokenizer, 100)
+    with pytest.raises(UserError, match="gives token 49407, its text tower knows 100"):
+        tokens(["a star"])
+
+
+def test_two_processes_do_not_write_one_output(tmp_path, monkeypatch):
+    monkeypatch.setattr(io, "WAIT", 0.1)
+    with io.output(tmp_path / "out", {"a": 1}) as work:
+        code = (
+            "from pathlib import Path; from clipvet import io; io.WAIT = 0.1\nwith io.output(Path('out'), {'a': 1}): 1"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+        assert "is being written by another process" in done.stderr
+        (work / "f").touch()
+    assert (tmp_path / "out" / "f").exists()
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B/32", "RN50"])

@@ -245,6 +245,15 @@ def test_broken_results_name_the_line(tmp_path: Path, text: str | None, says: st
         report.build(tmp_path)
 
 
+def test_the_name_of_an_attack_leads_nowhere(tmp_path: Path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/par.jsonl").write_text("no log")
+    for name in ("../other", str(tmp_path / "other"), "x" * 5000):
+        (at := tmp_path / f"{len(name)} letters").mkdir()
+        fill(at, [replace(r, attack=name) for r in rows()])
+        assert report.build(at).exists()
+
+
 def test_broken_pictures_and_logs_are_named(tmp_path: Path):
     fill(tmp_path, rows())
     (tmp_path / "logs/patch/par.jsonl").write_text('{"step": 0, "loss": 1.0}\n{"step": 1, "lo')

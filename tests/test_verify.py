@@ -59,6 +59,14 @@ def test_cards_that_do_not_hold(clipvet, copied: Path) -> None:
     change(copied, measured=measured | better)
     said = clipvet("verify", copied)
     assert (said.code, "does not hold" in said.out) == (1, True)
+    change(copied, measured={"[/x]\x1b": better["clean_accuracy"]})  # a name is text, no markup
+    assert clipvet("verify", copied).code in (0, 1)
+    config = copied / "open_clip_config.json"
+    held = config.read_text()
+    config.write_text(held.replace("squash", "shortest") if "squash" in held else held.replace("shortest", "squash"))
+    said = clipvet("verify", copied)
+    assert (said.code, "the configuration in" in said.out) == (1, True)
+    config.write_text(held)
     state = io.load_weights(copied / weights.WEIGHTS)
     io.save_weights({k: v + 0.01 for k, v in state.items()}, copied / weights.WEIGHTS)
     said = clipvet("verify", copied)

@@ -13,14 +13,16 @@ from clipvet.errors import UserError
 from clipvet.types import Clip, Geometry
 
 REMEMBERED = 2**16  # captions
+MAX_SIDE = 4096  # pixels of a model's pictures
 MAX_CAPTION = 2000  # characters that are tokenised: more than any context holds, and byte pairs cost their square
 
 
 class Tokens:
     """Caption -> row of tokens, remembered (tokenising is slow Python). All copies of a model share it."""
 
-    def __init__(self, tokenizer: Any):
-        self.tokenizer, self.rows = tokenizer, {}
+    def __init__(self, tokenizer: Any, known: int | None = None):
+        """known: tokens that the text tower has an embedding for."""
+        self.tokenizer, self.known, self.rows = tokenizer, known, {}
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
         captions = [c[:MAX_CAPTION] for c in captions]
@@ -29,7 +31,11 @@ class Tokens:
         if len(self.rows) + len(new) > REMEMBERED:
             self.rows, new = {}, distinct
         if new:
-            self.rows.update(zip(new, self.tokenizer(new)))
+            rows = self.tokenizer(new)
+            if self.known is not None and (most := int(rows.max())) >= self.known:
+                told = f"the model's tokenizer gives token {most}, its text tower knows {self.known}"
+                raise UserError(f"{told}; restore its tokenizer's files")
+            self.rows.update(zip(new, rows))
         return torch.stack([self.rows[c] for c in captions]) if distinct else self.tokenizer([""])[:0]
 
     def __deepcopy__(self, memo: dict) -> "Tokens":
@@ -42,7 +48,9 @@ class OpenClip(nn.Module):
     def __init__(self, model: nn.Module, tokenizer: Any, config: dict[str, Any]):
         """config: {"model_cfg", "preprocess_cfg"}, as in open_clip_config.json."""
         super().__init__()
-        self.model, self.config, self._tokens = model, config, Tokens(tokenizer)
+        words = config.get("model_cfg", {}).get("text_cfg", {})
+        known = words.get("vocab_size") if "hf_model_name" not in words else None
+        self.model, self.config, self._tokens = model, config, Tokens(tokenizer, known)
         self.source = ""  # whence it was loaded
         self.layout = "open_clip"  # in which it is saved
         self.files: dict[str, bytes] = {}  # of its layout, written back as they are
@@ -52,6 +60,8 @@ class OpenClip(nn.Module):
             raise UserError(
                 f"pictures of size {size}, resized by {pre['resize_mode']}, are not supported; use square ones"
             )
+        if not isinstance(size[0], int) or not 0 < size[0] <= MAX_SIDE:
+            raise UserError(f"pictures of {size[0]!r:.40} pixels a side are not supported; mend the model's config")
         if pre["interpolation"] not in ("bicubic", "bilinear", "random"):
             raise UserError(f"interpolation {pre['interpolation']!r:.40} is not supported; use bicubic or bilinear")
         try:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from clipvet import find, io
 from clipvet.errors import UserError
+from clipvet.files import unfolded
 from clipvet.rng import Rng
 from clipvet.types import Backdoor, Trigger
 
@@ -124,18 +124,11 @@ def _read(manifest: Path, poisons: int) -> pa.Table:
         batches, size = [], 0
         for batch in held.iter_batches(2**16, columns=SCHEMA.names):
             batch.validate(full=True)
-            size += sum(map(_unfolded, batch.columns))
+            size += sum(map(unfolded, batch.columns))
             if size > MOST:
                 raise ValueError(f"it unfolds to more than {MOST:,} bytes")
             batches.append(batch.select(SCHEMA.names).cast(SCHEMA))
         return pa.Table.from_batches(batches, SCHEMA)
-
-
-def _unfolded(column: pa.Array) -> int:
-    """Bytes of a column without its dictionary, which may hold one long word for millions of rows."""
-    if not isinstance(column, pa.DictionaryArray):
-        return column.nbytes
-    return pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0  # pyright: ignore
 
 
 def load_backdoor(folder: Path) -> Backdoor:

@@ -25,6 +25,7 @@ class Card(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    config_sha256: str = ""  # of configuration and tokenizer
     measured: dict[str, Number] = {}
     seed: int = 0
     half: str | None = None  # of the task's classes: base, beside which the new ones were measured too, or new

@@ -284,4 +284,7 @@ def restore(folder: Path, base: OpenClip) -> PromptTuned:
     meta, deep = None, Deep(*(tensors[k] for k in DEEP)) if DEEP[0] in tensors else None
     if META[0] in tensors:
         meta = meta_net(tensors, base.encode_text(["a"]).shape[1], tensors["context"].shape[-1], str(folder))
-    return PromptTuned(base, tensors["context"], meta, card.get("classes", ()), deep).to(base.mean.device).eval()
+    classes = card.get("classes", [])
+    if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
+        raise UserError(f"{folder / 'card.json'} does not list its classes by name; restore it")
+    return PromptTuned(base, tensors["context"], meta, classes, deep).to(base.mean.device).eval()

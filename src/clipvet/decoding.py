@@ -23,6 +23,7 @@ from clipvet.types import Geometry
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
 MAX_PIXELS = 64_000_000
+MAX_PICTURE = 2**28  # bytes
 
 
 @functools.lru_cache
@@ -63,8 +64,10 @@ def _plain(root: Path, name: str) -> str:
     path = os.path.join(root, name)
     if not os.path.isfile(path):  # a pipe or device would never end
         raise ValueError("no such file")
-    if os.path.getsize(path) == 0:
+    if (size := os.path.getsize(path)) == 0:
         raise ValueError("empty (0 bytes)")
+    if size > MAX_PICTURE:  # some decoders read the whole file before they know its size in pixels
+        raise ValueError(f"{size:,} bytes are more than {MAX_PICTURE:,}")
     return path
 
 
@@ -84,7 +87,14 @@ class CellPictures:
         def source(row: int) -> str | memory.BytesIO:
             cell: Any = self.cells.cell(row)
             held, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
-            return _plain(self.root, path) if path and held is None else memory.BytesIO(held or b"")
+            if path and held is None:
+                if not Path(self.root, path).resolve().is_relative_to(Path(self.root).resolve()):
+                    raise ValueError("leads out of the data's folder")
+                return _plain(self.root, path)
+            held = held or b""
+            if len(held) > MAX_PICTURE:
+                raise ValueError(f"{len(held):,} bytes are more than {MAX_PICTURE:,}")
+            return memory.BytesIO(held)
 
         return decoded(rows, source, lambda row: f"row {row}", geometry, self.max_pixels)
 

@@ -19,6 +19,8 @@ from clipvet.decoding import MAX_PIXELS, CellPictures, FilePictures
 from clipvet.errors import UserError
 from clipvet.types import Pairs
 
+PIECE = 2**28  # bytes of a table that are copied at once
+MAX_GROUP = 2**32  # bytes of a parquet row group in memory
 MAX_COLUMNS = 1000  # thousands take the table reader minutes
 
 
@@ -95,6 +97,7 @@ def open_pairs(
             _check_saved(path)
             table: Any = datasets.load_from_disk(str(path))
         elif parquet:
+            _check_groups(parts, keys)
             table = datasets.Dataset.from_parquet([str(p) for p in parts], cache_dir=cache, columns=keys)
         else:
             text = datasets.Features({c: datasets.Value("string") for c in columns or ()})  # a caption 007 stays 007
@@ -159,6 +162,45 @@ def _check_text(table: Any, keys: Sequence[str], path: Path) -> None:
             raise UserError(f"{path}: column {key} is damaged ({io.line(e)}); write the data again") from e
 
 
+def _check_groups(paths: Sequence[Path], keys: Sequence[str]) -> None:
+    """Raises UserError where a parquet file would fill the memory: its reader takes whole row groups, and a file of a
+    few kB may hold one long word for millions of rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in paths:
+        try:
+            leaves = pq.read_metadata(path).schema
+            leaves = [leaves.column(i) for i in range(len(leaves))]
+            folded = [c.path for c in leaves if c.physical_type == "BYTE_ARRAY" and c.path.split(".")[0] in keys]
+            with pq.ParquetFile(path, read_dictionary=folded) as held:
+                for k in range(held.num_row_groups):
+                    size, batches = held.metadata.row_group(k).total_byte_size, iter(())
+                    if size <= MAX_GROUP:
+                        batches = held.iter_batches(2**16, row_groups=[k], columns=list(keys))
+                    for batch in batches:
+                        size += sum(map(unfolded, batch.columns))
+                        if size > MAX_GROUP:
+                            break
+                    if size > MAX_GROUP:
+                        told = f"row group {k} unfolds to more than {MAX_GROUP // 2**30} GiB"
+                        raise UserError(f"{path}: {told}; write the table in smaller row groups")
+        except (OSError, pa.ArrowException) as e:
+            raise UserError(f"{path} cannot be read ({io.line(e)}); write the table again") from e
+
+
+def unfolded(column: Any) -> int:
+    """Bytes of a column without its dictionary, which may hold one long word for millions of rows."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if isinstance(column, pa.StructArray):
+        return sum(map(unfolded, column.flatten()))
+    if not isinstance(column, pa.DictionaryArray):
+        return column.nbytes
+    return pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0  # pyright: ignore
+
+
 def _is_text(kind: Any) -> bool:
     import pyarrow.types as t
 
@@ -199,7 +241,7 @@ def _check_columns(columns: Sequence[str], keys: list[str], path: Path) -> None:
     if absent:
         has = ", ".join(columns)
         raise UserError(
-            f"{path} has no column {' or '.join(absent)}, it has {has[:200]}; set image_key and caption_key"
+            f"{path} has no column {' or '.join(absent)}, it has {has[:200]}; give image_key and caption_key"
         )
     if len(columns) > MAX_COLUMNS:
         raise UserError(
@@ -239,7 +281,7 @@ def _text_columns(path: Path, separator: str) -> list[str]:
     if len(first) > len(columns):
         raise UserError(
             f"{path}: the first row has {len(first)} fields, the header {len(columns)}; quote captions that hold "
-            f"{separator!r}, or set separator"
+            f"{separator!r}, or save the table with tabs (.tsv)"
         )
     return columns
 
@@ -262,8 +304,8 @@ def write_rows(
             a, b = np.searchsorted(rows, (first, first + len(piece)))
             table, first = piece.take(rows[a:b] - first), first + len(piece)
             kind = table.schema.field(image_key).type
-            if here != there and _is_text(kind):
-                moved = [_relative(here, there, p) for p in table[image_key].to_pylist()]
+            if here != there and not pa.types.is_binary(kind) and not pa.types.is_large_binary(kind):
+                moved = [_moved(here, there, cell) for cell in table[image_key].to_pylist()]
                 table = table.set_column(table.column_names.index(image_key), image_key, pa.array(moved, kind))
             yield table
 
@@ -278,7 +320,10 @@ def _pieces(path: Path, separator: str | None, rows: int = 65_536) -> Iterator[A
     import pyarrow.parquet as pq
 
     if path.suffix.lower() == ".parquet":
-        for batch in pq.ParquetFile(path).iter_batches(rows):
+        held = pq.ParquetFile(path)
+        groups = (held.metadata.row_group(k) for k in range(held.num_row_groups))
+        row = max(1, sum(g.total_byte_size for g in groups) // max(1, held.metadata.num_rows))
+        for batch in held.iter_batches(max(1, min(rows, PIECE // row))):
             yield pa.Table.from_batches([batch])
         return
     sep = separator or _separator(path)
@@ -287,8 +332,21 @@ def _pieces(path: Path, separator: str | None, rows: int = 65_536) -> Iterator[A
             yield pa.table({c: pa.array(text[c].to_numpy(dtype=object), pa.string()) for c in text.columns})
 
 
-def _relative(here: Path, there: Path, name: str | None) -> str | None:
-    return os.path.relpath(here / name, there) if name and not os.path.isabs(name) else name
+def _moved(here: Path, there: Path, cell: Any) -> Any:
+    """A picture's path, or HF's {bytes, path} with a path alone, as it is seen from another folder."""
+    if isinstance(cell, dict):
+        return cell if cell.get("bytes") is not None else {**cell, "path": _moved(here, there, cell.get("path"))}
+    return os.path.relpath(here / cell, there) if cell and not os.path.isabs(cell) else cell
+
+
+def check_rows(spec: str, out: Path, image_key: str) -> None:
+    """Raises UserError where rows of this table cannot be written to `out`: pictures do not go into text."""
+    import pyarrow.parquet as pq
+
+    path = Path(spec)
+    inside = path.suffix.lower() == ".parquet" and _is_encoded(pq.read_schema(path).field(image_key).type)
+    if inside and out.suffix.lower() != ".parquet":
+        raise UserError(f"{path} holds its pictures in the table; {out} must end in .parquet")
 
 
 def write_table(pieces: Any, path: Path, suffix: str) -> None:

@@ -212,10 +212,11 @@ def fit(
 
     state = ws.folder / "state" / f"{ws.fits}.safetensors" if ws.folder else None
     log = ws.folder / "log.jsonl" if ws.folder else None
-    start, held = 0, memory.moments
+    start, held, bad = 0, memory.moments, dict[int, str]()
     saved = ranks.first(lambda: io.load_weights(state) if state and state.exists() else None)
     if saved is not None:
         start, total, ws.drawn = saved.pop("at").tolist()
+        bad = dict.fromkeys(saved.pop("bad").tolist(), "before this run was begun again")
         if total != len(steps):
             held_by = state.parent if state else "the state"
             raise UserError(f"{held_by} holds a run of {total} steps, not {len(steps)}; delete it or use another --out")
@@ -237,7 +238,6 @@ def fit(
     prepared: list[Any] = [accelerator.prepare(o) for o in optims]
     own = [rows[ranks.share(len(rows))] for rows in steps[start:]]
     loader = loading(_Rows(pairs, clip), own, pairs.workers, rng)
-    bad: dict[int, str] = {}
     began = saved_at = time.monotonic()
     save_cost, seen = 0.0, 0
     with _progress(ws.progress, start, len(steps)) as show:
@@ -292,7 +292,7 @@ def fit(
             if sharded:  # all must take part in a save
                 due = ranks.first(lambda due=due: due)
             if state and due and (sharded or accelerator.is_main_process):
-                packed = pack((step + 1, len(steps), ws.drawn), trained, optims, memory.own)
+                packed = pack((step + 1, len(steps), ws.drawn), trained, optims, memory.own, bad)
                 if accelerator.is_main_process and _finite(packed):
                     io.save_weights(packed, state)
                     _shrink(state.with_name(f"{ws.fits - 1}.safetensors"))

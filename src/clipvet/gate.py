@@ -8,10 +8,11 @@ python -m clipvet.gate PATH ...     one JSON object; exit code 0: nothing found,
 import json
 import logging
 import os
+import pickletools
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +39,8 @@ HARMLESS = {
     ".model",
     "",
 }
+MOST_STEPS = 2_000_000  # of a pickle; the scanner holds them all, a hundred bytes each
+MOST_UNPACKED = 2**26  # bytes of a compressed member
 HARMLESS_GLOBALS = {"argparse Namespace"}  # plain options; torch's weights-only reader builds them too
 
 
@@ -108,7 +111,11 @@ def _file(path: Path, name: str, folder: Path | None = None) -> Iterator[Threat]
                 held.keys()
         except Exception as e:  # whatever a damaged header can raise
             yield Threat(name, "suspicious", f"no whole safetensors file: {io.line(e)}")
-    elif suffix in PICKLED or begin[:1] == b"\x80" or begin[:2] == b"PK" or begin[:2] == b"7z":
+    elif begin[:2] == b"7z":
+        yield Threat(name, "suspicious", "a 7z archive, not scanned")
+    elif told := _too_much(path):
+        yield Threat(name, "suspicious", f"{told}, not scanned")
+    elif suffix in PICKLED or begin[:1] == b"\x80" or begin[:2] == b"PK":
         yield from _calls(path, name)
         if begin[:2] == b"PK" or zipfile.is_zipfile(path):
             yield from _archive(path, name)
@@ -120,6 +127,41 @@ def _file(path: Path, name: str, folder: Path | None = None) -> Iterator[Threat]
             yield Threat(name, "unscanned", f"nothing is known of {suffix} files")
         if begin:
             yield from _first(path, name)
+
+
+def _too_much(path: Path) -> str:
+    """Why scanning this file would take all memory or time; empty where it would not."""
+    from picklescan.relaxed_zipfile import RelaxedZipFile  # pyright: ignore[reportMissingImports]
+
+    with path.open("rb") as f:
+        packed = f.read(2) == b"PK" or zipfile.is_zipfile(path)
+        f.seek(0)
+        if _long(f):
+            return f"a pickle of more than {MOST_STEPS:,} steps"
+    if not packed:
+        return ""
+    with suppress(Exception), RelaxedZipFile(path) as z:  # a broken archive is told of elsewhere
+        if sum(m.file_size for m in z.infolist() if m.compress_type == zipfile.ZIP_STORED) > path.stat().st_size:
+            return "an archive whose parts overlap"
+        for m in z.infolist():
+            if m.compress_type != zipfile.ZIP_STORED and m.file_size > MOST_UNPACKED:
+                return f"an archive that packs {m.file_size:,} bytes into {m.filename[:120]!r}"
+            with suppress(Exception), z.open(m) as f:
+                if _long(f):
+                    return f"a pickle of more than {MOST_STEPS:,} steps in {m.filename[:120]!r}"
+    return ""
+
+
+def _long(f: Any) -> bool:
+    """Whether the pickles that stand there, one after the other, take more steps than are held."""
+    steps = 0
+    with suppress(Exception):  # it breaks off, as what is no pickle does at once
+        while True:
+            for _ in pickletools.genops(f):
+                steps += 1
+                if steps > MOST_STEPS:
+                    return True
+    return False
 
 
 def _config(path: Path, name: str) -> Iterator[Threat]:

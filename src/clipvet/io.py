@@ -13,6 +13,7 @@ import re
 import shutil
 import struct
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -27,6 +28,12 @@ from torch import Tensor
 from clipvet import ranks
 from clipvet.errors import Unsupported, UserError
 
+try:
+    import fcntl
+except ImportError:  # of Unix alone
+    fcntl = None
+
+WAIT = 10.0  # seconds for another process
 PICKLES = (".pt", ".pth", ".bin")
 MAX_JSON = 64 * 2**20  # bytes
 
@@ -228,6 +235,35 @@ def _begin(partial: Path, config: dict[str, Any]) -> bool:
     return fresh
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Of several processes one at a time works in this folder; the lock goes with its process, however that ends.
+
+    Raises UserError where another one still holds it after WAIT seconds (a killed one's children live a moment longer).
+    """
+    if fcntl is None:
+        yield
+        return
+    at, until = os.open(folder, os.O_RDONLY), time.monotonic() + WAIT
+    try:
+        while True:
+            try:
+                fcntl.flock(at, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as e:
+                if time.monotonic() > until:
+                    told = f"{folder} is being written by another process; wait for it, or choose another --out"
+                    raise UserError(told) from e
+                time.sleep(0.2)
+            except OSError:  # a file system without locks
+                break
+        if not folder.exists() or not os.path.samestat(os.stat(folder), os.fstat(at)):
+            raise UserError(f"another process has just ended its work in {folder}; give the command again")
+        yield
+    finally:
+        os.close(at)
+
+
 def _partial(out: Path) -> Path:
     return Path(os.path.abspath(out)).with_name(out.name + ".partial")
 
@@ -263,13 +299,14 @@ def scratch(out: Path, config: dict[str, Any]) -> Iterator[Path]:
 def _scratch(out: Path, config: dict[str, Any]) -> Iterator[Path]:
     partial = _partial(out)
     fresh = _begin(partial, config)
-    try:
-        yield partial
-        shutil.rmtree(partial, ignore_errors=True)
-    except UserError:
-        if fresh:
+    with alone(partial):
+        try:
+            yield partial
             shutil.rmtree(partial, ignore_errors=True)
-        raise
+        except UserError:
+            if fresh:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 @contextmanager
@@ -297,15 +334,16 @@ def _output(out: Path, config: dict[str, Any]) -> Iterator[Path]:
     except OSError as e:
         raise UserError(f"{partial} cannot be made ({e.strerror}); choose another --out") from e
     fresh = _begin(partial, config)
-    try:
-        yield partial
-        os.replace(partial, out)
-        shutil.rmtree(out / "state", ignore_errors=True)  # three times the weights, of no more use
-    except UserError:
-        if fresh and not (partial / "state").exists():
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
-    except OSError as e:
-        if e.errno != errno.ENOSPC:
+    with alone(partial):
+        try:
+            yield partial
+            os.replace(partial, out)
+            shutil.rmtree(out / "state", ignore_errors=True)  # three times the weights, of no more use
+        except UserError:
+            if fresh and not (partial / "state").exists():
+                shutil.rmtree(partial, ignore_errors=True)
             raise
-        raise UserError(f"the disk of {partial} is full; make room and run the same command to go on") from e
+        except OSError as e:
+            if e.errno != errno.ENOSPC:
+                raise
+            raise UserError(f"the disk of {partial} is full; make room and run the same command to go on") from e

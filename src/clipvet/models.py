@@ -23,7 +23,7 @@ from clipvet.adapter import OpenClip, Tokens, frozen
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.types import Clip
-from clipvet.weights import WEIGHTS, check_card, check_size, file_for, fill, no_more_than, quiet
+from clipvet.weights import WEIGHTS, check_card, check_size, config_hash, file_for, fill, no_more_than, quiet
 
 CONFIGS = Path(__file__).parent / "model_configs"
 TOKENIZER = ("clean", "language", "reduction_mask", "strip_sep_token")  # a tokenizer's options that load nothing
@@ -65,7 +65,8 @@ def _restored(stored: layouts.Stored, device: str | torch.device, rng: Rng | Non
     tokenizer = tokenizers.made_of(stored.files, stored.config["model_cfg"]["text_cfg"], stored.kind == "clip")
     if weights:
         fill(clip.model, state, stored.weights[0], str(stored.path))
-    clip._tokens, clip.layout, clip.files = Tokens(tokenizer), stored.layout, stored.files
+    clip._tokens = Tokens(tokenizer, stored.config["model_cfg"]["text_cfg"]["vocab_size"])
+    clip.layout, clip.files = stored.layout, stored.files
     clip.source = ("transformers:" if stored.layout == "transformers" else "") + str(stored.path.resolve())
     return _onto(clip, device)
 
@@ -129,6 +130,8 @@ def load(
     if (folder := Path(model.removeprefix("local-dir:")) / "prompts.safetensors").is_file():
         return _prompted(folder.parent, device)
     known = _exists_by_name(model)
+    if known and any((Path(model) / name).is_file() for name in ("open_clip_config.json", "config.json")):
+        raise UserError(f"{model} is an architecture and a folder too; write local-dir:{model} for the folder")
     if not known and (other := layouts.find(model)):
         if pretrained:
             raise UserError(f"{model} brings its own weights; drop pretrained={pretrained}")
@@ -137,10 +140,13 @@ def load(
     stored = name.startswith(("local-dir:", "hf-hub:"))
     if stored and pretrained:
         raise UserError(f"{model} brings its own weights; drop pretrained={pretrained}")
-    tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained and not Path(pretrained).is_file() else {}
-    quick_gelu = quick_gelu or bool(tag.get("quick_gelu"))
-    path = file_for(name, pretrained, tag) if weights else None
+    file = bool(pretrained) and Path(str(pretrained)).is_file()
+    tag = _released(name) if file else open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
+    quick_gelu = quick_gelu or (not file and bool(tag.get("quick_gelu")))
+    path = file_for(name, pretrained, {} if file else tag) if weights else None
     state = io.load_weights(path) if path else {}
+    if file and {*layouts.NUMBERS} <= {*state}:
+        raise UserError(f"{pretrained} says itself what it is (OpenAI's layout); give it as the model, without a name")
     if path and name.startswith("local-dir:"):
         check_size(Path(name[10:]), state)
     clip = _made(name, model, rng, quick_gelu, tag, state if stored else {})
@@ -148,6 +154,16 @@ def load(
         fill(clip.model, state, path, model)
     clip.source = str(Path(name[10:]).resolve()) if name.startswith("local-dir:") else name
     return _onto(clip, device)
+
+
+def _released(name: str) -> dict[str, Any]:
+    """What all released weights of an architecture say alike of their pictures: a bare file says nothing of them."""
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    told = [open_clip.get_pretrained_cfg(name, t) for t in tags]
+    same = ("mean", "std", "interpolation", "resize_mode")
+    return {k: told[0][k] for k in same if told and k in told[0] and all(t.get(k) == told[0][k] for t in told)}
 
 
 def _made(name: str, model: str, rng: Rng | None, quick_gelu: bool, tag: dict, state: dict[str, Tensor]) -> OpenClip:
@@ -247,7 +263,7 @@ def save(clip: Clip, folder: Path, card: dict[str, Any]) -> str:
     """Write the model as a folder of its layout, for stock open_clip unless it came in another, with its card.
 
     card: role, parent's hash, method and its repr, data, seed, versions, measured numbers: written as it is, with
-    `weights_sha256` added. Returns the weights' SHA-256.
+    `weights_sha256` and `config_sha256` added. Returns the weights' SHA-256.
     """
     from open_clip.tokenizer import HFTokenizer
 
@@ -269,7 +285,7 @@ def save(clip: Clip, folder: Path, card: dict[str, Any]) -> str:
     else:
         weights = layouts.write(clip, folder)
     digest = io.sha256(weights)
-    io.write_json(folder / "card.json", {**card, "weights_sha256": digest})
+    io.write_json(folder / "card.json", {**card, "weights_sha256": digest, "config_sha256": config_hash(folder)})
     return digest
 
 

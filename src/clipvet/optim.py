@@ -1,7 +1,7 @@
 """Schedules, optimisers, and their state as one flat table of tensors."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -92,13 +92,17 @@ def optimizers(
 
 
 def pack(
-    at: tuple[int, ...], clip: nn.Module, optims: Sequence[torch.optim.Optimizer], own: nn.Module
+    at: tuple[int, ...],
+    clip: nn.Module,
+    optims: Sequence[torch.optim.Optimizer],
+    own: nn.Module,
+    bad: Iterable[int] = (),
 ) -> dict[str, Tensor]:
-    """All that a training goes on from, at: steps done, of how many, pairs drawn by the loss. Of weights that are dealt
-    out over ranks the whole, for which all must ask."""
+    """All that a training goes on from, at: steps done, of how many, pairs drawn by the loss; bad: rows that could not
+    be read. Of weights that are dealt out over ranks the whole, for which all must ask."""
     state = {f"clip.{k}": v for k, v in learnt(clip).items()}
     state |= {f"own.{k}": v for k, v in own.state_dict().items()}
-    return state | moments(optims) | {"at": torch.tensor(at)}
+    return state | moments(optims) | {"at": torch.tensor(at), "bad": torch.tensor([*bad], dtype=torch.int64)}
 
 
 def learnt(clip: nn.Module) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ The page is a single file without scripts or outside resources. Rates are fracti
 """
 
 import base64
-import io
+import io as memory
 import itertools
 import re
 from pathlib import Path
@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from pydantic import BaseModel, FiniteFloat, TypeAdapter, ValidationError
 
+from clipvet import io
 from clipvet.decoding import FORMATS, MAX_PIXELS
 from clipvet.errors import UserError
 from clipvet.results import Row, kind_of
@@ -181,9 +182,9 @@ def _layers(table: dict[Method, dict[str, Number]]) -> dict[str, Any]:
     return {name: {"axes": axes, "curves": curves} for name, curves in found.items()}
 
 
-def _logs(folder: Path, methods: list[Method]) -> dict[str, Any]:
+def _logs(folder: Path | None, methods: list[Method]) -> dict[str, Any]:
     logs = []
-    for i, path in enumerate(sorted(folder.glob("*.jsonl"))):
+    for i, path in enumerate(sorted(folder.glob("*.jsonl") if folder else ())):
         steps = _read(dict[str, float], path)
         known = [m for m in methods if path.stem in (m.name, m.label)]
         m = known[0] if known else Method(path.stem, NAMES.get(path.stem, path.stem), "", 9 - i % 5)
@@ -198,7 +199,7 @@ def _section(
     title: str,
     rows: list[Row],
     methods: dict[tuple[str, str, str], Method],
-    logs: Path,
+    logs: Path | None,
     reported: dict[str, float],
 ) -> dict[str, Any]:
     """What the page says about one attack. `reported`: model/attack/method/metric -> the published fraction."""
@@ -242,7 +243,7 @@ def _picture(path: Path) -> str:
     except Exception as error:  # decoders raise anything on hostile bytes
         raise UserError(f"gallery.json names {path}, which cannot be read ({error}); run again") from None
     small.thumbnail((256, 256))
-    small.save(buffer := io.BytesIO(), "PNG")
+    small.save(buffer := memory.BytesIO(), "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -267,9 +268,12 @@ def build(folder: Path) -> Path:
     commands: Commands = next(iter(_read(Commands, folder / "commands.json")), Commands())
     commands.versions = commands.versions or rows[-1].versions
     methods, sections, logs = _methods([r for r in rows if r.stage != REFUSED]), [], folder / "logs"
+    kept = {
+        p.name: p for p in logs.glob("*") if p.is_dir() and not p.is_symlink()
+    }  # an attack's name is anybody's text, and leads nowhere
     for run, mine in runs.items():
         title = " · ".join(filter(None, run if sum(r[0] == run[0] for r in runs) > 1 else run[:1])) or "no attack"
-        own = logs / run[0] if len(runs) > 1 or (logs / run[0]).is_dir() else logs
+        own = kept.get(run[0], logs if len(runs) == 1 else None)
         sections.append(_section(title, mine, methods, own, commands.reported))
     gallery: Gallery | None = next(iter(_read(Gallery, folder / "gallery.json")), None)
     spoken = gallery.pictures[0].captions if gallery and gallery.pictures else {}
@@ -285,5 +289,6 @@ def build(folder: Path) -> Path:
         picture=lambda name: _picture(_inside(folder, name)),
         names_target=names_target,
     )
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    with io.replacing(folder / "report.html") as tmp:
+        tmp.write_text(page, encoding="utf-8")
     return folder / "report.html"

@@ -2,7 +2,9 @@
 
 import time
 from concurrent.futures import FIRST_COMPLETED, wait
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from clipvet import io, ranks, results
 from clipvet.errors import UserError
@@ -25,7 +27,8 @@ def run(
 
     jobs: stages side by side, one thread each. ray: address of the cluster that runs them instead, which sees the same
     files; "local" starts one of so many jobs. part: (k, n), the k-th of n parts of the victims, for a run that is too
-    long for one sitting. Raises UserError if `out` holds another run, and for a part that does not exist.
+    long for one sitting; one after the other. Raises UserError if `out` holds another run or another process writes
+    there, and for a part that does not exist.
     """
     began, wanted = time.monotonic(), {"recipes": [told(r) for r in recipes]}
     out, runs = Path(out).absolute(), Path(runs).absolute()
@@ -47,8 +50,21 @@ def run(
         most = len(victims)
         raise UserError(f"there is no part {k} of {n}; give K/N, N at most {most} (the victims) and K from 1 to N")
     victims = victims[(k - 1) * len(victims) // n : k * len(victims) // n]
+    with ExitStack() as held:
+        found, seconds = _carry_out(victims, out, wanted, jobs, ray, held), round(time.monotonic() - began, 1)
+        if ranks.main():
+            _tell(recipes, out, seconds)
+    return found
+
+
+def _carry_out(
+    victims: list[Victim], out: Path, wanted: dict[str, Any], jobs: int, ray: str, held: ExitStack
+) -> list[results.Row]:
+    """Every stage of these victims, and all rows in `out`, which no other process writes until `held` is closed."""
 
     def begin() -> list[results.Row]:
+        out.mkdir(parents=True, exist_ok=True)
+        held.enter_context(io.alone(out))
         if (out / "results.jsonl").exists() and io.read_json(out / "run.json") != wanted:
             raise UserError(f"{out} already holds another run; choose another --out or delete it")
         io.write_json(out / "run.json", wanted)
@@ -97,9 +113,13 @@ def run(
                         waiting[submit(*work)] = [victim]
     found = [row for place in sorted(rows) for row in rows[place]]
     found += suite(found)
-    if not ranks.main():
-        return found
-    results.write(out, found)
+    if ranks.main():
+        results.write(out, found)
+    return found
+
+
+def _tell(recipes: tuple[Recipe, ...], out: Path, seconds: float) -> None:
+    """commands.json: what was run, with which settings, on what."""
     earlier = io.read_json(out / "commands.json")["commands"] if (out / "commands.json").exists() else []
     io.write_json(
         out / "commands.json",
@@ -113,10 +133,9 @@ def run(
             "reported": {k: v for r in recipes for k, v in r.reported.items()},
             "versions": results.versions(),
             "hardware": results.hardware(),
-            "seconds": round(time.monotonic() - began, 1),
+            "seconds": seconds,
         },
     )
-    return found
 
 
 def _place(row: results.Row) -> tuple:

@@ -24,7 +24,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from clipvet import decoding
-from clipvet.decoding import MAX_PIXELS, decoded, sound
+from clipvet.decoding import MAX_PICTURE, MAX_PIXELS, decoded, sound
 from clipvet.errors import UserError
 from clipvet.tars import Damaged, NoTar, members
 from clipvet.types import Geometry, Pairs
@@ -33,7 +33,6 @@ PICTURES = (b"jpg", b"png", b"jpeg", b"webp")  # open_clip's, in its order: the 
 PICKLES = (b"pyd", b"pkl", b"pickle", b"pth", b"pt")  # webdataset's decoders would load them
 MAX_KEY = 1024
 MAX_CAPTION = 2**20  # bytes of a .txt or .json member
-MAX_PICTURE = 2**28  # bytes
 MAX_SHARDS = 100_000
 COLUMNS = ("picture", "text", "json")  # each with its offset and `_size`; offset -1: the pair has none
 SCHEMA = pa.schema([("key", pa.string()), *((c + e, pa.int64()) for c in COLUMNS for e in ("", "_size"))])

@@ -41,7 +41,7 @@ class Foreign:
     def __init__(self, files: Mapping[str, bytes], length: int):
         self.files, self.context_length, self.loaded = {k: files[k] for k in FILES if k in files}, length, None
 
-    def __call__(self, captions: Sequence[str]) -> Tensor:
+    def __call__(self, captions: Sequence[str], context_length: int | None = None) -> Tensor:
         """Rows of `context_length` tokens, as transformers pads and cuts them. UserError without the means."""
         if self.loaded is None:
             if not self.files:
@@ -55,9 +55,12 @@ class Foreign:
                     (Path(folder) / name).write_bytes(held)
                 with _told("cannot be loaded"):
                     self.loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        cut = {"padding": "max_length", "max_length": self.context_length, "truncation": True}
+        cut = {"padding": "max_length", "max_length": context_length or self.context_length, "truncation": True}
         with _told("fails on a caption"):
             return self.loaded(list(captions), return_tensors="pt", **cut)["input_ids"]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self.loaded.decode(tokens, skip_special_tokens=True) if self.loaded else ""
 
 
 @contextmanager

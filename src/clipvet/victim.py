@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from clipvet.recipe import Recipe
 from clipvet.rng import Rng
 from clipvet.splits import measure_pool, measure_splits
 from clipvet.types import Attack, Backdoor, Clip, Finding, Measured
+from clipvet.weights import weights_file
 from clipvet.worlds.pool import pool_pairs
 
 GROUND = ("clipvet.types", "clipvet.rng", "clipvet.errors")  # what these say changes no number
@@ -44,17 +46,37 @@ def key(*parts: Any) -> str:
 
 def _sources(part: Any) -> list[str]:
     """Source of the part's module, of those it takes names from, of those they do if private, and of its own parts."""
+    if isinstance(part, _Content):
+        return [part]
     if isinstance(part, tuple):
         return [source for p in part for source in _sources(p)]
     if not dataclasses.is_dataclass(part):
         return []
     parts = [getattr(part, f.name) for f in dataclasses.fields(part)]
-    parts += [part.world()] if isinstance(part, (Data, Test)) else []
+    parts += [part.world() or _content(part)] if isinstance(part, (Data, Test)) else []
     module = sys.modules[type(part).__module__]
     names = _taken(module)
     for name in [n for n in names if n.rpartition(".")[2].startswith("_")]:  # what methods of a family share
         names |= _taken(sys.modules[name])
     return [inspect.getsource(sys.modules[n]) for n in (module.__name__, *sorted(names))] + _sources(tuple(parts))
+
+
+class _Content(str):
+    """A hash of files, in place of their names."""
+
+
+@cache
+def _content(part: Data | Test) -> _Content:
+    pictures = part.pairs() if isinstance(part, Data) else part.task().pictures
+    return _Content(pictures.fingerprint)
+
+
+@cache
+def _weights(model: str) -> _Content:
+    """Of the files that a model's name leads to; nothing for an architecture's."""
+    at = Path(model.removeprefix("local-dir:").removeprefix("transformers:"))
+    file = weights_file(at) if at.is_dir() else at
+    return _Content(io.sha256(file) if file.is_file() else "")
 
 
 def _taken(module: Any) -> set[str]:
@@ -84,11 +106,12 @@ class Victim:
 
     def _key(self, method: Any, what: str) -> str:
         r = self.recipe
+        held = _weights(r.pretrained or self.model)
         if r.base_data and what == "base":
-            return key(method, self.model, r.pretrained, *r.base_data, what, self.seed)
+            return key(method, self.model, r.pretrained, *r.base_data, what, self.seed, held)
         base = (r.base, *(r.base_data or ())) if r.base and what != "base" else ()
         base += ("twin",) if r.twin and what != "base" else ()
-        return key(method, self.model, r.pretrained, r.victim_data, r.test, what, self.seed, *base)
+        return key(method, self.model, r.pretrained, r.victim_data, r.test, what, self.seed, held, *base)
 
     def found(self, progress: bool = False) -> list[results.Row]:
         """Rows of the clean model that the attacks start from."""

@@ -1,5 +1,6 @@
 """A model's weights: which file holds them, whether its card knows it, and into the model strictly, to the last key."""
 
+import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module
 
-from clipvet import io, layouts
+from clipvet import io, layouts, tokenizers
 from clipvet.errors import Unsupported, UserError
 
+CONFIGS = ("open_clip_config.json", "config.json", "preprocessor_config.json", *tokenizers.FILES)
 WEIGHTS = "open_clip_model.safetensors"
 IGNORED = {  # OpenAI's numbers and older transformers' buffer: no weights
     "input_resolution",
@@ -91,9 +93,24 @@ def file_in(folder: Path) -> Path:
     return Path(found)
 
 
+def config_hash(folder: Path) -> str:
+    """SHA-256 over the files that say how the weights are used: architecture, pictures, tokenizer."""
+    digest = hashlib.sha256()
+    for name in CONFIGS:
+        if (folder / name).is_file():
+            digest.update(f"{name} {io.sha256(folder / name)}\n".encode())
+    return digest.hexdigest()
+
+
 def check_card(weights: Path, card: Path) -> None:
     told = io.read_json(card) if card.exists() else None
     said = told.get("weights_sha256") if isinstance(told, dict) else None
+    config = told.get("config_sha256") if isinstance(told, dict) else None
+    if config and config != config_hash(card.parent):
+        raise UserError(
+            f"the configuration in {card.parent} is not the one that {card} describes; restore it, or delete the card "
+            "to trust it"
+        )
     if said and said != io.sha256(weights):
         raise UserError(f"{weights} is not the file that {card} describes; restore it, or delete the card to trust it")
 

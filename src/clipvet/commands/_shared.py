@@ -223,14 +223,16 @@ def output(out: Path, config: dict[str, Any]) -> Any:
     return guarded()
 
 
-def went_in(clip: "Clip", pairs: "Pairs", **given: Path | None) -> dict[str, str | None]:
-    """What a run's results hang on, by content: the starting weights, the pairs, and the files among the options.
+def went_in(clip: "Clip", pairs: "Pairs", test: "Task | None" = None, **given: Path | None) -> dict[str, str | None]:
+    """What a run's results hang on, by content: the starting weights, the pairs, the test, and the options' files.
 
     given: files, answer keys (told by their sealed cards) and verdicts.
     """
     from clipvet import io, results
 
     told: dict[str, str | None] = {"weights": results.weights_hash(clip), "pairs": f"{pairs.name} {pairs.fingerprint}"}
+    if test:
+        told["test"] = f"{test.name} {test.pictures.fingerprint}"
     for name, path in given.items():
         files = [path / f for f in ("backdoor.json", "verdict.json")] if path and path.is_dir() else [path]
         held = [io.sha256(f)[:16] for f in files if f and f.is_file()]

@@ -103,7 +103,7 @@ def command(
     config = {"command": "attack", "data": data, "n": n, "model": model, "pretrained": pretrained, "attack": repr(how)}
     config |= {"shots": shots, "half": half} if few else {}
     config |= {"keys": [image_key, caption_key], "task": task, "target": target, "seed": seed}
-    config |= went_in(clip, pairs, classes=classes, templates=templates)
+    config |= went_in(clip, pairs, test, classes=classes, templates=templates)
     with output(out, config) as work:
         tell_shared(test, pairs)
         fine_tuning = (

@@ -99,7 +99,7 @@ def command(
         pairs = open_data(data, split_n, "validation", clip.geometry.size, image_key, caption_key).pairs(seed)
     config = {"command": "clean", "data": data, "n": n, "model": model, "pretrained": pretrained, "method": repr(how)}
     config |= few | {"keys": [image_key, caption_key], "task": task, "seed": seed}
-    config |= went_in(clip, pairs, backdoor=backdoor, classes=classes, templates=templates, verdict=verdict)
+    config |= went_in(clip, pairs, test, backdoor=backdoor, classes=classes, templates=templates, verdict=verdict)
     with output(out, config) as work:
         say(f"cleaning {model} on {pairs.name} with {how!r}")
         tell_shared(test, pairs)

@@ -29,9 +29,10 @@ def command(
 
     if (layout is None) == (prompts is None):
         raise UserError("give either --layout, to write the model otherwise, or --prompts, to put them on it")
-    said = {"command": "convert", "model": model, "pretrained": pretrained, "layout": layout, "prompts": prompts}
-    with output(out, {k: v if k != "prompts" else v and str(v) for k, v in said.items()}) as work:
-        clip, card = models.load(model, pretrained), {"role": "converted", "versions": results.versions()}
+    said = {"command": "convert", "model": model, "pretrained": pretrained, "layout": layout}
+    clip, card = models.load(model, pretrained), {"role": "converted", "versions": results.versions()}
+    said |= {"weights": results.weights_hash(clip), "prompts": prompts and f"{prompts} {io.sha256(prompts)}"}
+    with output(out, said) as work:
         if prompts:
             tuned = coop_files.read(prompts, clip)
             models.save(clip, work / "base", {"role": "base"})

@@ -49,7 +49,7 @@ def command(
 
     import numpy as np
 
-    from clipvet import io, models, ranks, results, suspects
+    from clipvet import files, io, models, ranks, results, suspects
     from clipvet.detection import detection
     from clipvet.embed import sharing
     from clipvet.errors import UserError
@@ -73,6 +73,8 @@ def command(
     pairs, key = open_keyed(source, seed, backdoor)
     said = dict(zip(key.poisoned.tolist(), key.captions)) if key and source.world(seed) else {}
     captions = suspects.Made(len(pairs), lambda k: said.get(int(pairs.ids[k])) or pairs.caption(pairs.ids[k]))
+    if cleaned and not source.world(seed) and Path(source.spec).is_file() and not getattr(pairs.pictures, "key", None):
+        files.check_rows(source.spec, cleaned, image_key)
     if len(pairs) > 1 and all(caption == captions[0] for caption in captions):  # ends at the second, as a rule
         check_captions(captions[:], pairs.ids, pairs.name)
     say(f"scoring {pairs.name} with {how!r}")

@@ -15,7 +15,9 @@ def command(
     smoke: Annotated[bool, typer.Option("--smoke", help="tiny sizes: does it run at all?")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="of one recipe alone; default: runs/NAME of each")] = None,
     jobs: Annotated[int, typer.Option(help="stages side by side")] = 1,
-    part: Annotated[str, typer.Option("--part", help="K/N: the K-th of N parts; all into one --out")] = "1/1",
+    part: Annotated[
+        str, typer.Option("--part", help="K/N: the K-th of N parts, one after the other into one --out")
+    ] = "1/1",
     ray: Annotated[str, typer.Option("--ray", help="address of a Ray cluster, or local: stages run there")] = "",
 ) -> None:
     """Run experiments: every attack, every cleaner, rows in OUT/results.jsonl. Finished stages are not run again."""

@@ -68,7 +68,7 @@ def command(
     test = open_task(task, data, clip.geometry.size, classes, templates, seed)
     config = {"command": "train", "data": data, "n": n, "model": model, "pretrained": pretrained, "method": repr(how)}
     config |= {"keys": [image_key, caption_key], "task": task, "seed": seed}
-    config |= went_in(clip, pairs, backdoor=backdoor, classes=classes, templates=templates)
+    config |= went_in(clip, pairs, test, backdoor=backdoor, classes=classes, templates=templates)
     with output(out, config) as work:
         say(f"training {model} on {pairs.name} with {how!r}")
         began = time.monotonic()

@@ -84,7 +84,7 @@ def command(
     config = {"command": "tune", "data": data, "model": model, "pretrained": pretrained, "method": repr(how)}
     config |= {"shots": shots, "half": half, "bake_reference": bake_reference, "task": task, "seed": seed}
     pairs = open_shots(data, size, classes, templates, shots, seed, half)
-    config |= went_in(clip, pairs, backdoor=backdoor, classes=classes, templates=templates)
+    config |= went_in(clip, pairs, test, backdoor=backdoor, classes=classes, templates=templates)
     with output(out, config) as work:
         say(f"tuning {model} on {pairs.name} with {how!r}")
         tell_shared(test, pairs)

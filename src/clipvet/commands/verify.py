@@ -25,23 +25,28 @@ def command(
     """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from clipvet import cards, io, models
     from clipvet.answer_key import load_backdoor
+    from clipvet.errors import shown
     from clipvet.evaluation import measure_all
     from clipvet.ranks import device
     from clipvet.rng import Rng
-    from clipvet.weights import weights_file
+    from clipvet.weights import config_hash, weights_file
 
     card, weights = cards.read(folder), weights_file(folder)
     if io.sha256(weights) != card.weights_sha256:
         print(f"{weights} is not the file that its card describes")
         raise typer.Exit(1)
+    if card.config_sha256 and card.config_sha256 != config_hash(folder):
+        print(f"the configuration in {folder} is not the one that its card describes")
+        raise typer.Exit(1)
     say(f"{weights} is the file that its card describes")
     if not card.measured:
         say("the card holds no measured numbers")
         return
-    seed, clip = card.seed, models.load(str(folder), device=device())
+    seed, clip = card.seed, models.load(f"local-dir:{folder}", device=device())
     spec = task or ("shapes" if card.task.get("name") == "shapes by shape" else None)
     there = backdoor or (folder / "backdoor" if (folder / "backdoor" / "backdoor.json").is_file() else None)
     key = load_backdoor(there) if there else None
@@ -66,7 +71,7 @@ def command(
             [f"{100 * c.found.value:.2f} %", f"{100 * c.found.low:.2f} – {100 * c.found.high:.2f} %"] if c.found else []
         )
         holds = ("yes" if c.holds else "no") if c.found else "not checked"
-        table.add_row(c.metric, f"{100 * c.said.value:.2f} %", *(now or ["–", "–"]), holds)
+        table.add_row(Text(shown(c.metric)), f"{100 * c.said.value:.2f} %", *(now or ["–", "–"]), holds)
     Console().print(table)
     if any(c.found and not c.holds for c in checks):
         print(f"the card of {folder} does not hold")
