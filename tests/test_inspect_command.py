@@ -160,6 +160,7 @@ def test_prompts_in_the_picture_tower_are_inspected(clipvet: Any, family: Path, 
     code, said, err = clipvet(*args)
     assert code in (0, 1), err
     assert "This is not calibrated" in said
+    assert "which this does not judge: inspect the base model too" in err
     assert any(r.loss for r in verdict(tmp_path / "out").classes)
 
 

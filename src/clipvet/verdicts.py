@@ -213,6 +213,7 @@ class Verdict(BaseModel):
     settings: dict[str, float]
     method: str
     model: str
+    judged: str = ""  # prompts alone, or the whole model
     weights: str
     pictures: str
     seed: int

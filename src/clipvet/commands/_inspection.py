@@ -114,7 +114,8 @@ def pictures_of(spec: str | None, n: int, size: int, seed: int) -> "Pairs":
 
     if spec is None:
         return pool_pairs(n, size, seed)
-    if Path(spec).is_dir():
+    table = ("state.json", "*.parquet", "*.tar")  # in a folder that is DATA
+    if Path(spec).is_dir() and not any(any(Path(spec).glob(name)) for name in table):
         found = open_folder(Path(spec))
     else:
         found = Data(spec, n if spec in WORLDS else None, "validation", size).pairs(seed)

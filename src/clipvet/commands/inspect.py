@@ -38,13 +38,16 @@ def command(
     from clipvet.answer_key import save_backdoor
     from clipvet.errors import shown
     from clipvet.fit import workspace
+    from clipvet.heads import has_prompts
     from clipvet.types import Backdoor
 
     files = _scanned(model, pretrained)
     asked = ask(model, method, classes, templates, images, set_, n, overlap, seed, pretrained)
     clean = verdicts.read_null(null) if null else None
     verdicts.check_scale(clean, getattr(asked.how, "scaled", True))
-    weights = results.weights_hash(asked.clip)
+    weights, judged = results.weights_hash(asked.clip), "the whole model"
+    if has_prompts(asked.clip) and getattr(asked.how, "reference", "none") in ("auto", "zeroshot"):
+        judged = "its prompts, beside their own encoder, which this does not judge: inspect the base model too"
     if clean:
         verdicts.check_null(clean, {**asked.told, "seed": seed}, weights, alpha)
     config = {
@@ -62,7 +65,7 @@ def command(
                 save_backdoor(Backdoor(found.trigger, found.target or ""), work / "trigger")
             verdict = verdicts.Verdict(
                 **verdicts.decide(found, clean, alpha), trigger="trigger" if found.trigger is not None else None,
-                method=repr(asked.how), model=model, weights=weights, pictures=asked.pool, seed=seed,
+                method=repr(asked.how), model=model, judged=judged, weights=weights, pictures=asked.pool, seed=seed,
                 seconds=round(seconds, 2), command=results.command(), versions=results.versions(), files=files,
             )  # fmt: skip
             inspection.write_page(
@@ -77,6 +80,8 @@ def command(
             say("the model's files are no longer those of that verdict; inspect into another --out for a new page")
     print(shown(verdict.sentence))
     p = f"p = {verdict.p_value:.3g} of {verdict.clean_models} clean models, " if verdict.p_value is not None else ""
+    if verdict.judged != "the whole model":
+        say(f"judged: {verdict.judged}")
     say(f"score {verdict.score:.2f}, {p}most suspect class: {verdict.target}; see {out / 'report.html'}")
     runs = [f for f in files or [] if f.severity == "dangerous"]  # as the files are now, also in a finished run
     if runs:
