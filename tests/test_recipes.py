@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
-from clipvet import io, results
+from clipvet import demo, io, results
 from clipvet.cli import main
+from clipvet.data import Data
 from clipvet.errors import UserError
 from clipvet.recipe import Recipe, load_recipes
 from clipvet.report import build
 from clipvet.run import run, shared_place
+from clipvet.training.plain import Plain
 from clipvet.victim import Victim
 
 ROOT = Path(__file__).parent.parent
@@ -164,6 +166,30 @@ def test_no_defense_is_scored_unless_the_attack_took(tmp_path: Path, capsys) -> 
     rows = run((weak,), tmp_path / "out", tmp_path / "stages")
     assert {r.stage for r in rows} == {"victim", "refused"}
     assert results.read(tmp_path / "out") == rows
+
+
+def test_a_demo_that_was_stopped_goes_on(tmp_path: Path, monkeypatch, capsys) -> None:
+    whole = demo.recipe()
+    small = replace(
+        whole,
+        attacks={"patch": replace(whole.attacks["patch"], training=Plain(epochs=1, batch=64))},
+        cleaners={"par": replace(whole.cleaners["par"], epochs=1, batch=64)},
+        victim_data=Data("shapes", 256),
+        test=replace(whole.test, n=96),
+        defender_data={"shapes": (Data("shapes", 256, "validation"), ("par",))},
+        took=0.0,
+    )
+    monkeypatch.setattr(demo, "recipe", lambda: small)
+    honest = demo.save_gallery
+    monkeypatch.setattr(demo, "save_gallery", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        demo.demo(tmp_path / "out", 1)
+    monkeypatch.setattr(demo, "save_gallery", honest)
+    assert demo.demo(tmp_path / "out", 1).exists()
+
+
+def stopped(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_jobs_side_by_side_give_the_same_rows(tmp_path: Path, capsys) -> None:

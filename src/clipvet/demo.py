@@ -15,7 +15,7 @@ from clipvet.cleaners.par import Par
 from clipvet.data import Data, Test
 from clipvet.gallery import save_gallery
 from clipvet.presets import shapes
-from clipvet.recipe import Recipe
+from clipvet.recipe import Recipe, told
 from clipvet.report import build
 from clipvet.rng import Rng
 from clipvet.run import run
@@ -47,15 +47,10 @@ def recipe() -> Recipe:
 
 def demo(out: Path, seed: int) -> Path:
     """Everything, into `out`; returns the report's path. A second call goes on where a first one was stopped."""
-    made = recipe()
-    with io.output(out, {"command": "demo", "seed": seed}) as work:
-        run(
-            (made,),
-            work,
-            work / "stages",
-            (seed,),
-            jobs=1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1),
-        )
+    made = replace(recipe(), seeds=(seed,))
+    with io.output(out, {"recipes": [told(made)]}) as work:  # as `run` says it of the same folder
+        jobs = 1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1)
+        run((made,), work, work / "stages", jobs=jobs)
         folders = stage_folders(work / "stages")
         clips = {name: models.load(str(folder)) for name, folder in folders.items()}
         task = made.test.task(seed)

@@ -97,7 +97,8 @@ def open_pairs(
             _check_saved(path)
             table: Any = datasets.load_from_disk(str(path))
         elif parquet:
-            _check_groups(parts, keys)
+            if not Path(cache).exists():  # of known content
+                _check_groups(parts, keys)
             table = datasets.Dataset.from_parquet([str(p) for p in parts], cache_dir=cache, columns=keys)
         else:
             text = datasets.Features({c: datasets.Value("string") for c in columns or ()})  # a caption 007 stays 007
@@ -178,6 +179,7 @@ def _check_groups(paths: Sequence[Path], keys: Sequence[str]) -> None:
                     size, batches = held.metadata.row_group(k).total_byte_size, iter(())
                     if size <= MAX_GROUP:
                         batches = held.iter_batches(2**16, row_groups=[k], columns=list(keys))
+                        size = 0
                     for batch in batches:
                         size += sum(map(unfolded, batch.columns))
                         if size > MAX_GROUP:

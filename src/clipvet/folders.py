@@ -49,6 +49,11 @@ def open_folder(folder: Path, max_pixels: int = MAX_PIXELS) -> Pairs:
     return _pairs(names, folder, max_pixels)
 
 
+def has_pictures(folder: Path) -> bool:
+    """Or nothing at all: other data are told by what lies there."""
+    return bool(_pictures(folder)) or not any(folder.rglob("*"))
+
+
 def _pictures(folder: Path) -> list[str]:
     """Names of the pictures in a folder and its subfolders, relative to it, in order."""
     found = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())

@@ -34,6 +34,7 @@ except ImportError:  # of Unix alone
     fcntl = None
 
 WAIT = 10.0  # seconds for another process
+_held: dict[tuple[int, int], int] = {}  # folders that this process works in, by device and inode: their locks
 PICKLES = (".pt", ".pth", ".bin")
 MAX_JSON = 64 * 2**20  # bytes
 
@@ -235,16 +236,33 @@ def _begin(partial: Path, config: dict[str, Any]) -> bool:
     return fresh
 
 
+def _let_go() -> None:
+    for at in _held.values():
+        os.close(at)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)  # loader processes outlive a killed parent by seconds
+
+
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Of several processes one at a time works in this folder; the lock goes with its process, however that ends.
 
-    Raises UserError where another one still holds it after WAIT seconds (a killed one's children live a moment longer).
+    Within a process it may be taken again. Raises UserError where another one still holds it after WAIT seconds (a
+    killed one's children live a moment longer).
     """
     if fcntl is None:
         yield
         return
     at, until = os.open(folder, os.O_RDONLY), time.monotonic() + WAIT
+    place = os.fstat(at).st_dev, os.fstat(at).st_ino
+    if place in _held:
+        os.close(at)
+        yield
+        return
+    _held[place] = at
     try:
         while True:
             try:
@@ -261,7 +279,8 @@ def alone(folder: Path) -> Iterator[None]:
             raise UserError(f"another process has just ended its work in {folder}; give the command again")
         yield
     finally:
-        os.close(at)
+        if _held.pop(place, None) is not None:
+            os.close(at)
 
 
 def _partial(out: Path) -> Path:

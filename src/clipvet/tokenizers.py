@@ -45,7 +45,10 @@ class Foreign:
         """Rows of `context_length` tokens, as transformers pads and cuts them. UserError without the means."""
         if self.loaded is None:
             if not self.files:
-                raise UserError("the model's folder holds no tokenizer; put transformers' tokenizer files beside it")
+                raise UserError(
+                    "the model's folder holds no tokenizer; put transformers' tokenizer files there, and delete its "
+                    "card.json, which knows of none"
+                )
             try:
                 from transformers import AutoTokenizer  # pyright: ignore[reportMissingImports]
             except ImportError as e:

@@ -31,7 +31,6 @@ from clipvet.recipe import Recipe
 from clipvet.rng import Rng
 from clipvet.splits import measure_pool, measure_splits
 from clipvet.types import Attack, Backdoor, Clip, Finding, Measured
-from clipvet.weights import weights_file
 from clipvet.worlds.pool import pool_pairs
 
 GROUND = ("clipvet.types", "clipvet.rng", "clipvet.errors")  # what these say changes no number
@@ -47,13 +46,13 @@ def key(*parts: Any) -> str:
 def _sources(part: Any) -> list[str]:
     """Source of the part's module, of those it takes names from, of those they do if private, and of its own parts."""
     if isinstance(part, _Content):
-        return [part]
+        return [part] if part else []
     if isinstance(part, tuple):
         return [source for p in part for source in _sources(p)]
     if not dataclasses.is_dataclass(part):
         return []
     parts = [getattr(part, f.name) for f in dataclasses.fields(part)]
-    parts += [part.world() or _content(part)] if isinstance(part, (Data, Test)) else []
+    parts += [part.world(), _content(part)] if isinstance(part, (Data, Test)) else []
     module = sys.modules[type(part).__module__]
     names = _taken(module)
     for name in [n for n in names if n.rpartition(".")[2].startswith("_")]:  # what methods of a family share
@@ -67,16 +66,25 @@ class _Content(str):
 
 @cache
 def _content(part: Data | Test) -> _Content:
-    pictures = part.pairs() if isinstance(part, Data) else part.task().pictures
-    return _Content(pictures.fingerprint)
+    """Of a user's pictures, and of the files that name and describe a test's classes."""
+    files = (part.classes, part.templates) if isinstance(part, Test) else ()
+    told = [io.sha256(f) for f in files if f]
+    if not part.world():
+        told.append((part.pairs() if isinstance(part, Data) else part.task().pictures).fingerprint)
+    return _Content(" ".join(told))
 
 
 @cache
 def _weights(model: str) -> _Content:
-    """Of the files that a model's name leads to; nothing for an architecture's."""
+    """Of the files that a model's name leads to; nothing for those of architectures, tags and hubs."""
     at = Path(model.removeprefix("local-dir:").removeprefix("transformers:"))
-    file = weights_file(at) if at.is_dir() else at
-    return _Content(io.sha256(file) if file.is_file() else "")
+    if at.is_dir():
+        files = [
+            p for p in sorted(at.iterdir()) if p.suffix in (*io.PICKLES, ".safetensors", ".json", ".txt", ".model")
+        ]
+    else:
+        files = [at] if at.is_file() else []
+    return _Content(" ".join(f"{p.name} {io.sha256(p)}" for p in files))
 
 
 def _taken(module: Any) -> set[str]:

@@ -13,7 +13,13 @@ from torch.nn.modules import module
 from clipvet import io, layouts, tokenizers
 from clipvet.errors import Unsupported, UserError
 
-CONFIGS = ("open_clip_config.json", "config.json", "preprocessor_config.json", *tokenizers.FILES)
+CONFIGS = (
+    "open_clip_config.json",
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    *tokenizers.FILES,
+)
 WEIGHTS = "open_clip_model.safetensors"
 IGNORED = {  # OpenAI's numbers and older transformers' buffer: no weights
     "input_resolution",

@@ -108,14 +108,13 @@ def classes_of(clip: "Clip", spec: str | None, templates: Path | None) -> tuple[
 
 def pictures_of(spec: str | None, n: int, size: int, seed: int) -> "Pairs":
     from clipvet.data import WORLDS, Data
-    from clipvet.folders import open_folder
+    from clipvet.folders import has_pictures, open_folder
     from clipvet.rng import Rng
     from clipvet.worlds.pool import pool_pairs
 
     if spec is None:
         return pool_pairs(n, size, seed)
-    table = ("state.json", "*.parquet", "*.tar")  # in a folder that is DATA
-    if Path(spec).is_dir() and not any(any(Path(spec).glob(name)) for name in table):
+    if Path(spec).is_dir() and has_pictures(Path(spec)):
         found = open_folder(Path(spec))
     else:
         found = Data(spec, n if spec in WORLDS else None, "validation", size).pairs(seed)

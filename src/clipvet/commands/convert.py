@@ -16,7 +16,8 @@ def command(
     ] = None,
     pretrained: Pretrained = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="prompt_learner file of CoOp or CoCoOp, learned on this model", exists=True)
+        Path | None,
+        typer.Option(help="prompt_learner file of CoOp or CoCoOp, learned on this model", exists=True, dir_okay=False),
     ] = None,
 ) -> None:
     """Write a checkpoint in another layout, read it back and compare: features must agree to 1e-4.

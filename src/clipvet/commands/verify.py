@@ -18,7 +18,7 @@ def command(
     classes: Classes = None,
     templates: Templates = None,
 ) -> None:
-    """Check a model against its card: the weights' hash, and every measured number that can be measured again.
+    """Check a model against its card: the hashes of weights and configuration, and the measured numbers.
 
     Exit code 0: the card holds; 1: it does not; 2: it cannot be checked. A number holds if it was measured on as many
     pictures and lies in the 95 % interval of the new measurement.

@@ -68,7 +68,8 @@ class ClipInspector:
         tried = scan(clip, heads, pool, classes, budget, rng, self.limit, self.race, self.keep)
         own, kind = tried[0], self.score if self.score != "auto" else "sum" if head else "loss"
         loss = residual(own.loss, tried[1].loss) if head else own.loss
-        scores = suspicions(kind, loss, own.asr - tried[1].asr if head else own.asr)
+        lead = own.asr - tried[1].asr if head and kind != "asr_weighted" else own.asr
+        scores = suspicions(kind, loss, lead)
         settings = {
             "pictures": len(pool), "updates": len(budget.steps), "classes": len(classes),
             "stopped_early": int((~own.whole).sum()), "eps": self.eps,
