@@ -170,10 +170,12 @@ def test_no_defense_is_scored_unless_the_attack_took(tmp_path: Path, capsys) -> 
 
 def test_a_demo_that_was_stopped_goes_on(tmp_path: Path, monkeypatch, capsys) -> None:
     whole = demo.recipe()
+    patch: Any = whole.attacks["patch"]
+    par: Any = whole.cleaners["par"]
     small = replace(
         whole,
-        attacks={"patch": replace(whole.attacks["patch"], training=Plain(epochs=1, batch=64))},
-        cleaners={"par": replace(whole.cleaners["par"], epochs=1, batch=64)},
+        attacks={"patch": replace(patch, training=Plain(epochs=1, batch=64))},
+        cleaners={"par": replace(par, epochs=1, batch=64)},
         victim_data=Data("shapes", 256),
         test=replace(whole.test, n=96),
         defender_data={"shapes": (Data("shapes", 256, "validation"), ("par",))},
