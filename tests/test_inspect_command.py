@@ -284,7 +284,7 @@ def bad(kind: str, family: Path, at: Path) -> list[object]:
             args |= {"--model": "shapes-vit"}
         case "control":
             args["--classes"] = at / "classes.json"
-            (at / "classes.json").write_text(json.dumps(["star", "he\x1b[2Jart"]))
+            (at / "classes.json").write_text(json.dumps(["star", "ring", "he\x1b[2Jart"]))
         case "reference":
             args |= {"--set": "reference=zeroshot"}
     return [x for pair in args.items() for x in pair]

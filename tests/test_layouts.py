@@ -447,6 +447,7 @@ def test_code_in_an_open_clip_folder_is_not_run(tmp_path: Path, monkeypatch: Any
     path = tmp_path / "m" / "open_clip_config.json"
     told = json.loads(path.read_text())
     told["model_cfg"]["text_cfg"] |= changes
+    (tmp_path / "m" / "card.json").unlink()
     path.write_text(json.dumps(told).replace("ITSELF", str(tmp_path / "m")))
     evil = {"AutoTokenizer": ["evil.Evil", None], "AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}
     for name in ("config.json", "tokenizer_config.json"):

@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -68,9 +69,10 @@ class _Content(str):
 def _content(part: Data | Test) -> _Content:
     """Of a user's pictures, and of the files that name and describe a test's classes."""
     files = (part.classes, part.templates) if isinstance(part, Test) else ()
-    told = [io.sha256(f) for f in files if f]
+    told = [io.sha256(f) for f in files if f and f.is_file()]
     if not part.world():
-        told.append((part.pairs() if isinstance(part, Data) else part.task().pictures).fingerprint)
+        with suppress(UserError):  # the stage that opens it will say what is wrong
+            told.append((part.pairs() if isinstance(part, Data) else part.task().pictures).fingerprint)
     return _Content(" ".join(told))
 
 
