@@ -21,6 +21,7 @@ from clipvet import io
 from clipvet.decoding import FORMATS, MAX_PIXELS
 from clipvet.errors import UserError
 from clipvet.results import Row, kind_of
+from clipvet.suite import CALIBRATION, CLEAN
 from clipvet.text import names_target
 
 NAMES = {"none": "victim", "finetune": "plain fine-tuning", "par": "PAR", "cleanclip": "CleanCLIP", "roclip": "RoCLIP"}
@@ -121,7 +122,8 @@ def _key(row: Row) -> tuple[str, str, str]:
 def _methods(rows: list[Row]) -> dict[tuple[str, str, str], Method]:
     """Methods in order of appearance; one that comes in several configurations is named with what differs."""
     keys = list(dict.fromkeys(map(_key, rows)))
-    parts = {k: [p for p in (k[1], *re.split(r",\s*|[()]| on ", k[2])) if p not in ("", "victim")] for k in keys}
+    plain = ("", "victim", "suite")
+    parts = {k: [p for p in (k[1], *re.split(r",\s*|[()]| on ", k[2])) if p not in plain] for k in keys}
     fixed, free, found = {"none": 0, "par": 1}, itertools.count(), {}
     for k in keys:
         common = set.intersection(*(set(parts[o]) for o in keys if o[0] == k[0]))
@@ -223,6 +225,8 @@ def _section(
     place = f"{rows[0].model}/{rows[0].attack}/"
     says = {m: {k: reported[at] for k in t if (at := f"{place}{m.name}/{k}") in reported} for m, t in table.items()}
     out |= {"paper": says if any(says.values()) else {}}
+    out |= {"clean": rows[0].attack in (CLEAN, CALIBRATION), "suite": any(r.stage == "suite" for r in rows)}
+    out |= {"judged": all(r.stage == "suite" for r in rows)}
     return out | {
         "shown": shown,
         "plane": _plane(shown),
@@ -275,6 +279,7 @@ def build(folder: Path) -> Path:
         title = " · ".join(filter(None, run if sum(r[0] == run[0] for r in runs) > 1 else run[:1])) or "no attack"
         own = kept.get(run[0], logs if len(runs) == 1 else None)
         sections.append(_section(title, mine, methods, own, commands.reported))
+    sections.sort(key=lambda s: not s["judged"])  # what all models say together comes first
     gallery: Gallery | None = next(iter(_read(Gallery, folder / "gallery.json")), None)
     spoken = gallery.pictures[0].captions if gallery and gallery.pictures else {}
     first = {m.name: m for m in reversed(methods.values()) if m.name in spoken}
