@@ -259,10 +259,10 @@ def test_parquet_that_unfolds_to_more_than_the_memory(tmp_path, monkeypatch):
     for cell in ("x" * 50_000, {"bytes": b"x" * 50_000, "path": None}):
         pq.write_table(pa.table({"filepath": [cell] * 8, "title": ["a"] * 8}), path)
         assert path.stat().st_size < 60_000
-        monkeypatch.setattr(files, "MAX_GROUP", 300_000)
-        with pytest.raises(UserError, match="row group 0 unfolds to more than"):
-            files.open_pairs(str(path))
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "MAX_GROUP", 300_000)
+            with pytest.raises(UserError, match="row group 0 unfolds to more than"):
+                files.open_pairs(str(path))
         assert len(files.open_pairs(str(path))) == 8
 
 
