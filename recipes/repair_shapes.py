@@ -1,11 +1,12 @@
-"""Does CLIP-Inspector's repair remove what it found? The suite's backdoors, repaired with four kinds of stamp.
+"""Does CLIP-Inspector's repair remove what it found? Half of the suite's backdoors, four kinds of stamp.
 
 command:  clipvet run recipes/repair_shapes.py --jobs 2 --out results/repair_shapes
 expected: what is left of ASR: clean only > noise > a wrong class's trigger > the target's (repair), which leaves
           clearly less than the other three at no more than 3 points of accuracy below the victim; and the score of the
           repaired model, clip_inspector_score, falls to that of clean models. One development victim: 97.5
           -> 15.3, 14.9, 14.4, 4.8; the trigger's ASR on a clean model was 14.2 (docs/decisions/0014)
-hardware: 2 CPU cores; two minutes a victim, which come from the suite's cache where that has run
+hardware: 2 CPU cores, four minutes a victim without the victim itself, which comes from the suite's cache where that
+          has run
 """
 
 from dataclasses import replace
@@ -16,21 +17,23 @@ from clipvet.data import Shots
 from clipvet.presets import shapes
 from clipvet.recipe import Recipe, load_recipes
 
-STAMPS = {"clean_only": "clean", "random_noise": "noise", "wrong_class": "wrong", "ci_repair": "target"}
+CONTROLS = {"clean_only": "clean", "random_noise": "noise", "wrong_class": "wrong"}
 
 
 def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
     how, made = shapes(CiRepair()), []
-    how = replace(how, outside=32 if smoke else 1000)
+    how = replace(how, inspector=replace(how.inspector, precision="bf16"), outside=32 if smoke else 1000)
     if smoke:
         how = replace(how, tuning=replace(how.tuning, epochs=1))
-    cleaners = {name: replace(how, stamp=stamp) for name, stamp in STAMPS.items()}
-    names = tuple(n for n in cleaners if not smoke or n in ("clean_only", "ci_repair"))
-    for r in load_recipes(Path(__file__).with_name("inspector_suite.py"), smoke):
-        attacks = {n: a for n, a in r.attacks.items() if n not in ("none", "calibration")}
+    controls = {n: replace(how, stamp=stamp) for n, stamp in CONTROLS.items() if not smoke or n == "clean_only"}
+    suite = [r for r in load_recipes(Path(__file__).with_name("inspector_suite.py"), smoke) if "none" in r.attacks]
+    for r in suite[::2]:  # every other task
+        attacks = {n: a for n, a in r.attacks.items() if n != "none"}
         looks = {n: i for n, i in r.inspectors.items() if n == ("no_inversion" if smoke else "clip_inspector")}
         own = Shots(r.test, 16)  # the user's own pictures, of which the prompts were made
-        repair = {"cleaners": {n: cleaners[n] for n in names}, "defender_data": {own.spec: (own, names)}}
-        if attacks:
-            made.append(replace(r, name="repair_shapes", attacks=attacks, inspectors=looks, **repair))
+        r = replace(r, name="repair_shapes", attacks=attacks, inspectors={})
+        made.append(replace(r, cleaners=controls, defender_data={own.spec: (own, tuple(controls))}))
+        made.append(  # what is repaired is inspected again
+            replace(r, cleaners={"ci_repair": how}, inspectors=looks, defender_data={own.spec: (own, ("ci_repair",))})
+        )
     return tuple(made)

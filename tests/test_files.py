@@ -198,7 +198,10 @@ def test_keys_root_and_absolute_paths(pictures):
     assert len(files.open_pairs(spec, **keys).at(Geometry(8))[:].bad) == 4
     assert len(files.open_pairs(spec, root=pictures, **keys).at(Geometry(8))[:].bad) == 1
     (pictures / "abs.csv").write_text(f"filepath;title\n{pictures / 'img' / '0.png'};a, b\n")
-    assert files.open_pairs(str(pictures / "abs.csv"), separator=";").at(Geometry(8))[:].captions == ["a, b"]
+    for separator in (";", None):
+        assert files.open_pairs(str(pictures / "abs.csv"), separator=separator).at(Geometry(8))[:].captions == ["a, b"]
+    (pictures / "bar.csv").write_text(f"filepath|title\n{pictures / 'img' / '0.png'}|a; b, c\n")
+    assert files.open_pairs(str(pictures / "bar.csv"), separator="|").at(Geometry(8))[:].captions == ["a; b, c"]
 
 
 def test_loader_processes_are_shared_among_ranks(monkeypatch):

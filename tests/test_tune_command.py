@@ -1,6 +1,7 @@
 """clipvet tune, and attacks and evaluations of what it makes, as a user types them."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,11 @@ def test_a_folder_of_classes_is_tuned_on_and_repaired_with(clipvet: Any, tmp_pat
     assert "warning: 24 of the 200 test pictures are trained on; give others as --task" in err
     code, _, err = clipvet("tune", "--model", tmp_path / "base", *few, "--task", "shapes", "--out", tmp_path / "other")
     assert (code, "warning" in err) == (0, False), err
+    for name in task.classes[:4]:
+        shutil.copytree(tmp_path / "in" / name, tmp_path / "others" / name)
+    half = [*few, "--half", "base", "--task", tmp_path / "others"]
+    code, _, err = clipvet("tune", "--model", tmp_path / "base", *half, "--out", tmp_path / "half")
+    assert (code, "must have the same classes" in err) == (2, True), err
     few[3:4] = ["tuning.epochs=1", "--set", "outside=32"]
     code, _, err = clipvet(
         "clean", "--method", "ci_repair", "--model", tmp_path / "tuned", *few, "--out", tmp_path / "c"

@@ -265,9 +265,12 @@ def _parquet_columns(path: Path) -> list[str]:
 
 
 def _separator(path: Path) -> str:
-    """Tab for .tsv, and wherever the header holds one: open_clip's tables are .csv with tabs."""
+    """Tab for .tsv, and wherever the header holds one: open_clip's tables are .csv with tabs; else , or ;."""
     with path.open("rb") as f:
-        return "\t" if path.suffix.lower() == ".tsv" or b"\t" in f.readline() else ","
+        header = f.readline()
+    if path.suffix.lower() == ".tsv" or b"\t" in header:
+        return "\t"
+    return ";" if b";" in header and b"," not in header else ","
 
 
 def _text_columns(path: Path, separator: str) -> list[str]:

@@ -25,6 +25,7 @@ from clipvet.rng import Rng
 from clipvet.types import Finding, Measured, Suspicion, Trigger
 
 Score = Literal["auto", "loss", "sum", "asr_weighted", "joint", "gap"]
+WHOLE = "the whole model"  # what is judged, where it is not prompts alone
 ASR_FLOOR = 0.05  # least MAD of ASRs
 CHANCE = 0.001  # that normal losses reach the threshold of an uncalibrated verdict
 FITTED = 8  # classes from which on a line is fitted to the reference's losses; fewer leave too little around it
@@ -213,7 +214,7 @@ class Verdict(BaseModel):
     settings: dict[str, float]
     method: str
     model: str
-    judged: str = ""  # prompts alone, or the whole model
+    judged: str = WHOLE  # or what of it
     weights: str
     pictures: str
     seed: int

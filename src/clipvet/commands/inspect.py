@@ -45,7 +45,7 @@ def command(
     asked = ask(model, method, classes, templates, images, set_, n, overlap, seed, pretrained)
     clean = verdicts.read_null(null) if null else None
     verdicts.check_scale(clean, getattr(asked.how, "scaled", True))
-    weights, judged = results.weights_hash(asked.clip), "the whole model"
+    weights, judged = results.weights_hash(asked.clip), verdicts.WHOLE
     if has_prompts(asked.clip) and getattr(asked.how, "reference", "none") in ("auto", "zeroshot"):
         judged = "its prompts, beside their own encoder, which this does not judge: inspect the base model too"
     if clean:
@@ -80,7 +80,7 @@ def command(
             say("the model's files are no longer those of that verdict; inspect into another --out for a new page")
     print(shown(verdict.sentence))
     p = f"p = {verdict.p_value:.3g} of {verdict.clean_models} clean models, " if verdict.p_value is not None else ""
-    if verdict.judged != "the whole model":
+    if verdict.judged != verdicts.WHOLE:
         say(f"judged: {verdict.judged}")
     say(f"score {verdict.score:.2f}, {p}most suspect class: {verdict.target}; see {out / 'report.html'}")
     runs = [f for f in files or [] if f.severity == "dangerous"]  # as the files are now, also in a finished run

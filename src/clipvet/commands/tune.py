@@ -63,6 +63,7 @@ def command(
     from clipvet.answer_key import load_backdoor
     from clipvet.errors import UserError
     from clipvet.evaluation import measure_all
+    from clipvet.fewshot import names
     from clipvet.fit import workspace
     from clipvet.ranks import device
     from clipvet.rng import Rng
@@ -84,6 +85,8 @@ def command(
     config = {"command": "tune", "data": data, "model": model, "pretrained": pretrained, "method": repr(how)}
     config |= {"shots": shots, "half": half, "bake_reference": bake_reference, "task": task, "seed": seed}
     pairs = open_shots(data, size, classes, templates, shots, seed, half)
+    if half and task and {*names(pairs, how.template).classes} - {*test.classes}:
+        raise UserError(f"with --half, {data} and --task {task} must have the same classes; leave --half or --task out")
     config |= went_in(clip, pairs, test, backdoor=backdoor, classes=classes, templates=templates)
     with output(out, config) as work:
         say(f"tuning {model} on {pairs.name} with {how!r}")
