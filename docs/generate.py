@@ -14,7 +14,8 @@ from clipvet import find, results
 from clipvet.results import Row
 
 ROOT = Path(__file__).parent.parent
-DIGITS = {"pairs_seen": 0, "parameters": 0, "seconds": 0, "cross_entropy": 2, "brier": 3, "uniform_p": 2}  # others: %
+DIGITS = {"pairs_seen": 0, "parameters": 0, "seconds": 0, "cross_entropy": 2, "brier": 3, "uniform_p": 2}
+DIGITS |= {"clip_inspector_score": 1}  # others: %
 BEGIN, END = "<!-- generated from {}: begin -->", "<!-- end -->"
 
 
@@ -65,8 +66,10 @@ def table(folder: Path, metrics: tuple[str, ...] = ("asr", "clean_accuracy")) ->
             shown = "–".join(map(str, sorted({min(n), max(n)})))
             seeds = sorted({r.seed for r in rows if r.model == model})
             tasks = {r.data for r in rows if r.model == model and results.kind_of(r.data) != r.data}
+            per = sorted({len({r.data for r in c}) for c in cells.values()})
+            each = "–".join(map(str, sorted({per[0], per[-1]})))
             over = f"mean (range) over seeds {seeds}" if len(seeds) > 1 else f"seed {seeds[0]}"
-            over += f", mean (range) over {len(tasks)} tasks" if len(tasks) > 1 else ""
+            over += f", mean (range) over {each} tasks" if len(tasks) > 1 else ""
             single = [c[0] for c in cells.values() if len(c) == 1]
             over += ", a single value with its 95 % interval" if any(r.low < r.high for r in single) else ""
             unit = "" if metric in DIGITS else ", %"

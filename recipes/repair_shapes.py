@@ -1,10 +1,9 @@
 """Does CLIP-Inspector's repair remove what it found? Half of the suite's backdoors, four kinds of stamp.
 
 command:  clipvet run recipes/repair_shapes.py --jobs 2 --out results/repair_shapes
-expected: what is left of ASR: clean only > noise > a wrong class's trigger > the target's (repair), which leaves
-          clearly less than the other three at no more than 3 points of accuracy below the victim; and the score of the
-          repaired model, clip_inspector_score, falls to that of clean models. One development victim: 97.5
-          -> 15.3, 14.9, 14.4, 4.8; the trigger's ASR on a clean model was 14.2 (docs/decisions/0014)
+expected: what is left of ASR, mean over 25 victims: clean only 20.7, noise 19.7, a wrong class's trigger 24.4, the
+          target's (repair) 6.9, at +0.4 points of accuracy (-3.7 at worst); clip_inspector_score falls below 6, where
+          clean models are. Where the inspector accuses a wrong class the repair does not work
 hardware: 2 CPU cores, four minutes a victim without the victim itself, which comes from the suite's cache where that
           has run
 """

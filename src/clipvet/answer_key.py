@@ -29,6 +29,7 @@ from clipvet.types import Backdoor, Trigger
 
 MOST = 2**29  # bytes of a manifest in memory: some millions of poisons
 MOST_TEXT = 1000  # characters of a trigger's field: hours to draw where there are millions
+MOST_MORE = 1000  # further triggers
 KINDS = {"id": pa.int64(), "row": pa.int64(), "caption": pa.string(), "trigger": pa.string(), "seed": pa.int64()}
 SCHEMA = pa.schema(KINDS)  # of the manifest
 
@@ -46,8 +47,9 @@ class Card(BaseModel):
     classes: list[str]  # what the chosen pictures of targeted poisoning shall be called
     ties: list[tuple[str, str]] = []  # (A, B): captions of class A are tied to pictures of class B
     says: str = ""  # the caption key, put before captions and prompts
+    data: str = ""  # fingerprint of the user's pairs that were poisoned; empty: of an embedded world, or made by hand
     more: list[str] = []  # the seals of the answer keys in more/
-    seal: str  # SHA-256 of the target's name, of `says` and `more` where there are any, and of manifest.parquet
+    seal: str  # SHA-256 of the rest of the card, of manifest.parquet and trigger.safetensors
     pixels: str = "[0, 1], after geometry, before normalisation"
 
 
@@ -57,9 +59,11 @@ def probe(trigger: Trigger | None) -> Float[Tensor, "1 3 32 32"]:
     return trigger.stamp(ramp, Rng(0).keys([0])) if trigger else ramp
 
 
-def _seal(target: str, says: str, more: list[str], manifest: Path) -> str:
-    told = "\0".join([target, *([says, *more] if says or more else [])])
-    return hashlib.sha256(told.encode(errors="surrogatepass") + manifest.read_bytes()).hexdigest()
+def _seal(card: Card, folder: Path) -> str:
+    """Of all that a card says, and of the files beside it that make poisons and triggers."""
+    files = [p for name in ("manifest.parquet", "trigger.safetensors") if (p := folder / name).exists()]
+    told = json.dumps([card.model_dump(exclude={"seal"}), *map(io.sha256, files)], sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _name(trigger: Trigger | None) -> str:
@@ -75,7 +79,8 @@ def _stamped(backdoor: Backdoor) -> tuple[list[str], list[int]]:
     return names, [int(Rng(part.seed).keys([i])) for part, i in parts]
 
 
-def save_backdoor(backdoor: Backdoor, folder: Path) -> None:
+def save_backdoor(backdoor: Backdoor, folder: Path, data: str = "") -> None:
+    """data: fingerprint of the user's pairs that it poisons, to which alone it can be applied again."""
     folder.mkdir(parents=True, exist_ok=True)
     for k, part in enumerate(backdoor.more):
         save_backdoor(part, folder / "more" / str(k))
@@ -91,8 +96,9 @@ def save_backdoor(backdoor: Backdoor, folder: Path) -> None:
         "trigger": names,
         "seed": np.array(keys, dtype=np.int64),
     }
-    manifest = folder / "manifest.parquet"
-    pq.write_table(pa.table(table), manifest)
+    pq.write_table(pa.table(table), folder / "manifest.parquet")
+    if tensors:
+        io.save_weights(tensors, folder / "trigger.safetensors")
     more = [io.read_json(folder / "more" / str(k) / "backdoor.json")["seal"] for k in range(len(backdoor.more))]
     card = Card(
         target=backdoor.target,
@@ -103,14 +109,14 @@ def save_backdoor(backdoor: Backdoor, folder: Path) -> None:
         classes=list(backdoor.classes),
         ties=list(backdoor.ties),
         says=backdoor.says,
+        data=data,
         more=more,
-        seal=_seal(backdoor.target, backdoor.says, more, manifest),
+        seal="",
     )
+    card.seal = _seal(card, folder)
     chosen = {} if backdoor.pictures is None else {"pictures": (backdoor.pictures * 255).round().to(torch.uint8)}
     io.save_weights({"stamped": probe(trigger), **chosen}, folder / "probe.safetensors")
     io.write_json(folder / "backdoor.json", card.model_dump())
-    if tensors:
-        io.save_weights(tensors, folder / "trigger.safetensors")
 
 
 def _read(manifest: Path, poisons: int) -> pa.Table:
@@ -131,8 +137,16 @@ def _read(manifest: Path, poisons: int) -> pa.Table:
         return pa.Table.from_batches(batches, SCHEMA)
 
 
-def load_backdoor(folder: Path) -> Backdoor:
-    """Raises UserError when card or manifest is unreadable or changed, or the trigger stamps something else now."""
+def planted_in(folder: Path) -> str:
+    """Fingerprint of the user's pairs that this answer key poisons; empty where it is not told."""
+    return str(io.read_json(folder / "backdoor.json").get("data", ""))
+
+
+def load_backdoor(folder: Path, nested: bool = False) -> Backdoor:
+    """Raises UserError when card or manifest is unreadable or changed, or the trigger stamps something else now.
+
+    nested: it is one of another key's further triggers, and may have none itself.
+    """
     path, manifest = folder / "backdoor.json", folder / "manifest.parquet"
     told = io.read_json(path)
     try:
@@ -142,6 +156,8 @@ def load_backdoor(folder: Path) -> Backdoor:
         raise UserError(f"{path} holds half a surrogate pair, which is no text; restore it") from e
     except ValidationError as e:
         raise UserError(f"{path} is not a backdoor card ({e.errors()[0]['loc']}: {e.errors()[0]['msg']})") from e
+    if len(card.more) > (0 if nested else MOST_MORE):
+        raise UserError(f"{path} tells of {len(card.more)} further triggers, too many or too deep; restore it")
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in card.fields.items()}
     if (folder / "trigger.safetensors").exists():
         fields |= io.load_weights(folder / "trigger.safetensors")
@@ -171,7 +187,7 @@ def load_backdoor(folder: Path) -> Backdoor:
             raise ValueError("a poison has no caption")
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as e:
         raise UserError(f"{manifest} cannot be read ({io.line(e)}); restore it") from e
-    parts = tuple(load_backdoor(folder / "more" / str(k)) for k in range(len(card.more)))
+    parts = tuple(load_backdoor(folder / "more" / str(k), nested=True) for k in range(len(card.more)))
     seals = [io.read_json(folder / "more" / str(k) / "backdoor.json")["seal"] for k in range(len(parts))]
     if len(card.classes) != (0 if chosen is None else len(chosen)):
         raise UserError(f"{path} names {len(card.classes)} classes for another number of pictures; restore both files")
@@ -180,7 +196,6 @@ def load_backdoor(folder: Path) -> Backdoor:
     bare = np.setdiff1d(ids[[name == "" for name in table["trigger"].to_pylist()]], theirs if trigger else ids)
     told = tuple(card.classes), tuple(card.ties), card.says, bare, parts
     key = Backdoor(trigger, card.target, ids, captions, card.seed, rows, pictures, *told)
-    sealed = _seal(card.target, card.says, seals, manifest) == card.seal
-    if not sealed or table["seed"].to_pylist() != _stamped(key)[1]:
+    if card.more != seals or _seal(card, folder) != card.seal or table["seed"].to_pylist() != _stamped(key)[1]:
         raise UserError(f"{manifest} is not the one that {path} was written with; restore both files")
     return key

@@ -45,10 +45,11 @@ def read(path: Path, base: OpenClip) -> PromptTuned:
 def _classes(path: Path, base: OpenClip, state: dict[str, Tensor]) -> list[str]:
     """Class names, read from the embeddings of their tokens. UserError where these are not the base model's."""
     prefix, suffix = (state[k] for k in AROUND)
-    known = tower(base).token_embedding.weight.detach().cpu().float()
+    net = tower(base)
+    known = net.token_embedding.weight.detach().cpu().float()
     start, end = tokens_of(base, [""])[0][0, :2].tolist()
     fits = prefix.ndim == suffix.ndim == 3 and prefix.shape[2] == suffix.shape[2] == known.shape[1]
-    fits = fits and len(prefix) == len(suffix) > 0
+    fits = fits and len(prefix) == len(suffix) > 0 and suffix.shape[1] < len(net.positional_embedding)
     if not fits or not torch.allclose(prefix[0, 0], known[start], atol=1e-3):  # files often are in half precision
         raise UserError(f"{path} was learned on another base model (other token embeddings); give its own")
     names = []

@@ -7,6 +7,7 @@ is reported as a bad row, never raised.
 import functools
 import io as memory
 import os
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -24,6 +25,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
 MAX_PIXELS = 64_000_000
 MAX_PICTURE = 2**28  # bytes
+MAX_SCANS = 100  # of a JPEG
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # the others stand in the scans themselves
 
 
 @functools.lru_cache
@@ -125,10 +128,29 @@ def _picture(source: str | memory.BytesIO, geometry: Geometry | None, max_pixels
             raise ValueError(f"{w} x {h} pixels are more than max_pixels={max_pixels}")
         if geometry and geometry.mode != "squash" and geometry.size**2 * max(w, h) / min(w, h) > max_pixels:
             raise ValueError(f"{w} x {h} pixels are too long and thin to resize")
+        if picture.format in ("JPEG", "MPO"):
+            _check_scans(picture.fp)
         picture.load()
         with suppress(Exception):  # a damaged EXIF block does not spoil the pixels
             ImageOps.exif_transpose(picture, in_place=True)
         return _resized(geometry)(_eight_bit(picture))
+
+
+def _check_scans(f: Any) -> None:
+    """ValueError where a JPEG goes over its pixels so often that a small one takes hours; about ten times is usual."""
+    before = f.tell()
+    f.seek(0)
+    held, at, scans = f.read(), 2, 0
+    f.seek(before)
+    while found := _MARKER.search(held, at):
+        code, at = found[0][-1], found.end()
+        if code == 0xD9:  # the picture's end; anything may follow
+            break
+        scans += code == 0xDA
+        if code not in (0x01, 0xD8):  # others have a length
+            at += int.from_bytes(held[at : at + 2], "big")
+    if scans > MAX_SCANS:
+        raise ValueError(f"a JPEG of {scans} scans, more than {MAX_SCANS}")
 
 
 def _eight_bit(picture: Image.Image) -> Image.Image:

@@ -242,7 +242,7 @@ def _part(pairs: Pairs, f: Callable[[Batch], Tensor], at: np.ndarray, rows: Batc
 
 def _write(path: Path, part: Part, pairs: Pairs) -> None:
     """Appends it: the length of an Arrow stream, then the stream."""
-    values = part.values.reshape(len(part.kept), -1)
+    values = part.values.reshape(len(part.kept), part.values[:1].numel() or 1)
     flat = pa.array(values.reshape(-1).numpy())
     table = pa.table({
         "at": part.kept, "id": pairs.ids[part.kept], "caption": pa.array(part.captions, pa.string()),
@@ -269,7 +269,8 @@ def _read(path: Path, pairs: Pairs) -> Iterator[Part]:
             kept = table["at"].to_numpy()
             if len(kept) and (kept[-1] >= len(pairs) or (table["id"].to_numpy() != pairs.ids[kept]).any()):
                 raise UserError(f"{path} was made from other pairs; delete {path.parent}")
-            values = torch.tensor(table["value"].combine_chunks().flatten().to_numpy()).reshape(len(kept), -1)
+            width = table["value"].type.list_size
+            values = torch.tensor(table["value"].combine_chunks().flatten().to_numpy()).reshape(-1, width)
             bad = [(int(i), str(why)) for i, why in json.loads((table.schema.metadata or {})[b"bad"])]
             yield Part(values, kept, table["caption"].to_pylist(), bad)
     os.truncate(path, whole)

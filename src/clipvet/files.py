@@ -7,7 +7,9 @@ import csv
 import errno
 import hashlib
 import itertools
+import json
 import os
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -89,7 +91,8 @@ def open_pairs(
     from datasets import config
 
     digest = _names(path, "*") if path.is_dir() else io.sha256(path)
-    cache = str(Path(config.HF_DATASETS_CACHE) / "clipvet" / digest[:16])
+    asked = hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:8]  # of parquet no other columns are copied
+    cache = str(Path(config.HF_DATASETS_CACHE) / "clipvet" / (f"{digest[:16]}-{asked}" if parquet else digest[:16]))
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what goes wrong is told below
     try:
@@ -145,11 +148,40 @@ def _check_saved(folder: Path) -> None:
         if not isinstance(name, str) or name != Path(name).name or not (folder / name).is_file():
             raise UserError(f"{folder / 'state.json'} does not name files of {folder}; save the data set again")
         try:
+            with pa.memory_map(str(folder / name)) as f:
+                for message in pa.ipc.MessageReader.open_stream(f):
+                    if message.type != "schema" and _packed(message.metadata.to_pybytes(), message.type):
+                        raise pa.ArrowInvalid("its numbers are compressed, which HF datasets does not do")
             with pa.memory_map(str(folder / name)) as f, pa.ipc.open_stream(f) as batches:
                 for batch in batches:
                     batch.validate(full=True)
-        except (OSError, pa.ArrowException) as e:
+        except (OSError, ValueError, pa.ArrowException) as e:
             raise UserError(f"{folder / name} cannot be read ({io.line(e)}); save the data set again") from e
+
+
+def _packed(message: bytes, kind: str) -> bool:
+    """Whether an Arrow message's buffers are compressed: a small file may unfold to gigabytes. Raises ValueError.
+
+    A table of the message's flatbuffer begins with where its list of fields lies; there, two bytes a field say where
+    the field is. The header is the message's third, a dictionary's batch its header's second, the compression a batch's
+    fourth.
+    """
+
+    def field(table: int, k: int) -> int:
+        fields = table - struct.unpack_from("<i", message, table)[0]
+        at = 4 + 2 * k
+        inside = at < struct.unpack_from("<H", message, fields)[0]
+        own = struct.unpack_from("<H", message, fields + at)[0] if inside else 0
+        return table + own if own else 0
+
+    def table(at: int) -> int:
+        return at + struct.unpack_from("<I", message, at)[0]
+
+    try:
+        batch = table(field(table(0), 2))
+        return field(table(field(batch, 1)) if kind == "dictionary" else batch, 3) > 0
+    except struct.error as e:
+        raise ValueError("a damaged message") from e
 
 
 def _check_text(table: Any, keys: Sequence[str], path: Path) -> None:
@@ -257,11 +289,12 @@ def _parquet_columns(path: Path) -> list[str]:
 
     try:
         meta = pq.read_metadata(path)
-    except (OSError, pa.ArrowException) as e:
-        raise UserError(f"{path} is no parquet file ({str(e).splitlines()[0]}); copy or write it again") from e
+        names = meta.schema.to_arrow_schema().names
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as e:
+        raise UserError(f"{path} is no parquet file ({io.line(e)}); copy or write it again") from e
     if meta.num_rows == 0:
         raise UserError(f"{path} has no rows; give a table with pairs")
-    return meta.schema.to_arrow_schema().names
+    return names
 
 
 def _separator(path: Path) -> str:

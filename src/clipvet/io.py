@@ -8,6 +8,7 @@ import argparse
 import errno
 import hashlib
 import json
+import mmap
 import os
 import re
 import shutil
@@ -129,6 +130,9 @@ def _check_archive(path: Path) -> None:
 
 def _unpickle(path: Path) -> Any:
     _check_archive(path)
+    with path.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as held:
+        if held.find(b"\nbytearray\n") >= 0:  # torch lets a file of some bytes ask for any number of gigabytes
+            raise UserError(f"{path} holds byte arrays beside weights; save model.state_dict() as safetensors")
     try:
         with torch.serialization.safe_globals(DROPPED):
             return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 the one load

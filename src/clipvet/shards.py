@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import stat
+import uuid
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -164,7 +165,7 @@ class Index:
         return []
 
     def _build(self, known: dict[str, tuple[dict[str, Any], pa.RecordBatch]]) -> None:
-        whole = self.file.with_name(f"{self.file.name}.{os.getpid()}.tmp")  # several processes may build it at once
+        whole = self.file.with_name(f"{self.file.name}.{uuid.uuid4().hex}.tmp")  # several may build it at once
         try:
             whole.parent.mkdir(parents=True, exist_ok=True)
             with pa.ipc.new_file(str(whole), SCHEMA) as writer:

@@ -20,7 +20,7 @@ Set = Annotated[list[str], typer.Option("--set", help="field=value of the method
 Pretrained = Annotated[str | None, typer.Option(help="weights file for an open_clip name")]
 Seed = Annotated[int, typer.Option(help="every draw follows from it")]
 AnswerKey = Annotated[
-    Path | None, typer.Option(help="answer key, for the measures alone; the embedded world is poisoned as it says")
+    Path | None, typer.Option(help="answer key, for the measures alone; the data of its attack are poisoned as it says")
 ]
 Count = Annotated[int | None, typer.Option("--n", help="take only so many pairs")]
 ImageKey = Annotated[str, typer.Option(help="the table's column of picture paths")]
@@ -134,21 +134,33 @@ def open_method(family: str, name: str, data: str, settings: list[str], **fields
     return values.apply(method, settings)
 
 
-def open_keyed(source: "Data", seed: int, backdoor: Path | None) -> "tuple[Pairs, Backdoor | None]":
-    """The pairs and the answer key, if any; an embedded world's pairs are poisoned as the key says."""
+def open_keyed(source: "Data", seed: int, backdoor: Path | None) -> "tuple[Pairs, Backdoor | None, bool]":
+    """The pairs, the answer key if any, and whether the pairs were poisoned here, as the key says.
+
+    They are where the key is of this embedded world or of this very data; a key that was made by hand, which names no
+    data, lists the poisons that there are. Raises UserError for a key of other data.
+    """
     import numpy as np
 
-    from clipvet.answer_key import load_backdoor
+    from clipvet.answer_key import load_backdoor, planted_in
     from clipvet.dirty import poison
     from clipvet.errors import UserError
 
-    pairs, key = source.pairs(seed), load_backdoor(backdoor) if backdoor else None
-    rows = () if key is None else key.poisoned if key.rows is None else key.rows
-    if key and not np.isin(pairs.ids, rows).any():
+    pairs = source.pairs(seed)
+    if not backdoor:
+        return pairs, None, False
+    key, own = load_backdoor(backdoor), planted_in(backdoor)
+    rows = key.poisoned if key.rows is None else key.rows
+    if not np.isin(pairs.ids, rows).any():
         raise UserError(
             f"none of the {len(key.poisoned)} pairs that {backdoor} names is in {pairs.name}; give its data"
         )
-    return (poison(pairs, key) if key and source.world(seed) else pairs), key
+    if own and own != pairs.fingerprint:
+        raise UserError(
+            f"{backdoor} poisons other data than {pairs.name}, or it has changed; give the attack's own, as it was"
+        )
+    made = bool(own or source.world(seed))
+    return (poison(pairs, key) if made else pairs), key, made
 
 
 def new_classes(measured: "dict[str, Measured]") -> "dict[str, Measured]":

@@ -97,9 +97,11 @@ def command(
         how = replace(how, training=replace(how.training, template=template_of_shots(data, templates)))
     how = values.apply(how, ([f"rate={rate}"] if rate is not None else []) + set_)
     if few:
-        pairs = open_shots(data, clip.geometry.size, classes, templates, shots, seed, half)
+        pairs, own = open_shots(data, clip.geometry.size, classes, templates, shots, seed, half), ""
     else:
-        pairs = open_data(data, n, "train", clip.geometry.size, image_key, caption_key).pairs(seed)
+        source = open_data(data, n, "train", clip.geometry.size, image_key, caption_key)
+        pairs = source.pairs(seed)
+        own = "" if source.world(seed) else pairs.fingerprint
     config = {"command": "attack", "data": data, "n": n, "model": model, "pretrained": pretrained, "attack": repr(how)}
     config |= {"shots": shots, "half": half} if few else {}
     config |= {"keys": [image_key, caption_key], "task": task, "target": target, "seed": seed}
@@ -122,7 +124,7 @@ def command(
             victim, _, backdoor = how.implant(clip, pairs, target, rng.fork("attack"))
         seconds = time.monotonic() - began
         measured = measure_all(victim, test, backdoor, rng.fork("measure")) if test else {}
-        save_backdoor(backdoor, work / "backdoor")
+        save_backdoor(backdoor, work / "backdoor", own)
         card = {"role": "victim", "method": repr(how), "data": pairs.name, "target": target, "seed": seed}
         card |= {"half": half} if few else {}
         models.save(victim, work, card_of(card, clip, measured, test, work / "backdoor"))

@@ -67,7 +67,7 @@ def command(
     """Remove a backdoor, known or not: the same checkpoint format comes back, or prompts on the untouched model.
 
     Methods that need labelled pictures take shapes or a folder with one folder per class as DATA; methods that need
-    untrusted pairs take those that the model was trained on (of shapes: the train split, poisoned as --backdoor says).
+    untrusted pairs take those that the model was trained on (of shapes: the train split), poisoned as --backdoor says.
     """
     import time
     from dataclasses import fields
@@ -91,7 +91,7 @@ def command(
     test = open_task(task, data, clip.geometry.size, classes, templates, seed)
     if "untrusted" in how.needs:
         source = open_data(data, n, "train", clip.geometry.size, image_key, caption_key)
-        pairs, key = open_keyed(source, seed, backdoor)
+        pairs, key, _ = open_keyed(source, seed, backdoor)
     elif few:
         pairs = open_shots(data, clip.geometry.size, classes, templates, shots, seed)
     else:

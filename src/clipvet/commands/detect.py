@@ -35,7 +35,7 @@ def command(
     import numpy as np
     import pyarrow as pa
 
-    from clipvet import io, models, suspects
+    from clipvet import io, models, ranks, suspects
     from clipvet.answer_key import load_backdoor
     from clipvet.decoding import sound
     from clipvet.detection import detection
@@ -73,8 +73,12 @@ def command(
             "reason": found.reasons,
         }
     )
-    with io.replacing(out) as tmp:
-        write_table(table, tmp, ".parquet")
+
+    def write() -> None:
+        with io.replacing(out) as tmp:
+            write_table(table, tmp, ".parquet")
+
+    ranks.first(write)
     for row in table.slice(0, min(10, int((found.ranks > 0).sum()))).to_pylist():
         print(f"{row['rank']:4}  {row['file']:<24}  {row['score']:10.4f}  {row['answer']}  ({row['reason']})")
     if key:

@@ -70,8 +70,10 @@ def command(
         raise UserError(f"{method} has no cut of its own; say with --keep what fraction of the pairs --cleaned keeps")
     clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
     source = open_data(data, n, "train", clip.geometry.size, image_key, caption_key)
-    pairs, key = open_keyed(source, seed, backdoor)
-    said = dict(zip(key.poisoned.tolist(), key.captions)) if key and source.world(seed) else {}
+    pairs, key, made = open_keyed(source, seed, backdoor)
+    if cleaned and made and not source.world(seed):
+        raise UserError("the poisons of --backdoor are made as the pairs are read; there is no --cleaned table of them")
+    said = dict(zip(key.poisoned.tolist(), key.captions)) if key and made else {}
     captions = suspects.Made(len(pairs), lambda k: said.get(int(pairs.ids[k])) or pairs.caption(pairs.ids[k]))
     if cleaned and not source.world(seed) and Path(source.spec).is_file() and not getattr(pairs.pictures, "key", None):
         files.check_rows(source.spec, cleaned, image_key)

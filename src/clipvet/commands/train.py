@@ -64,7 +64,7 @@ def command(
     how, rng = open_method("training", method, data, set_), Rng(seed)
     clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
     source = open_data(data, n, "train", clip.geometry.size, image_key, caption_key)
-    pairs, key = open_keyed(source, seed, backdoor)
+    pairs, key, _ = open_keyed(source, seed, backdoor)
     test = open_task(task, data, clip.geometry.size, classes, templates, seed)
     config = {"command": "train", "data": data, "n": n, "model": model, "pretrained": pretrained, "method": repr(how)}
     config |= {"keys": [image_key, caption_key], "task": task, "seed": seed}
