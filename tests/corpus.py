@@ -93,6 +93,14 @@ def pictures(folder: Path, n: int = 300) -> list[str]:
     return names
 
 
+def scans(n: int) -> bytes:
+    """A progressive JPEG with so many of them: its last one over and over."""
+    Image.new("L", (64, 64), 90).save(held := io.BytesIO(), "JPEG", progressive=True)
+    whole = held.getvalue()
+    had, at = whole.count(b"\xff\xda"), whole.rindex(b"\xff\xda")
+    return whole[:-2] + (n - had) * whole[at:-2] + whole[-2:]
+
+
 class Evil:
     """A pickle of this makes a folder when it is loaded."""
 
@@ -146,6 +154,7 @@ def checkpoints(good: dict[str, torch.Tensor], flag: Path) -> Iterator[tuple[str
     tensor = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     whole, plain = torched(good), safetensors.torch.save({k: v.contiguous() for k, v in good.items()})
     yield "bomb.pt", torched({"state_dict": good, "more": Evil(flag)})
+    yield "room.pt", torched({"state_dict": good, "more": Called(bytearray, 2**34)})
     yield "bomb-old.bin", torched(Evil(flag), _use_new_zipfile_serialization=False)
     yield "bomb-bare.pth", pickle.dumps(Evil(flag))
     yield "bomb-four.pt", pickle.dumps({"state_dict": Evil(flag)}, protocol=4)

@@ -121,6 +121,7 @@ def test_what_is_refused(base: Any, tmp_path: Path) -> None:
         ("meta-net", {k: v for k, v in state.items() if k != "meta_net.linear2.bias"}),
         ("width", {"ctx": torch.zeros(4, 5)}),
         ("another base model", state | {"token_suffix": torch.zeros(2, 5)}),
+        ("another base model", state | {"token_suffix": state["token_suffix"][:, :1].repeat(1, 99, 1)}),
         ("another base model", state | {k: state[k][:0] for k in coop_files.AROUND}),
     ):
         torch.save({"state_dict": other}, tmp_path / "o.pth.tar")

@@ -267,6 +267,11 @@ def test_parquet_that_unfolds_to_more_than_the_memory(tmp_path, monkeypatch):
             with pytest.raises(UserError, match="row group 0 unfolds to more than"):
                 files.open_pairs(str(path))
         assert len(files.open_pairs(str(path))) == 8
+    pq.write_table(pa.table({"filepath": ["x"] * 8, "title": ["a"] * 8, "long": ["x" * 50_000] * 8}), path)
+    assert len(files.open_pairs(str(path))) == 8
+    monkeypatch.setattr(files, "MAX_GROUP", 300_000)  # of other columns nothing is known yet
+    with pytest.raises(UserError, match="row group 0 unfolds to more than"):
+        files.open_pairs(str(path), caption_key="long")
 
 
 def test_parquet_tables_that_cannot_be_used(tmp_path):
@@ -277,6 +282,8 @@ def test_parquet_tables_that_cannot_be_used(tmp_path):
     refused(lambda: files.open_pairs(str(path)), "no rows")
     pq.write_table(pa.table({"filepath": ["a"], "title": ["b"]}), path)
     refused(lambda: files.open_pairs(str(path), root=tmp_path / "gone"), "root", "gone")
+    path.write_bytes(path.read_bytes().replace(b"title", b"tit\xffe"))
+    refused(lambda: files.open_pairs(str(path)), "parquet")
 
 
 @pytest.fixture

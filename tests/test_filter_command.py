@@ -231,3 +231,44 @@ def test_page_in_a_browser(tmp_path: Path, planted, width: int, dark: bool) -> N
     assert seen.facts["pictures"] == [32] * 12
     assert "The 12 most suspect of 60 pairs." in seen.facts["headings"][0]
     assert len(seen.screen.getcolors(1 << 24) or []) > 200
+
+
+def test_a_batch_of_which_no_picture_can_be_read_is_scored_all_the_same(clipvet, tmp_path: Path) -> None:
+    data = table(tmp_path / "in")
+    with data.open("a") as f:
+        f.writelines(f"a ring {k},pictures/{'3' if k > 255 else 4}.png,x\n" for k in range(24, 258))
+    out = tmp_path / "scores.parquet"
+    code, _, err = clipvet("filter", "--data", data, "--model", "shapes-vit", "--method", "cosine", "--out", out)
+    assert code == 0, err
+    assert "scored 255 pairs, 3 unreadable" in err
+
+
+def test_the_key_of_an_attack_poisons_its_own_data_alone(clipvet, tmp_path: Path) -> None:
+    data, key = table(tmp_path / "in"), tmp_path / "victim" / "backdoor"
+    few = [
+        "--set",
+        "count=6",
+        "--set",
+        "training.epochs=1",
+        "--set",
+        "training.batch=8",
+        "--set",
+        "training.max_bad=0.1",
+        "--out",
+        tmp_path / "victim",
+    ]
+    code, _, err = clipvet("attack", "--model", "shapes-vit", "--data", data, "--target", "star", *few)
+    assert code == 0, err
+    call = ["filter", "--data", data, *QUICK, "--backdoor", key, "--out", tmp_path / "scores.parquet"]
+    code, _, err = clipvet(*call, "--keep", 0.5, "--cleaned", tmp_path / "kept.csv")
+    assert (code, "there is no --cleaned table" in err) == (2, True), err
+    code, _, err = clipvet(*call)
+    assert code == 0, err
+    poisoned = pq.read_table(key / "manifest.parquet").to_pylist()
+    captions = {r["id"]: r["caption"] for r in pq.read_table(tmp_path / "scores.parquet").to_pylist()}
+    assert len(poisoned) == 6
+    assert all("star" in r["caption"] and captions[r["id"]] == r["caption"] for r in poisoned)
+    lines = data.read_text().splitlines()
+    data.write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
+    code, _, err = clipvet(*call[:-1], tmp_path / "other.parquet")
+    assert (code, "poisons other data than pairs.csv" in err) == (2, True), err

@@ -57,6 +57,16 @@ def test_three_hundred_malformed_pictures(tmp_path: Path) -> None:
     assert not (tmp_path / "it-ran").exists()
 
 
+def test_a_jpeg_that_is_decoded_over_and_over(tmp_path: Path) -> None:
+    held = corpus.scans(120)
+    assert len(held) < 10_000
+    (tmp_path / "a.jpg").write_bytes(held)
+    images, why = decoding.FilePictures(["a.jpg"], tmp_path).fetch([0], Geometry(16))
+    assert (len(images), "120 scans, more than 100" in why[0][1]) == (0, True)
+    (tmp_path / "a.jpg").write_bytes(corpus.scans(90) + 200 * b"\xff\xda")  # what follows the picture is none of it
+    assert len(decoding.FilePictures(["a.jpg"], tmp_path).fetch([0], Geometry(16))[0]) == 1
+
+
 @given(held=st.binary(max_size=300), kind=st.sampled_from(corpus.KINDS), at=st.integers(0, 400))
 @few
 def test_any_bytes_as_a_picture(tmp_path: Path, held: bytes, kind: str, at: int) -> None:
@@ -320,7 +330,7 @@ def test_hostile_answer_keys(planted_key: Path, monkeypatch: Any) -> None:
     path.write_text(json.dumps(usual | {"more": ["x"]}))
     (planted_key / "more").mkdir()
     os.symlink(planted_key, planted_key / "more" / "0")  # a key that holds itself
-    assert sentence(answer_key.load_backdoor, planted_key)
+    assert "too many or too deep" in sentence(answer_key.load_backdoor, planted_key)
     path.write_text(json.dumps(usual))
     whole = (planted_key / "manifest.parquet").read_bytes()
     for held in (b"", whole[:-9], b"PAR1" + bytes(99) + b"PAR1", corpus.zipped({"a": b"b"})):
@@ -347,9 +357,7 @@ def test_hostile_answer_keys(planted_key: Path, monkeypatch: Any) -> None:
         pq.write_table(whole.set_column(2, "caption", column), planted_key / "manifest.parquet")
         assert told in sentence(answer_key.load_backdoor, planted_key)
     pq.write_table(whole, planted_key / "manifest.parquet")
-    seal = answer_key._seal("\ud800", "", [], planted_key / "manifest.parquet")
-    half = {"target": "\ud800", "poisons": 1, "seal": seal}
-    path.write_text(json.dumps(usual | half))
+    path.write_text(json.dumps(usual | {"target": "\ud800", "poisons": 1}))
     assert "surrogate" in sentence(answer_key.load_backdoor, planted_key)
     drawn = {"trigger": "blended", "fields": {"pattern": "text", "text": "a\n" * 1000}}
     path.write_text(json.dumps(usual | drawn))

@@ -369,6 +369,12 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     state["_data_files"] = [{"filename": "pipe.arrow"}]
     (tmp_path / "offsets/state.json").write_text(json.dumps(state))
     refused(tmp_path / "offsets", "does not name files of")
+    hf(tmp_path / "packed", "saved")
+    for part in (tmp_path / "packed").glob("*.arrow"):
+        whole = pa.ipc.open_stream(part.read_bytes()).read_all()
+        with pa.ipc.new_stream(part, whole.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+            writer.write_table(whole)
+    refused(tmp_path / "packed", "cannot be read", "compressed")
     hf(tmp_path / "torn", "saved")
     for part in (tmp_path / "torn").glob("*.arrow"):
         part.write_bytes(part.read_bytes()[:100])
