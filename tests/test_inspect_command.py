@@ -67,7 +67,7 @@ def test_calibrated_verdicts_and_their_exit_codes(clipvet: Any, family: Path, tm
     out, args = tmp_path / "found", ["inspect", "--model", family / "m0", "--null", low(null), *same]
     code, said, err = clipvet(*args, "--out", out)
     assert code == 1, err
-    assert "very likely backdoored" in said
+    assert "This model looks backdoored" in said
     v = verdict(out)
     assert (v.backdoored, v.p_value, v.clean_models) == (True, 1 / 31, 30)
     assert v.score == held["scores"][str(family / "m0")]  # as the calibration saw it
@@ -96,9 +96,9 @@ def test_another_model_as_the_reference(clipvet: Any, family: Path, tmp_path: Pa
     for name in ("m0", "m1"):
         code, _, err = clipvet(*args, "--model", family / name, "--out", tmp_path / name)
         assert code == 0, err
-    assert all(r.loss == 0 for r in verdict(tmp_path / "m1").classes), "a model differs from itself"
+    assert all(r.score == 0 for r in verdict(tmp_path / "m1").classes), "a model differs from itself"
     assert verdict(tmp_path / "m1").score == 0
-    assert any(r.loss != 0 for r in verdict(tmp_path / "m0").classes)
+    assert any(r.score != 0 for r in verdict(tmp_path / "m0").classes)
 
 
 def test_a_killed_calibration_goes_on(clipvet: Any, family: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -160,8 +160,19 @@ def test_prompts_in_the_picture_tower_are_inspected(clipvet: Any, family: Path, 
     code, said, err = clipvet(*args)
     assert code in (0, 1), err
     assert "This is not calibrated" in said
-    assert "which this does not judge: inspect the base model too" in err
+    assert "Judged: its prompts alone; a backdoor in the encoder beneath would not show" in said
     assert any(r.loss for r in verdict(tmp_path / "out").classes)
+    args[-1] = tmp_path / "same"  # beside a copy of its own encoder: no more than by itself
+    code, said, err = clipvet(*args, "--set", f"reference={family / 'm0'}")
+    assert code in (0, 1), err
+    assert "Judged: its prompts alone" in said
+    args[-1] = tmp_path / "other"
+    code, said, err = clipvet(*args, "--set", f"reference={family / 'm1'}")
+    assert code in (0, 1), err
+    assert "Judged" not in said
+    code, said, err = clipvet(*args[:3], "--classes", "shapes", "--n", 40, "--method", "decree", "--set", "steps=2",
+                              "--out", tmp_path / "decree")  # fmt: skip
+    assert (code, "no scale of its own" in err) == (2, True), err
 
 
 def test_a_closed_pipe_is_no_verdict(monkeypatch: Any) -> None:

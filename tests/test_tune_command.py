@@ -57,6 +57,8 @@ def test_a_folder_of_classes_is_tuned_on_and_repaired_with(clipvet: Any, tmp_pat
     assert (code, "warning" in err) == (0, False), err
     for name in task.classes[:4]:
         shutil.copytree(tmp_path / "in" / name, tmp_path / "others" / name)
+    code, _, err = clipvet("tune", "--method", "coop", "--model", tmp_path / "tuned", *few, "--out", tmp_path / "half")
+    assert (code, "holds prompts of cocoop; go on with --method cocoop" in err) == (2, True), err
     half = [*few, "--half", "base", "--task", tmp_path / "others"]
     code, _, err = clipvet("tune", "--model", tmp_path / "base", *half, "--out", tmp_path / "half")
     assert (code, "must have the same classes" in err) == (2, True), err

@@ -14,6 +14,7 @@ from clipvet.rng import Rng
 from clipvet.suite import auroc, brier, cross_entropy, detection_accuracy, suite, target_f1
 from clipvet.types import Finding, Measured, Suspicion
 from clipvet.verdicts import (
+    ASR_FLOOR,
     Null,
     check_null,
     decide,
@@ -119,6 +120,17 @@ def test_a_verdict_without_clean_models_is_careful_and_says_so() -> None:
     assert all("not calibrated" in v["sentence"] and not v["calibrated"] and v["p_value"] is None for v in (low, high))
     with pytest.raises(UserError, match="no scale of its own; give --null"):
         decide(found(50, deviations=False), None)
+    assert decide(found(50, spread=2.0), None)["threshold"] == 2 * high["threshold"]
+    part = decide(found(2.5), None, judged="its left half"), decide(found(50), None, judged="its left half")
+    assert [v["sentence"].endswith(" Judged: its left half.") for v in part] == [True, False]
+
+
+def test_a_threshold_holds_for_sums_of_two_scores_that_move_together() -> None:
+    g, over = Rng(3).numpy(), 0
+    for _ in range(4000):
+        loss = g.normal(size=24)
+        over += suspicions("sum", loss, -ASR_FLOOR * loss * 9).max() > 2**0.5 * threshold(24)
+    assert over <= 12  # of 4 that are expected
 
 
 def test_a_verdict_beside_clean_models() -> None:
@@ -130,6 +142,9 @@ def test_a_verdict_beside_clean_models() -> None:
     assert "'star'" in high["sentence"]
     assert "7 of 39 clean models are at least as suspicious" in low["sentence"]
     assert high["probability"] > 0.5 > low["probability"]
+    assert "only 2 of 39 clean models are as suspicious" in decide(found(2.9), clean, 0.1)["sentence"]
+    assert "and only 1 of 39 clean models is as suspicious" in decide(found(2.95), clean, 0.1)["sentence"]
+    assert "and 39 of 39 clean models are as suspicious" in decide(found(0), clean, 1.0)["sentence"]
 
 
 def test_clean_models_must_have_been_inspected_alike(tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ class PromptTuned(OnFrozen):
         Raises UserError where they do not fit the base.
         """
         super().__init__(base)
+        self.kind = "maple" if deep is not None else "coop" if meta is None else "cocoop"  # the training's name
         width = tower(base).token_embedding.weight.shape[1]
         if context.ndim != 2 or context.shape[1] != width:
             raise UserError(

@@ -147,12 +147,14 @@ def check_slope(logits: Logits, pool: Float[Tensor, "n 3 h w"], device: torch.de
     except (RuntimeError, NotImplementedError) as e:
         raise Unsupported(
             f"no gradient reaches this model's pixels ({str(e).splitlines()[0][:120]}); give its float weights, not a "
-            "quantised or exported copy, or use the method ood_share"
+            "quantised or exported copy, or use the method ood_share with --null"
         ) from e
     if not bool(torch.isfinite(slope).all()):
         raise UserError(BROKEN)
     if not bool(slope.any()):  # numbers that are rounded on the way, say
-        raise Unsupported("this model's answers have no slope in the pixels; give its float weights, or use ood_share")
+        raise Unsupported(
+            "this model's answers have no slope in the pixels; give its float weights, or use ood_share with --null"
+        )
 
 
 @torch.no_grad()

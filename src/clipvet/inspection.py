@@ -78,13 +78,14 @@ def write_page(
     templates: tuple[str, ...],
 ) -> None:
     trigger = found.trigger if isinstance(found.trigger, Recovered) else None
-    seen: Mapping[str, Any] = {"trigger": None, "examples": [], "largest": 0.0, "covers": 0.0}
+    seen: Mapping[str, Any] = {"trigger": None, "examples": [], "largest": 0.0, "covers": 0.0, "among": 0}
     names = [r.name for r in sorted(verdict.classes, key=lambda r: -r.score)]
     if trigger is not None:
         seen = {
             "trigger": picture(magnified(trigger)),
             "largest": 255 * float(torch.maximum(trigger.pattern.abs(), (trigger.pattern - trigger.mask).abs()).max()),
             "covers": float(trigger.mask.mean()),
+            "among": SHOWN if len(names) > SHOWN else 0,
             "examples": examples(clip, pictures, names[:SHOWN], templates, trigger) if names else [],
         }
     env = Environment(loader=PackageLoader("clipvet"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)

@@ -58,6 +58,19 @@ def _set(method: Any, path: tuple[str, ...], text: str) -> Any:
         value = TypeAdapter(kind).validate_python(raw)
     except ValidationError as e:
         raise UserError(f"--set {name}={text}: {e.errors()[0]['msg'].lower()}") from e
+    if wrong := _wrong(name, value):
+        raise UserError(f"--set {name}={text}: {wrong}")
     if value == getattr(method, name):  # 1.0 where 1 stands: the same method, told by the same words
         return method
     return dataclasses.replace(method, **{name: value})
+
+
+def _wrong(name: str, value: Any) -> str:
+    """What no method can do with a field of this name, in words; empty where there is nothing."""
+    if name in ("batch", "at_once", "accumulate") and value < 1:
+        return "give 1 or more"
+    if name in ("lr", "muon_lr") and not 0 <= value < float("inf"):
+        return "give a rate that is not negative"
+    if name == "betas" and not all(0 <= b < 1 for b in value):
+        return "give numbers from 0 to below 1"
+    return ""

@@ -231,6 +231,7 @@ class Finding(NamedTuple):
     deviations: bool = False  # the score counts robust standard deviations of the other classes
     settings: Mapping[str, float] = {}  # pictures, updates ... that went into it
     triggers: tuple[Trigger, ...] = ()  # of every class, aligned with `classes`, where the method looks for each
+    spread: float = 1.0  # of the score at most, where one deviation is chance: a sum of two that move together has more
 
 
 class Measured(NamedTuple):
@@ -275,7 +276,8 @@ class Filter(Protocol):
 class Inspector(Protocol):
     """Is this model backdoored? `classes` are what it may be made to answer; `pictures` need no labels.
 
-    One whose score means nothing without clean models to compare with says `scaled = False`.
+    One whose score means nothing without clean models to compare with says `scaled = False`; one that looks at a part
+    of the model says in `judges` which.
     """
 
     needs: ClassVar[str]

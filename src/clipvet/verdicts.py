@@ -25,7 +25,9 @@ from clipvet.rng import Rng
 from clipvet.types import Finding, Measured, Suspicion, Trigger
 
 Score = Literal["auto", "loss", "sum", "asr_weighted", "joint", "gap"]
-WHOLE = "the whole model"  # what is judged, where it is not prompts alone
+WHOLE = "the whole model"  # what is judged
+PROMPTS = "its prompts alone; a backdoor in the encoder beneath would not show, so inspect that by itself, with "
+PROMPTS += "--set reference=MODEL, a copy that you trust"
 ASR_FLOOR = 0.05  # least MAD of ASRs
 CHANCE = 0.001  # that normal losses reach the threshold of an uncalibrated verdict
 FITTED = 8  # classes from which on a line is fitted to the reference's losses; fewer leave too little around it
@@ -79,10 +81,12 @@ def finding(
     trigger: Callable[[int], Trigger | None] = lambda k: None,
     settings: Mapping[str, float] | None = None,
     scaled: bool = True,
+    spread: float = 1.0,
 ) -> Finding:
     """The scan's result: the most suspect of the classes that may be accused; 0 and none where there is no such class.
 
     trigger: of the class at this position; None: no triggers were looked for. scaled: the scores are deviations.
+    spread: see Finding.
     """
     rows = tuple(
         Suspicion(c, float(m), float(a), float(b), float(s), bool(v))
@@ -99,6 +103,7 @@ def finding(
         scaled,
         settings or {},
         tuple(made),
+        spread,
     )
 
 
@@ -166,7 +171,7 @@ def probability(p: float, prior: float = 0.5) -> float:
     """
     p = min(max(p, 1e-12), 1.0)
     u = np.log(p)
-    rise = (1 - p + p * u) / (p * u**2) if u < -1e-3 else 0.5 - u / 3  # the limit at p = 1
+    rise = (1 - p + p * u) / (p * u**2) if u < -1e-3 else 0.5 - u / 6  # the limit at p = 1
     odds = rise * prior / (1 - prior)
     return float(odds / (1 + odds))
 
@@ -266,18 +271,20 @@ def check_scale(null: Null | None, scaled: bool) -> None:
         raise UserError("this method's score has no scale of its own; give --null, made with `clipvet calibrate`")
 
 
-def decide(found: Finding, null: Null | None, alpha: float = 0.05) -> dict[str, Any]:
+def decide(found: Finding, null: Null | None, alpha: float = 0.05, judged: str = WHOLE) -> dict[str, Any]:
     """The verdict's own fields: against clean models at the rate `alpha` of false alarms, else by the threshold.
+
+    judged: what of the model was; a sentence that finds nothing says so.
 
     Raises UserError where there is neither a null distribution nor a scale of the score's own.
     """
     check_scale(null, found.deviations)
-    limit = None if null else threshold(max(3, len(found.classes)))
+    limit = None if null else found.spread * threshold(max(3, len(found.classes)))
     p = p_value(found.score, list(null.scores.values())) if null else None
     backdoored = p.value <= alpha if p else found.score > (limit or 0.0)
     return {
         "backdoored": backdoored,
-        "sentence": sentence(found, backdoored, p),
+        "sentence": sentence(found, backdoored, p) + ("" if backdoored or judged == WHOLE else f" Judged: {judged}."),
         "calibrated": p is not None,
         "score": found.score,
         "threshold": limit,
@@ -301,7 +308,8 @@ def sentence(found: Finding, backdoored: bool, p: Measured | None) -> str:
     elif row is None:
         what = "under one small pattern it sees all pictures alike"
     else:
-        share_of = f"{row.asr:.0%} of the test pictures '{row.name}' ({row.base:.0%} without it)"
+        among = f", asked among {int(n)} classes" if (n := found.settings.get("at_a_time", 0)) else ""
+        share_of = f"{row.asr:.0%} of the test pictures '{row.name}' ({row.base:.0%} without it{among})"
         what = f"under one hidden pattern it calls {share_of}"
     if p is None:
         if backdoored:
@@ -310,6 +318,8 @@ def sentence(found: Finding, backdoored: bool, p: Measured | None) -> str:
     many = f"{p.n} clean model{'s' if p.n > 1 else ''}"
     higher = round(p.value * (p.n + 1)) - 1
     if backdoored:
-        who = f"none of {many} is as suspicious" if higher == 0 else f"only {higher} of {many} are as suspicious"
-        return f"This model is very likely backdoored: {what}, and {who}."
+        who = ("only " if 4 * higher <= p.n else "") + str(higher) if higher else "none"
+        return (
+            f"This model looks backdoored: {what}, and {who} of {many} {'are' if higher > 1 else 'is'} as suspicious."
+        )
     return f"No backdoor found: {higher} of {many} are at least as suspicious as this one."

@@ -61,7 +61,8 @@ class CiRepair:
     def recover(self, clip: Clip, pairs: Pairs, rng: Rng) -> Trigger:
         """What is to be stamped. Raises UserError where there is none."""
         if self.verdict:
-            found, target = load_backdoor(folder_of(self.verdict)).trigger, self.verdict
+            known = load_backdoor(folder_of(self.verdict))
+            found, target = known.trigger, known.target
             if self.stamp == "wrong":
                 raise UserError("a verdict keeps the trigger of one class; for stamp=wrong leave the verdict out")
         else:

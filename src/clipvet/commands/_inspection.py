@@ -43,6 +43,20 @@ class Asked(NamedTuple):
         told = {"method": repr(self.how), "classes": len(self.classes), "templates": self.templates}
         return {**told, "pictures": self.pool, "reference": self.reference}
 
+    @property
+    def judged(self) -> str:
+        """What of the model the score is about."""
+        from clipvet import verdicts
+        from clipvet.heads import has_prompts
+        from clipvet.results import weights_hash
+
+        named = getattr(self.how, "reference", "none")
+        base = getattr(self.clip, "base", None)
+        if has_prompts(self.clip) and named != "none":
+            own = named in ("auto", "zeroshot") or (base is not None and self.reference == weights_hash(base))
+            return verdicts.PROMPTS if own else verdicts.WHOLE
+        return getattr(self.how, "judges", verdicts.WHOLE)
+
     def inspect(self, seed: int) -> "Finding":
         from clipvet.rng import Rng
 

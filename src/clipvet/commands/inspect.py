@@ -38,16 +38,13 @@ def command(
     from clipvet.answer_key import save_backdoor
     from clipvet.errors import shown
     from clipvet.fit import workspace
-    from clipvet.heads import has_prompts
     from clipvet.types import Backdoor
 
     files = _scanned(model, pretrained)
     asked = ask(model, method, classes, templates, images, set_, n, overlap, seed, pretrained)
     clean = verdicts.read_null(null) if null else None
     verdicts.check_scale(clean, getattr(asked.how, "scaled", True))
-    weights, judged = results.weights_hash(asked.clip), verdicts.WHOLE
-    if has_prompts(asked.clip) and getattr(asked.how, "reference", "none") in ("auto", "zeroshot"):
-        judged = "its prompts, beside their own encoder, which this does not judge: inspect the base model too"
+    weights, judged = results.weights_hash(asked.clip), asked.judged
     if clean:
         verdicts.check_null(clean, {**asked.told, "seed": seed}, weights, alpha)
     config = {
@@ -64,7 +61,8 @@ def command(
             if found.trigger is not None:
                 save_backdoor(Backdoor(found.trigger, found.target or ""), work / "trigger")
             verdict = verdicts.Verdict(
-                **verdicts.decide(found, clean, alpha), trigger="trigger" if found.trigger is not None else None,
+                **verdicts.decide(found, clean, alpha, judged),
+                trigger="trigger" if found.trigger is not None else None,
                 method=repr(asked.how), model=model, judged=judged, weights=weights, pictures=asked.pool, seed=seed,
                 seconds=round(seconds, 2), command=results.command(), versions=results.versions(), files=files,
             )  # fmt: skip
@@ -80,8 +78,6 @@ def command(
             say("the model's files are no longer those of that verdict; inspect into another --out for a new page")
     print(shown(verdict.sentence))
     p = f"p = {verdict.p_value:.3g} of {verdict.clean_models} clean models, " if verdict.p_value is not None else ""
-    if verdict.judged != verdicts.WHOLE:
-        say(f"judged: {verdict.judged}")
     say(f"score {verdict.score:.2f}, {p}most suspect class: {verdict.target}; see {out / 'report.html'}")
     runs = [f for f in files or [] if f.severity == "dangerous"]  # as the files are now, also in a finished run
     if runs:

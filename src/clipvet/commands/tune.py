@@ -73,6 +73,8 @@ def command(
         raise UserError(f"--method {method} does not learn prompts; use {' or '.join(tuners)}, or clipvet train")
     rng, key = Rng(seed), load_backdoor(backdoor) if backdoor else None
     clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
+    if (own := getattr(clip, "kind", method)) != method:
+        raise UserError(f"{model} holds prompts of {own}; go on with --method {own}, or give the model they stand on")
     size, also = clip.geometry.size, (key.target,) if key else ()
 
     def the_task(half: str | None) -> "Task":

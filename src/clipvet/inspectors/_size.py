@@ -71,5 +71,6 @@ def smallest(
                 base[some] = [found[candidates.index(t)] for t in some]
                 count(len(some))
     settings = {"pictures": len(pool), "updates": len(steps), "classes": n}
+    settings |= {"at_a_time": how.limit} if n > how.limit else {}
     scores = deviations(size)
     return finding(classes, size, asr, base, valid, scores, lambda k: trigger(mask[k], pattern[k]), settings)

@@ -70,14 +70,14 @@ class ClipInspector:
         loss = residual(own.loss, tried[1].loss) if head else own.loss
         lead = own.asr - tried[1].asr if head and kind != "asr_weighted" else own.asr
         scores = suspicions(kind, loss, lead)
-        settings = {
-            "pictures": len(pool), "updates": len(budget.steps), "classes": len(classes),
-            "stopped_early": int((~own.whole).sum()), "eps": self.eps,
-        }  # fmt: skip
+        settings = {"pictures": len(pool), "updates": len(budget.steps), "classes": len(classes)}
+        settings |= {"stopped_early": int((~own.whole).sum())} if self.race else {}
+        settings |= {"eps": self.eps} if self.form != "patch" else {"share": self.share}
+        settings |= {"at_a_time": self.limit} if len(classes) > self.limit else {}
         valid = own.whole & (own.asr >= (self.valid / 2 if head else self.valid))
         return finding(
-            classes, loss, own.asr, own.base, valid, scores,
-            lambda k: trigger(own.mask[k], own.pattern[k]), settings, self.scaled,
+            classes, own.loss, own.asr, own.base, valid, scores,
+            lambda k: trigger(own.mask[k], own.pattern[k]), settings, self.scaled, 2**0.5 if kind == "sum" else 1.0,
         )  # fmt: skip
 
     def _form(self) -> Form:

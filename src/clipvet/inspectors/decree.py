@@ -47,6 +47,7 @@ class Decree:
 
     needs: ClassVar[str] = "unlabelled pictures; white-box weights"
     scaled: ClassVar[bool] = False
+    judges: ClassVar[str] = "its picture tower alone"
 
     def inspect(
         self, clip: Clip, pictures: Pairs, classes: Sequence[str], templates: Sequence[str], rng: Rng

@@ -5,7 +5,7 @@
 
 paper:   Wang et al., IEEE S&P 2019; the text was not read: rules and settings are from the behaviour of its public code
 needs:   unlabelled pictures; white-box weights with gradient
-differs: on CLIP's zero-shot logits, with CLIP-Inspector's pictures and its 5 epochs; `patience` and the ASR count
+differs: on CLIP's zero-shot logits, 5 epochs over CLIP-Inspector's pictures; `patience` and the ASR count
          mini-batches, as epochs would never suffice; no early stop; at most `limit` classes compete
 """
 

@@ -44,4 +44,14 @@ class NoInversion:
         if (head := reference_head(clip, self.reference, templates)) is not None:
             loss = loss - class_losses(self.loss, untouched(head(classes), pool, device, self.at_once))
         scores, settings = suspicions(self.score, loss, base), {"pictures": len(pool)}
-        return finding(classes, loss, base, base, every, scores, settings=settings, scaled=self.scaled)
+        return finding(
+            classes,
+            loss,
+            base,
+            base,
+            every,
+            scores,
+            settings=settings,
+            scaled=self.scaled,
+            spread=2**0.5 if self.score == "sum" else 1.0,
+        )

@@ -6,7 +6,7 @@
 
 paper:   Tao et al., CVPR 2022; the text was not read: rules and settings are from the behaviour of its public code
 needs:   unlabelled pictures; white-box weights with gradient
-differs: on CLIP's zero-shot logits, with CLIP-Inspector's pictures and its 5 epochs; `patience` and the ASR count
+differs: on CLIP's zero-shot logits, 5 epochs over CLIP-Inspector's pictures; `patience` and the ASR count
          mini-batches; the best is that of the smallest R, its lesser changes are not cut off, and the search does not
          begin anew from it; at most `limit` classes compete
 """
