@@ -19,7 +19,7 @@ from clipvet.cleaners.par import Par
 from clipvet.errors import UserError
 from clipvet.fit import fit, order, workspace
 from clipvet.losses import clip_loss
-from clipvet.optim import optimizers, warmup_cosine
+from clipvet.optim import optimizers, pack, rescale, warmup_cosine
 from clipvet.results import weights_hash
 from clipvet.rng import Rng
 from clipvet.shortcut import company
@@ -303,6 +303,16 @@ def halt(after):
         return plain_loss(clip, batch, rng)
 
     return loss
+
+
+def test_the_scaler_of_fp16_goes_on_too(small):
+    first, again = (torch.amp.GradScaler("cpu", init_scale=s) for s in (64.0, 2.0))
+    first._growth_tracker, first._scale = torch.tensor(7, dtype=torch.int32), torch.tensor(512.0)
+    rescale(pack((1, 2, 3), small, [], torch.nn.Module(), scaler=first), again)
+    assert again.state_dict() == first.state_dict()
+    assert again.get_scale() == 512
+    rescale({}, again)
+    assert again.get_scale() == 512
 
 
 def test_a_state_of_another_length_is_refused(small, pairs, tmp_path):

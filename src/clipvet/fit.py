@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clipvet import io, ranks, tracking
 from clipvet.errors import UserError
-from clipvet.optim import Schedule, learnt, moments, optimizers, pack, restore, unpack
+from clipvet.optim import Schedule, learnt, moments, optimizers, pack, rescale, restore, unpack
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
 
@@ -233,6 +233,7 @@ def fit(
     optims = [o for o, _ in made]
     if held:
         restore(held, optims)
+    rescale(saved or {}, accelerator.scaler)
 
     model: Any = accelerator.prepare_model(step_of, evaluation_mode=sharded)  # that is: without DDP
     prepared: list[Any] = [accelerator.prepare(o) for o in optims]
@@ -292,7 +293,7 @@ def fit(
             if sharded:  # all must take part in a save
                 due = ranks.first(lambda due=due: due)
             if state and due and (sharded or accelerator.is_main_process):
-                packed = pack((step + 1, len(steps), ws.drawn), trained, optims, memory.own, bad)
+                packed = pack((step + 1, len(steps), ws.drawn), trained, optims, memory.own, bad, accelerator.scaler)
                 if accelerator.is_main_process and _finite(packed):
                     io.save_weights(packed, state)
                     _shrink(state.with_name(f"{ws.fits - 1}.safetensors"))

@@ -97,12 +97,21 @@ def pack(
     optims: Sequence[torch.optim.Optimizer],
     own: nn.Module,
     bad: Iterable[int] = (),
+    scaler: torch.amp.GradScaler | None = None,
 ) -> dict[str, Tensor]:
     """All that a training goes on from, at: steps done, of how many, pairs drawn by the loss; bad: rows that could not
-    be read. Of weights that are dealt out over ranks the whole, for which all must ask."""
+    be read; scaler: of losses in fp16. Of weights that are dealt out over ranks the whole, for which all must ask."""
     state = {f"clip.{k}": v for k, v in learnt(clip).items()}
     state |= {f"own.{k}": v for k, v in own.state_dict().items()}
+    state |= {f"scaler.{k}": torch.tensor(v) for k, v in (scaler.state_dict() if scaler else {}).items()}
     return state | moments(optims) | {"at": torch.tensor(at), "bad": torch.tensor([*bad], dtype=torch.int64)}
+
+
+def rescale(state: dict[str, Tensor], scaler: torch.amp.GradScaler | None) -> None:
+    """The scaler goes on from what `pack` has kept of it, if anything."""
+    held = {k[7:]: v.item() for k, v in state.items() if k.startswith("scaler.")}
+    if scaler and held:
+        scaler.load_state_dict(held)
 
 
 def learnt(clip: nn.Module) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ def command(
     """What do clean models score? A p-value of `clipvet inspect` says how many of them look as suspicious."""
     from clipvet import io, ranks, results
     from clipvet.errors import UserError
+    from clipvet.fit import workspace
     from clipvet.verdicts import Null, read_null
 
     check_new(out, (".json",), "--out", begun=True)
@@ -55,7 +56,8 @@ def command(
         if twin:
             raise UserError(f"{name} and {twin} are the same model; a p-value counts different ones, name each once")
         if name not in done.scores:
-            found = asked.inspect(seed)
+            with workspace(None, progress=True):
+                found = asked.inspect(seed)
             done.scores[name] = found.score
             done.missing = [m for m in names if m not in done.scores]
             ranks.first(lambda done=done: io.write_json(out, done.model_dump()))
