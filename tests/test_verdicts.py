@@ -76,6 +76,17 @@ def test_two_deviations_are_often_chance(classes: int, chance: float) -> None:
     assert threshold(classes) > 4
 
 
+def test_the_gate_takes_back_what_ten_classes_would_accuse_by_chance() -> None:
+    g, passed = Rng(4).numpy(), {0.0: 0, 0.5: 0}
+    for _ in range(2000):
+        loss, asr = g.normal(size=10), 0.02 + 0.03 * g.random(10)  # of a clean model no trigger works
+        for gate in passed:
+            got = finding("abcdefghij", loss, asr, asr, asr >= gate, suspicions("loss", loss, asr))
+            passed[gate] += got.score > 2
+    assert passed[0.0] / 2000 == pytest.approx(0.33, abs=0.04)
+    assert passed[0.5] == 0
+
+
 def test_p_values_by_hand() -> None:
     null = [1.0, 2.0, 2.0, 3.0]
     assert p_value(5, null).value == 1 / 5

@@ -125,6 +125,16 @@ def test_pictures_without_two_labels_are_refused(clip: Any, few: Pairs, pairs: P
         CoCoOp(**QUICK, **fields).train(clip, given, Rng(0))
 
 
+def test_an_odd_number_of_classes_gives_the_base_one_more() -> None:
+    """The field's rule: ceil(k / 2) classes are the base, 19 of OxfordPets' 37, and 18 are new."""
+    whole = Shapes().task(400, by="colour shape")
+    names = sorted(whole.classes)[:37]
+    test = data.Test("shapes", 400, by="colour shape", only=tuple(names))
+    base, new = (Half(test, half).task() for half in ("base", "new"))
+    assert (base.classes, new.classes) == (tuple(names[:19]), tuple(names[19:]))
+    assert len(new.classes) == 18
+
+
 def test_halves_and_chosen_classes_of_a_task(tmp_path: Any) -> None:
     by = data.Test("shapes", 400, by="background shape", only=("star on moss", "ring on ink", "star on ink"))
     base, new = (Half(by, half, also=("ring on ink",)).task() for half in ("base", "new"))

@@ -17,9 +17,11 @@ from clipvet.commands._shared import (
     Pretrained,
     Seed,
     Set,
+    Shard,
     ShotsOption,
     TaskOption,
     Templates,
+    Track,
     card_of,
     finish,
     open_data,
@@ -57,6 +59,8 @@ def command(
     templates: Templates = None,
     image_key: ImageKey = "filepath",
     caption_key: CaptionKey = "title",
+    shard: Shard = False,
+    track: Track = "",
 ) -> None:
     """Implant a backdoor: the poisoned model, and its answer key in OUT/backdoor.
 
@@ -120,7 +124,7 @@ def command(
             for line in warnings:
                 say(f"  warning: {line}")
         began = time.monotonic()
-        with workspace(work, progress=True):
+        with workspace(work, progress=True, shard=shard, track=track):
             victim, _, backdoor = how.implant(clip, pairs, target, rng.fork("attack"))
         seconds = time.monotonic() - began
         measured = measure_all(victim, test, backdoor, rng.fork("measure")) if test else {}

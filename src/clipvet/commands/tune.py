@@ -17,6 +17,7 @@ from clipvet.commands._shared import (
     ShotsOption,
     TaskOption,
     Templates,
+    Track,
     bake,
     card_of,
     finish,
@@ -52,6 +53,7 @@ def command(
     templates: Templates = None,
     task: TaskOption = None,
     bake_reference: Bake = False,
+    track: Track = "",
 ) -> None:
     """Learn class prompts from a few labelled pictures: a small file of prompts on the untouched model comes back.
 
@@ -94,7 +96,7 @@ def command(
         say(f"tuning {model} on {pairs.name} with {how!r}")
         tell_shared(test, pairs)
         began = time.monotonic()
-        with workspace(work, progress=True):
+        with workspace(work, progress=True, track=track):
             tuned = how.train(clip, pairs, rng.fork("train"))
         seconds = time.monotonic() - began
         measured = measure_all(tuned, test, key, rng.fork("measure"))
