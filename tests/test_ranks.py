@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+import pyarrow.parquet as pq
 import pytest
 import ranked
 import torch
@@ -207,6 +208,13 @@ def test_commands_run_over_two_processes(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir() if p.name not in ("one", "two")] == []
     z, w = (embed_pairs(models.load(out), Shapes().pairs(32)).z for out in ("one", "two"))
     assert torch.allclose(z, w, atol=1e-4)
+    detect = ["detect", "--model", "one", "--pictures", "shapes", "--n", "24", "--classes", "shapes"]
+    seen = CliRunner().invoke(app, [*detect, "--out", "one.parquet"])
+    assert seen.exit_code == 0, seen.output
+    said = launch("-m", "clipvet", *detect, "--out", "two.parquet")  # both ranks would write the same file
+    assert "wrote" in said[0]
+    scores = [{r["id"]: r["score"] for r in pq.read_table(f"{out}.parquet").to_pylist()} for out in ("one", "two")]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
 
 
 def test_batchnorm_is_that_of_all_ranks_or_refused(resnet, clip):
