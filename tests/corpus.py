@@ -128,6 +128,19 @@ def zipped(files: dict[str, bytes], how: int = zipfile.ZIP_STORED) -> bytes:
     return held.getvalue()
 
 
+def zipped_parts(held: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(held)) as z:
+        return {name: z.read(name) for name in z.namelist()}
+
+
+def tuples(n: int) -> bytes:
+    """Of a pickle: a tuple that names another one twice, and so on, so that its hash takes 2^n steps."""
+    made = b")q\x00"
+    for k in range(n):
+        made += b"h" + bytes([k]) + b"\x86q" + bytes([k + 1])
+    return made
+
+
 def tarred(files: dict[str, bytes]) -> bytes:
     with tarfile.open(fileobj=(held := io.BytesIO()), mode="w") as t:
         for name, data in files.items():
@@ -154,6 +167,10 @@ def checkpoints(good: dict[str, torch.Tensor], flag: Path) -> Iterator[tuple[str
     tensor = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     whole, plain = torched(good), safetensors.torch.save({k: v.contiguous() for k, v in good.items()})
     yield "bomb.pt", torched({"state_dict": good, "more": Evil(flag)})
+    parts = zipped_parts(whole)
+    (name,) = (n for n in parts if n.endswith("data.pkl"))
+    for end in (b".", b"\xff"):  # the second breaks off only after the tuples have been a key
+        yield f"tuples-{end[0]}.pt", zipped({**parts, name: b"\x80\x02}" + tuples(60) + b"K\x01s" + end})
     yield "room.pt", torched({"state_dict": good, "more": Called(bytearray, 2**34)})
     yield "bomb-old.bin", torched(Evil(flag), _use_new_zipfile_serialization=False)
     yield "bomb-bare.pth", pickle.dumps(Evil(flag))

@@ -10,12 +10,14 @@ import hashlib
 import json
 import mmap
 import os
+import pickletools
 import re
 import shutil
 import struct
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -38,6 +40,7 @@ WAIT = 10.0  # seconds for another process
 _held: dict[tuple[int, int], int] = {}  # folders that this process works in, by device and inode: their locks
 PICKLES = (".pt", ".pth", ".bin")
 MAX_JSON = 64 * 2**20  # bytes
+MOST_ITEMS = 10_000  # of a tuple in a pickle
 
 
 class _Dropped:
@@ -128,11 +131,61 @@ def _check_archive(path: Path) -> None:
         raise UserError(f"{path} is an archive with parts that overlap or hide; save it with torch.save")
 
 
+def _check_pickles(path: Path) -> None:
+    """UserError for what torch's unpickler builds though some bytes of it take all memory or time: byte arrays of any
+    size, and tuples of tuples, each named often, which as a dictionary's key are hashed one by one."""
+    with path.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as held:
+        if held.find(b"\nbytearray\n") >= 0:
+            raise UserError(f"{path} holds byte arrays beside weights; save model.state_dict() as safetensors")
+    with path.open("rb") as f:
+        try:
+            if f.read(2) == b"PK":
+                with zipfile.ZipFile(path) as z:
+                    for i in z.infolist():
+                        if i.filename.endswith(".pkl"):
+                            _check_tuples(z.open(i))
+            else:
+                f.seek(0)
+                for _ in range(5):  # so many pickles stand before the numbers in torch's old layout
+                    _check_tuples(f)
+        except OverflowError as e:
+            raise UserError(f"{path} holds {e}; save model.state_dict() as safetensors") from e
+        except (ValueError, IndexError, RuntimeError, zipfile.BadZipFile, zlib.error, OSError):
+            return  # damaged: told when it is loaded, which breaks off there too
+
+
+def _check_tuples(f: Any) -> None:
+    """OverflowError for a pickle with a tuple of more than MOST_ITEMS, those of tuples within counted each time.
+
+    Nothing is built: only how large the tuples on the stack are is followed.
+    """
+    stack: list[int | None] = []  # None: a mark
+    memo: dict[Any, int] = {}
+    for op, arg, _ in pickletools.genops(f):
+        if op.name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo.get(arg, 0))
+        elif op.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            memo[len(memo) if op.name == "MEMOIZE" else arg] = stack[-1] or 0
+        elif op.name == "MARK":
+            stack.append(None)
+        elif op.name == "DUP":
+            stack.append(stack[-1])
+        else:
+            taken, before = [], [x.name for x in op.stack_before]
+            if "mark" in before:
+                while (item := stack.pop()) is not None:
+                    taken.append(item)
+                before = before[: before.index("mark")]
+            taken += [stack.pop() or 0 for _ in before]
+            size = 1 + sum(taken) if "TUPLE" in op.name else 0
+            if size > MOST_ITEMS:
+                raise OverflowError(f"tuples that unfold to more than {MOST_ITEMS:,} items")
+            stack += [size] * len(op.stack_after)
+
+
 def _unpickle(path: Path) -> Any:
     _check_archive(path)
-    with path.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as held:
-        if held.find(b"\nbytearray\n") >= 0:  # torch lets a file of some bytes ask for any number of gigabytes
-            raise UserError(f"{path} holds byte arrays beside weights; save model.state_dict() as safetensors")
+    _check_pickles(path)
     try:
         with torch.serialization.safe_globals(DROPPED):
             return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 the one load
