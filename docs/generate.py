@@ -42,7 +42,8 @@ def methods() -> str:
 def table(folder: Path, metrics: tuple[str, ...] = ("asr", "clean_accuracy")) -> str:
     """Attack x method, mean over seeds and range, rates in percent."""
     known = ("victim", "clean", "rebound", "train", "filter", "detect", "suite")
-    rows = [r for r in results.read(folder) if r.stage in known]
+    every = results.read(folder)
+    rows = [r for r in every if r.stage in known]
     rows += [
         replace(r, metric="seconds", value=r.seconds, low=r.seconds, high=r.seconds, n=1)
         for r in rows
@@ -68,7 +69,11 @@ def table(folder: Path, metrics: tuple[str, ...] = ("asr", "clean_accuracy")) ->
             tasks = {r.data for r in rows if r.model == model and results.kind_of(r.data) != r.data}
             per = sorted({len({r.data for r in c}) for c in cells.values()})
             each = "–".join(map(str, sorted({per[0], per[-1]})))
-            over = f"mean (range) over seeds {seeds}" if len(seeds) > 1 else f"seed {seeds[0]}"
+            if all(r.stage == "suite" for r in rows if r.metric == metric):  # one figure over the models of all seeds
+                own = sorted({r.seed for r in every if r.stage == "inspect"})
+                over = f"models of {'seeds' if len(own) > 1 else 'seed'} {', '.join(map(str, own))}"
+            else:
+                over = f"mean (range) over seeds {seeds}" if len(seeds) > 1 else f"seed {seeds[0]}"
             over += f", mean (range) over {each} tasks" if len(tasks) > 1 else ""
             single = [c[0] for c in cells.values() if len(c) == 1]
             over += ", a single value with its 95 % interval" if any(r.low < r.high for r in single) else ""

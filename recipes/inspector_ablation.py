@@ -2,8 +2,8 @@
 
 command:  clipvet run recipes/inspector_ablation.py --jobs 2 --out results/inspector_ablation
 expected: AUROC of plain 0.55, pools of 100 and 500 0.50 and 0.58, cross-entropy 0.46, logit 0.36; beside the reference
-          0.83 and 0.94, cross-entropy 0.87, logit 0.82, where the suite's own clip_inspector (margin, 1,000 pictures) has
-          0.94. The other arms are the paper's form, without a reference
+          0.83 and 0.94, cross-entropy 0.87, logit 0.82, where the suite's own clip_inspector has
+          0.94 (margin, 1,000 pictures). The other arms are the paper's form, without a reference
 hardware: 2 CPU cores, 60 minutes; the 30 models come from the suite's cache where that has run
 """
 

@@ -1,9 +1,9 @@
 """Is this model backdoored? Encoders whose pre-training was poisoned, clean ones, and inspectors that look at encoders.
 
 command:  clipvet run recipes/inspector_encoders.py --jobs 2 --out results/inspector_encoders
-expected: attacks' ASR >= 0.80. Nothing is known of the AUROCs: in a first look the plain score singled out no victim,
-          and the clean base as reference (_reference: for whoever has the public model that this one was made from)
-          named two of two. random: 0.5
+expected: attacks' ASR >= 0.80. clip_inspector_patch_reference (beside the clean base, for whoever has the public model
+          that this one was made from) tells all victims from all clean models and names the target; the added form
+          with the reference misses the patch; the plain scores overlap. random: 0.5, give or take much
 hardware: 2 CPU cores; a base, five models and 40 inspections a seed, six minutes by estimate. Every seed has a world
           and a base of its own. There are no calibration models, so AUROCs alone: a verdict needs 20 more bases
 """
