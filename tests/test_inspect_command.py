@@ -160,7 +160,8 @@ def test_prompts_in_the_picture_tower_are_inspected(clipvet: Any, family: Path, 
     code, said, err = clipvet(*args)
     assert code in (0, 1), err
     assert "This is not calibrated" in said
-    assert "Judged: its prompts alone; a backdoor in the encoder beneath would not show" in said
+    assert said.splitlines()[0].endswith("Judged: its prompts alone, not the encoder beneath.")
+    assert "inspect that by itself, with --set reference=MODEL" in err
     assert any(r.loss for r in verdict(tmp_path / "out").classes)
     args[-1] = tmp_path / "same"  # beside a copy of its own encoder: no more than by itself
     code, said, err = clipvet(*args, "--set", f"reference={family / 'm0'}")

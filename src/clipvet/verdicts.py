@@ -26,8 +26,9 @@ from clipvet.types import Finding, Measured, Suspicion, Trigger
 
 Score = Literal["auto", "loss", "sum", "asr_weighted", "joint", "gap"]
 WHOLE = "the whole model"  # what is judged
-PROMPTS = "its prompts alone; a backdoor in the encoder beneath would not show, so inspect that by itself, with "
-PROMPTS += "--set reference=MODEL, a copy that you trust"
+PROMPTS = (
+    "its prompts alone, not the encoder beneath (inspect that by itself, with --set reference=MODEL, a trusted copy)"
+)
 ASR_FLOOR = 0.05  # least MAD of ASRs
 CHANCE = 0.001  # that normal losses reach the threshold of an uncalibrated verdict
 FITTED = 8  # classes from which on a line is fitted to the reference's losses; fewer leave too little around it
@@ -282,9 +283,10 @@ def decide(found: Finding, null: Null | None, alpha: float = 0.05, judged: str =
     limit = None if null else found.spread * threshold(max(3, len(found.classes)))
     p = p_value(found.score, list(null.scores.values())) if null else None
     backdoored = p.value <= alpha if p else found.score > (limit or 0.0)
+    said = "" if backdoored or judged == WHOLE else f" Judged: {judged.split(' (')[0]}."
     return {
         "backdoored": backdoored,
-        "sentence": sentence(found, backdoored, p) + ("" if backdoored or judged == WHOLE else f" Judged: {judged}."),
+        "sentence": sentence(found, backdoored, p) + said,
         "calibrated": p is not None,
         "score": found.score,
         "threshold": limit,

@@ -78,6 +78,8 @@ def command(
             say("the model's files are no longer those of that verdict; inspect into another --out for a new page")
     print(shown(verdict.sentence))
     p = f"p = {verdict.p_value:.3g} of {verdict.clean_models} clean models, " if verdict.p_value is not None else ""
+    if verdict.judged != verdicts.WHOLE:
+        say(f"judged: {verdict.judged}")
     say(f"score {verdict.score:.2f}, {p}most suspect class: {verdict.target}; see {out / 'report.html'}")
     runs = [f for f in files or [] if f.severity == "dangerous"]  # as the files are now, also in a finished run
     if runs:
