@@ -1,7 +1,8 @@
-"""Opening data larger than memory: a table of millions of rows, a thousand tar shards; seconds and memory.
+"""Opening and scoring data larger than memory: a table of millions of rows, a thousand tar shards; seconds and memory.
 
 command:  python benchmarks/big_data.py --out results/benchmark_big_data.json   (--rows, --shards, --per)
-expected: each opens in < 60 s with < 1 GiB more resident memory; a second time in seconds
+expected: each opens in < 60 s with < 1 GiB more resident memory, a second time in seconds; `filter` takes the same
+          memory for all shards as for a tenth of them, but for some hundred bytes a pair while the list is written
 The data are made under --folder first: captions of about 60 characters, and distinct shards of small JPEG pictures.
 Memory is anonymous: pages of mapped files, which the system takes back when it needs them, are counted apart.
 """
@@ -19,7 +20,9 @@ from typing import Any
 import numpy as np
 from _ratios import arguments, tell
 from PIL import Image
+from sigkill import make_world
 
+from clipvet import results
 from clipvet.rng import Rng
 from clipvet.types import Geometry, Pairs
 
@@ -90,12 +93,40 @@ def opened(spec: str) -> None:
     print(json.dumps(told | {"anonymous memory after reading, MiB": memory_mib()["anonymous"] - before["anonymous"]}))
 
 
+def filtered(spec: str, model: str, out: str) -> None:
+    """In a process of its own: the command on shards, and its largest anonymous memory by tenths of the time."""
+    import json
+    import threading
+
+    from clipvet import cli
+
+    seen, done, began = [], threading.Event(), time.perf_counter()
+
+    def watch() -> None:
+        while not done.wait(0.1):
+            seen.append(memory_mib()["anonymous"])
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    sys.argv = ["clipvet", "filter", "--data", spec, "--model", model, "--method", "cosine", "--out", out]
+    try:
+        cli.main()
+    except SystemExit as e:
+        if e.code:
+            raise
+    finally:
+        done.set()
+        watcher.join()
+    tenths = [round(max(part)) for part in np.array_split(seen, 10) if len(part)]
+    print(json.dumps({"seconds": time.perf_counter() - began, "anonymous memory, MiB, by tenths of the time": tenths}))
+
+
 def main() -> None:
     import json
     import os
 
-    if len(sys.argv) == 3 and sys.argv[1] == "open":
-        return opened(sys.argv[2])
+    if len(sys.argv) > 2 and sys.argv[1] in ("open", "filter"):
+        return {"open": opened, "filter": filtered}[sys.argv[1]](*sys.argv[2:])
     a = arguments(__doc__ or "", rows=3_000_000, shards=1000, per=300, folder="")
     folder = Path(a.folder or tempfile.mkdtemp())
     (folder / "s").mkdir(parents=True, exist_ok=True)
@@ -109,7 +140,20 @@ def main() -> None:
         for time_ in ("first", "second"):
             command = [sys.executable, __file__, "open", str(spec)]
             told[f"{name}, {time_} time"] = json.loads(subprocess.check_output(command, env=env))
-    tell(told, a)
+    make_world(folder)
+    for share in (10, 1):
+        spec = folder / f"s/{{00000..{a.shards // share - 1:05}}}.tar"
+        command = [
+            sys.executable,
+            __file__,
+            "filter",
+            str(spec),
+            str(folder / "model"),
+            str(folder / f"{share}.parquet"),
+        ]
+        said = subprocess.check_output(command, env=env).splitlines()[-1]
+        told[f"filter, {a.shards * a.per // share} pairs"] = json.loads(said)
+    tell({"command": results.command(), **told}, a)
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ Moments = Callable[[float], Sequence[float | None]]  # of the undisturbed run's 
 
 def trial(verb: str, world: Path, place: Path, scale: int, moments: Moments) -> dict[str, Any]:
     """An undisturbed run, and for each of the moments one that is killed then, and its repetition."""
-    held = {"at": world, "epochs": 2 * scale, "rows": 768 * scale, "scale": scale}
+    held = {"at": world, "epochs": 2 * scale, "rows": 2304 * scale, "scale": scale}
     words, kills = [word.format(**held) for word in VERBS[verb].split()], []
     (calm := place / f"{verb}-calm").mkdir(parents=True)
     started(os.getpid).join()  # the imports are done
