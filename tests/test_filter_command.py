@@ -1,6 +1,7 @@
 """`clipvet filter` on a table and on the embedded world: scores, page, cleaned manifest, and what bad input is told."""
 
 import csv
+import os
 import re
 import shutil
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 from browser import look
 from PIL import Image
 
-from clipvet import suspects
+from clipvet import kept, suspects
 from clipvet.answer_key import save_backdoor
 from clipvet.attacks.poison import Poison
+from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.triggers.patch import Patch
 from clipvet.types import Geometry, Measured
@@ -117,6 +119,84 @@ def test_shards_are_scored_and_what_is_kept_is_named(clipvet, tmp_path: Path) ->
     assert all(r["key"] == f"{int(r['id']) // 10:03}.tar/{int(r['id']):06}" for r in kept)
     assert [r["caption"] for r in kept] == [captions[int(r["id"])] for r in kept]
     assert not partial.exists()
+
+
+def test_kept_pairs_of_shards_are_shards_again(clipvet, tmp_path: Path, monkeypatch) -> None:
+    import tarfile
+
+    from test_shards import G, add, toy, write_shards
+
+    from clipvet import files
+
+    data, _ = write_shards(tmp_path / "in", 24, 10)
+    with tarfile.open(tmp_path / "in/002.tar", "a") as tar:
+        for suffix, held in (("png", toy(1)[0][0]), ("pkl", b"no"), ("cls", b"8"), ("txt", b"the last one")):
+            add(tar, f"{'long/' * 30}one.{suffix}", held)
+    out, cleaned = tmp_path / "scores.parquet", tmp_path / "kept"
+    call = ["filter", "--data", data, *QUICK, "--out", out, "--keep", 0.5, "--cleaned", cleaned]
+    code, _, err = clipvet(*call[:-1], tmp_path / "kept.tar")
+    assert (code, "must end in .csv or .tsv or .parquet or name a folder" in err) == (2, True), err
+    with monkeypatch.context() as m:
+        m.setattr(suspects, "write_scores", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert clipvet(*call).code == 130
+    code, _, err = clipvet(*call)
+    assert code == 0, err
+    rows = pq.read_table(out).to_pylist()
+    left = sorted(r["id"] for r in rows[-round(len(rows) / 2) :])
+    before, after = files.open_pairs(data).at(G), files.open_pairs(str(cleaned)).at(G)
+    assert after[:].captions == before[np.array(left)].captions
+    assert (after[:].images == before[np.array(left)].images).all()
+    assert [after.pictures.key(k) for k in range(len(after))] == [before.pictures.key(k) for k in left]  # pyright: ignore
+    names = []
+    for shard in cleaned.iterdir():
+        with tarfile.open(shard) as tar:
+            names += tar.getnames()
+    assert sum(n.endswith(".cls") for n in names) == len(left)
+    assert not any(n.endswith(".pkl") for n in names)
+    whole = np.arange(25)
+    kept.write_shards(before.pictures.index, whole[[24]], tmp_path / "last")  # pyright: ignore
+    assert [p.name for p in (tmp_path / "last").iterdir()] == ["002.tar"]
+    assert files.open_pairs(str(tmp_path / "last")).caption(0) == "the last one"
+    os.utime(tmp_path / "in/001.tar", (0, 0))
+    with pytest.raises(UserError, match="has changed since"):
+        kept.write_shards(before.pictures.index, whole, tmp_path / "whole")  # pyright: ignore
+    assert not (tmp_path / "whole").exists()
+
+
+@pytest.mark.parametrize("kind", ["saved", "parquet", "bytes"])
+def test_kept_pairs_of_a_folder_are_a_table(clipvet, tmp_path: Path, kind: str) -> None:
+    from test_shards import G, hf
+
+    from clipvet import files
+
+    data, _ = hf(tmp_path / "in", kind)
+    keys = ["--image-key", "image", "--caption-key", "text"]
+    call = ["filter", "--data", data, *keys, *QUICK, "--keep", 0.5, "--out", tmp_path / "scores.parquet", "--cleaned"]
+    code, _, err = clipvet(*call, tmp_path / "kept.csv")
+    assert (code, "must end in .parquet" in err) == (2, True), err
+    code, _, err = clipvet(*call, tmp_path / "kept.parquet")
+    assert code == 0, err
+    left = np.array(sorted(r["id"] for r in pq.read_table(tmp_path / "scores.parquet").to_pylist()[10:]))
+    opened = (
+        files.open_pairs(str(p), image_key="image", caption_key="text") for p in (data, tmp_path / "kept.parquet")
+    )
+    before, after = (pairs.at(G)[:] for pairs in opened)
+    assert after.captions == [before.captions[k] for k in left]
+    assert (after.images == before.images[left]).all()
+
+
+def test_paths_in_a_saved_folder_are_moved(tmp_path: Path) -> None:
+    import datasets
+
+    from clipvet import files
+
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "one.png")
+    rows = {"filepath": ["../one.png", "../two.png"], "title": ["a", "b"], "more": [1, 2]}
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
+    pairs = files.open_pairs(str(tmp_path / "saved"))
+    (tmp_path / "far/off").mkdir(parents=True)
+    kept.write_rows(pairs, tmp_path / "saved", np.array([0]), tmp_path / "far/off/kept.csv")
+    assert (tmp_path / "far/off/kept.csv").read_text() == "filepath,title,more\n../../one.png,a,1\n"
 
 
 def test_a_run_that_is_killed_between_its_files_goes_on(clipvet, tmp_path: Path, monkeypatch) -> None:

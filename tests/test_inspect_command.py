@@ -13,8 +13,9 @@ import torch
 from browser import look
 from PIL import Image
 
-from clipvet import adapter, cli, context, models, prompts
+from clipvet import adapter, cli, context, models, prompts, verdicts
 from clipvet.answer_key import load_backdoor
+from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.triggers.recovered import Recovered
 from clipvet.verdicts import Verdict
@@ -216,6 +217,25 @@ def test_files_are_scanned_first(clipvet: Any, family: Path, tmp_path: Path) -> 
     (tmp_path / "extra.pt").rename(folder / "extra.pt")
     code, said, err = clipvet(*later)
     assert (code, "extra.pt would run code" in said, "no longer those of that verdict" in err) == (1, True, True)
+
+
+def test_weights_that_run_code_are_a_finding_not_bad_input(clipvet: Any, tmp_path: Path) -> None:
+    pytest.importorskip("picklescan")
+    flag, model = tmp_path / "it-ran", tmp_path / "evil.pt"
+    model.write_bytes(dict(corpus.checkpoints({"a": torch.ones(1)}, flag))["bomb.pt"])
+    args = ["inspect", "--model", model, "--classes", "shapes", "--out", tmp_path / "out"]
+    for _ in range(2):
+        code, said, err = clipvet(*args)
+        assert (code, said.count("\n")) == (1, 1), err
+        assert "evil.pt would run code if it were loaded the ordinary way: its pickle calls" in said
+        assert "The model was not inspected: " in said
+    found = verdict(tmp_path / "out")
+    assert (found.backdoored, found.score, found.files[0].severity) == (None, None, "dangerous")  # pyright: ignore
+    with pytest.raises(UserError, match="no recovered trigger"):
+        verdicts.folder_of(tmp_path / "out")
+    assert not flag.exists()
+    model.write_bytes(b"torn")
+    assert clipvet(*args)[0] == 2
 
 
 @pytest.mark.browser

@@ -6,11 +6,9 @@ The table is untrusted, and so are its pictures (decoding.py). Folders of pictur
 import csv
 import errno
 import hashlib
-import itertools
 import json
-import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -83,7 +81,7 @@ def open_pairs(
     if not saved:
         columns = _parquet_columns(parts[0]) if parquet else None
         if columns is None:
-            separator = separator or _separator(path)
+            separator = separator or separator_of(path)
             columns = _text_columns(path, separator)
         _check_columns(columns, keys, path)
 
@@ -297,7 +295,7 @@ def _parquet_columns(path: Path) -> list[str]:
     return names
 
 
-def _separator(path: Path) -> str:
+def separator_of(path: Path) -> str:
     """Tab for .tsv, and wherever the header holds one: open_clip's tables are .csv with tabs; else , or ;."""
     with path.open("rb") as f:
         header = f.readline()
@@ -322,87 +320,3 @@ def _text_columns(path: Path, separator: str) -> list[str]:
             f"{separator!r}, or save the table with tabs (.tsv)"
         )
     return columns
-
-
-def write_rows(
-    spec: str, rows: np.ndarray, out: Path, *, image_key: str = "filepath", separator: str | None = None
-) -> None:
-    """Some rows of a table of pairs, by row number, ascending, with every column as it was, in the format of `out`.
-
-    Relative picture paths are rewritten where `out` lies in another folder, so that they still lead to the pictures.
-    """
-    import pyarrow as pa
-
-    path = Path(spec)
-    here, there = path.parent.resolve(), out.parent.resolve()
-
-    def chosen() -> Iterator[Any]:
-        first = 0
-        for piece in _pieces(path, separator):
-            a, b = np.searchsorted(rows, (first, first + len(piece)))
-            table, first = piece.take(rows[a:b] - first), first + len(piece)
-            kind = table.schema.field(image_key).type
-            if here != there and not pa.types.is_binary(kind) and not pa.types.is_large_binary(kind):
-                moved = [_moved(here, there, cell) for cell in table[image_key].to_pylist()]
-                table = table.set_column(table.column_names.index(image_key), image_key, pa.array(moved, kind))
-            yield table
-
-    with io.replacing(out) as tmp:
-        write_table(chosen(), tmp, out.suffix.lower())
-
-
-def _pieces(path: Path, separator: str | None, rows: int = 65_536) -> Iterator[Any]:
-    """A table in pieces, for one that is larger than memory."""
-    import pandas as pd
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if path.suffix.lower() == ".parquet":
-        held = pq.ParquetFile(path)
-        groups = (held.metadata.row_group(k) for k in range(held.num_row_groups))
-        row = max(1, sum(g.total_byte_size for g in groups) // max(1, held.metadata.num_rows))
-        for batch in held.iter_batches(max(1, min(rows, PIECE // row))):
-            yield pa.Table.from_batches([batch])
-        return
-    sep = separator or _separator(path)
-    with pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, chunksize=rows) as reader:
-        for text in reader:
-            yield pa.table({c: pa.array(text[c].to_numpy(dtype=object), pa.string()) for c in text.columns})
-
-
-def _moved(here: Path, there: Path, cell: Any) -> Any:
-    """A picture's path, or HF's {bytes, path} with a path alone, as it is seen from another folder."""
-    if isinstance(cell, dict):
-        return cell if cell.get("bytes") is not None else {**cell, "path": _moved(here, there, cell.get("path"))}
-    return os.path.relpath(here / cell, there) if cell and not os.path.isabs(cell) else cell
-
-
-def check_rows(spec: str, out: Path, image_key: str) -> None:
-    """Raises UserError where rows of this table cannot be written to `out`: pictures do not go into text."""
-    import pyarrow.parquet as pq
-
-    path = Path(spec)
-    inside = path.suffix.lower() == ".parquet" and _is_encoded(pq.read_schema(path).field(image_key).type)
-    if inside and out.suffix.lower() != ".parquet":
-        raise UserError(f"{path} holds its pictures in the table; {out} must end in .parquet")
-
-
-def write_table(pieces: Any, path: Path, suffix: str) -> None:
-    """A pyarrow table, or an iterator over its pieces, as .csv, .tsv or .parquet. UserError for another suffix."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pieces = iter([pieces] if isinstance(pieces, pa.Table) else pieces)
-    first = next(pieces)
-    if suffix == ".parquet":
-        with pq.ParquetWriter(path, first.schema) as writer:
-            for piece in itertools.chain([first], pieces):
-                writer.write_table(piece)
-        return
-    if suffix not in (".csv", ".tsv"):
-        raise UserError(f"tables are written as .csv, .tsv or .parquet, not as '{suffix}'; choose one of these")
-    with path.open("w", encoding="utf-8", newline="") as f:
-        writer = csv.writer(f, delimiter="\t" if suffix == ".tsv" else ",", lineterminator="\n")
-        writer.writerow(first.column_names)
-        for piece in itertools.chain([first], pieces):
-            writer.writerows(zip(*(column.to_pylist() for column in piece.columns)))

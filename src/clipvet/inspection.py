@@ -41,7 +41,7 @@ def chart(verdict: Verdict) -> dict[str, Any] | None:
 
 def strip(verdict: Verdict, null: Null | None) -> dict[str, Any] | None:
     """The clean models' scores on one line, and this model's."""
-    if null is None:
+    if null is None or verdict.score is None:
         return None
     scores = [*null.scores.values(), verdict.score]
     pad = 0.06 * max(max(scores) - min(scores), 1e-6)

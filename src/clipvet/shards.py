@@ -15,10 +15,10 @@ import re
 import stat
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ from torch import Tensor
 from clipvet import decoding
 from clipvet.decoding import MAX_PICTURE, MAX_PIXELS, decoded, sound
 from clipvet.errors import UserError
-from clipvet.tars import Damaged, NoTar, members
+from clipvet.tars import Damaged, Member, NoTar, members
 from clipvet.types import Geometry, Pairs
 
 PICTURES = (b"jpg", b"png", b"jpeg", b"webp")  # open_clip's, in its order: the first that a key has is its picture
@@ -71,48 +71,60 @@ def _braces(part: str, spec: str) -> list[str]:
     return [part[: found.start()] + word + tail for word in words for tail in tails]
 
 
-def scan(f: memory.BufferedIOBase, length: int) -> tuple[list[tuple], Counter[str]]:
-    """Rows of SCHEMA, and how many members or pairs were passed over, by reason."""
-    rows, passed, last = [], Counter(), None
-    parts: dict[bytes, tuple[int, int]] = {}
+class Group(NamedTuple):
+    """What a shard holds of one key."""
 
-    def close() -> None:
-        found = next((parts[p] for p in PICTURES if p in parts), None)
-        text, told = parts.get(b"txt"), parts.get(b"json")
-        if found and (text or told):
-            rows.append((last.decode(errors="replace"), *found, *(text or (-1, 0)), *(told or (-1, 0))))  # pyright: ignore
-        elif found:
-            passed["pictures without a caption"] += 1
-        elif text or told:
-            passed["captions without a picture"] += 1
-        parts.clear()
+    key: bytes
+    parts: dict[bytes, tuple[int, int]]  # offset and size by suffix: pictures, txt, json
+    members: list[Member]  # these and other plain ones, without pickles
 
+    @property
+    def picture(self) -> tuple[int, int] | None:
+        return next((self.parts[p] for p in PICTURES if p in self.parts), None)
+
+
+def groups(f: memory.BufferedIOBase, length: int, passed: Counter[str]) -> Iterator[Group]:
+    """Consecutive members of one key, of those that have a picture or a caption; what is passed over is counted."""
+    group = Group(b"", {}, [])
     try:
-        for name, kind, at, size in members(f, length):
-            folder, slash, base = name.rpartition(b"/")
+        for member in members(f, length):
+            folder, slash, base = member.name.rpartition(b"/")
             stem, _, suffix = base.partition(b".")
-            if kind != b"0":
-                if kind != b"5":
-                    passed["sparse files" if kind == b"S" else "links and special files"] += 1
+            if member.kind != b"0":
+                if member.kind != b"5":
+                    passed["sparse files" if member.kind == b"S" else "links and special files"] += 1
                 continue
-            if not stem or len(name) > MAX_KEY:
+            if not stem or len(member.name) > MAX_KEY:
                 continue
             key, suffix = folder + slash + stem, suffix.lower()
-            if key != last:
-                if parts:
-                    close()
-                last = key
+            if key != group.key:
+                if group.parts:
+                    yield group
+                group = Group(key, {}, [])
             if suffix in PICTURES or suffix in (b"txt", b"json"):
-                if size > (MAX_PICTURE if suffix in PICTURES else MAX_CAPTION):
+                if member.size > (MAX_PICTURE if suffix in PICTURES else MAX_CAPTION):
                     passed["members that are too large"] += 1
-                elif suffix not in parts:
-                    parts[suffix] = at, size
+                    continue
+                group.parts.setdefault(suffix, (member.at, member.size))
             elif suffix.endswith(PICKLES):
                 passed["pickles"] += 1
+                continue
+            group.members.append(member)
     except Damaged as e:
         passed[f"shards of which the rest was left out: {e}"] += 1
-    if parts:
-        close()
+    if group.parts:
+        yield group
+
+
+def scan(f: memory.BufferedIOBase, length: int) -> tuple[list[tuple], Counter[str]]:
+    """Rows of SCHEMA, and how many members or pairs were passed over, by reason."""
+    rows, passed = [], Counter()
+    for group in groups(f, length, passed):
+        text, told = group.parts.get(b"txt"), group.parts.get(b"json")
+        if group.picture and (text or told):
+            rows.append((group.key.decode(errors="replace"), *group.picture, *(text or (-1, 0)), *(told or (-1, 0))))
+        else:
+            passed["pictures without a caption" if group.picture else "captions without a picture"] += 1
     return rows, passed
 
 
@@ -192,6 +204,11 @@ class Index:
 
     def shard(self, row: int) -> int:
         return int(np.searchsorted(self.ends, row, side="right"))
+
+    def check(self, k: int) -> None:
+        """UserError where this shard is no longer the one that was opened."""
+        if _stat(self.paths[k]) != self.stats[k]:
+            raise UserError(f"shard {self.paths[k]} has changed since it was opened; give the command again")
 
     def read(self, row: int, part: str) -> bytes | None:
         """One of COLUMNS, None where the pair has none. Raises OSError, and ValueError where the shard changed."""

@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from clipvet import io
-from clipvet.files import write_table
+from clipvet.kept import write_table
 from clipvet.report import Axes
 from clipvet.types import Geometry, Measured, Pairs
 

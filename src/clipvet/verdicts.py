@@ -25,6 +25,7 @@ from clipvet.rng import Rng
 from clipvet.types import Finding, Measured, Suspicion, Trigger
 
 Score = Literal["auto", "loss", "sum", "asr_weighted", "joint", "gap"]
+RUNS = "would run code if it were loaded the ordinary way"
 WHOLE = "the whole model"  # what is judged
 PROMPTS = (
     "its prompts alone, not the encoder beneath (inspect that by itself, with --set reference=MODEL, a trusted copy)"
@@ -202,10 +203,10 @@ class Verdict(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    backdoored: bool
+    backdoored: bool | None  # None: its files would run code, and it could not be inspected without running it
     sentence: str
     calibrated: bool
-    score: float
+    score: float | None
     threshold: float | None  # without calibration
     p_value: float | None
     p_low: float | None
@@ -227,6 +228,17 @@ class Verdict(BaseModel):
     seconds: float
     command: str
     versions: dict[str, str]
+
+
+def uninspected(files: Sequence[FileFinding], why: str, **common: Any) -> Verdict:
+    """The verdict on a model of which the gate's findings are all there is."""
+    none = dict.fromkeys(("backdoored", "score", "threshold", "p_value", "p_low", "p_high", "probability", "target"))
+    first = next(f for f in files if f.severity == "dangerous")
+    return Verdict(
+        **none, sentence=f"{first.file} {RUNS}: {first.what}. The model was not inspected: {why}.", calibrated=False,
+        trigger=None, files=list(files), clean_models=0, classes=[], settings={}, weights="", pictures="", seconds=0.0,
+        **common,
+    )  # fmt: skip
 
 
 def folder_of(verdict: str | Path) -> Path:

@@ -209,7 +209,7 @@ def check_new(path: Path, suffixes: tuple[str, ...], option: str, begun: bool = 
     from clipvet.errors import UserError
 
     if path.suffix.lower() not in suffixes:
-        raise UserError(f"{option} {path} must end in {' or '.join(suffixes)}")
+        raise UserError(f"{option} {path} must end in {' or '.join(s or 'name a folder' for s in suffixes)}")
     if path.exists() and not begun:
         raise UserError(f"{path} already exists; choose another {option} or delete it")
     there = next(p for p in path.absolute().parents if p.exists())

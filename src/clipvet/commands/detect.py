@@ -41,7 +41,7 @@ def command(
     from clipvet.detection import detection
     from clipvet.dirty import beside
     from clipvet.embed import classifier, see
-    from clipvet.files import write_table
+    from clipvet.kept import write_table
     from clipvet.ranks import device
     from clipvet.rng import Rng
 

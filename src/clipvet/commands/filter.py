@@ -35,7 +35,9 @@ def command(
     seed: Seed = 0,
     top: Annotated[int, typer.Option(help="how many pairs the page shows", min=1)] = 48,
     keep: Annotated[float | None, typer.Option(help="fraction of the pairs to keep, the least suspect")] = None,
-    cleaned: Annotated[Path | None, typer.Option(help="also write what is kept: a new .csv, .tsv or .parquet")] = None,
+    cleaned: Annotated[
+        Path | None, typer.Option(help="also write what is kept: a new .csv, .tsv or .parquet, or a folder of shards")
+    ] = None,
     backdoor: AnswerKey = None,
     image_key: ImageKey = "filepath",
     caption_key: CaptionKey = "title",
@@ -49,13 +51,14 @@ def command(
 
     import numpy as np
 
-    from clipvet import files, io, models, ranks, results, suspects
+    from clipvet import io, kept, models, ranks, results, suspects
     from clipvet.detection import detection
     from clipvet.embed import sharing
     from clipvet.errors import UserError
     from clipvet.fit import workspace
     from clipvet.ranks import device
     from clipvet.rng import Rng
+    from clipvet.shards import named
     from clipvet.text import check_captions
 
     how, rng, page = open_method("filters", method, data, set_), Rng(seed), out.with_suffix(".html")
@@ -63,7 +66,7 @@ def command(
     check_new(out, (".parquet",), "--out", begun)
     check_new(page, (".html",), "--out", begun)
     if cleaned:
-        check_new(cleaned, (".csv", ".tsv", ".parquet"), "--cleaned", begun)
+        check_new(cleaned, (*kept.TABLES, "") if named(data) else kept.TABLES, "--cleaned", begun)
     if keep is not None and not 0 < keep < 1:
         raise UserError(f"--keep {keep:g} is no fraction between 0 and 1; 0.99 keeps all but the most suspect 1 %")
     if cleaned and keep is None and not hasattr(how, "cut"):
@@ -75,8 +78,8 @@ def command(
         raise UserError("the poisons of --backdoor are made as the pairs are read; there is no --cleaned table of them")
     said = dict(zip(key.poisoned.tolist(), key.captions)) if key and made else {}
     captions = suspects.Made(len(pairs), lambda k: said.get(int(pairs.ids[k])) or pairs.caption(pairs.ids[k]))
-    if cleaned and not source.world(seed) and Path(source.spec).is_file() and not getattr(pairs.pictures, "key", None):
-        files.check_rows(source.spec, cleaned, image_key)
+    if cleaned:
+        kept.check_kept(pairs, cleaned)
     if len(pairs) > 1 and all(caption == captions[0] for caption in captions):  # ends at the second, as a rule
         check_captions(captions[:], pairs.ids, pairs.name)
     say(f"scoring {pairs.name} with {how!r}")
@@ -116,7 +119,7 @@ def command(
                 )  # fmt: skip
                 if cleaned:
                     rest = np.sort(found.positions[removed:scored])
-                    _write_cleaned(cleaned, source, seed, pairs.ids, captions, rest, name)
+                    _write_cleaned(cleaned, source, seed, pairs, captions, rest, name)
                 suspects.write_scores(out, found, facts, name)
 
             ranks.first(write)
@@ -136,21 +139,27 @@ def command(
     )
 
 
-def _write_cleaned(out: Path, source: Any, seed: int, ids: Any, captions: Any, kept: Any, name: Any) -> None:
-    """The manifest of the kept positions: a table's own rows; of other data ids, captions and, in shards, keys."""
+def _write_cleaned(out: Path, source: Any, seed: int, pairs: Any, captions: Any, at: Any, name: Any) -> None:
+    """The pairs at these positions: a table's rows, shards; of other data, or of shards as a table, what names them."""
     import pyarrow as pa
 
-    from clipvet import files, io
+    from clipvet import io, kept
 
-    if not source.world(seed) and not name and Path(source.spec).is_file():
-        files.write_rows(source.spec, ids[kept], out, image_key=source.image_key, separator=source.separator)
+    rows = pairs.ids[at]
+    if name and not out.suffix:
+        if not out.exists():  # else by this run, before it was killed
+            kept.write_shards(pairs.pictures.index, rows, out)
+        return
+    if not name and not source.world(seed):
+        kept.write_rows(pairs, Path(source.spec), rows, out, source.image_key, source.separator)
         return
 
-    def piece(at: Any) -> Any:
-        own = {"key": pa.array([name(int(i)) for i in ids[at]], pa.string())} if name else {}
-        return pa.table({"id": ids[at], **own, "caption": pa.array([captions[int(k)] for k in at], pa.string())})
+    def piece(some: Any) -> Any:
+        own = {"key": pa.array([name(int(i)) for i in pairs.ids[some]], pa.string())} if name else {}
+        said = pa.array([captions[int(k)] for k in some], pa.string())
+        return pa.table({"id": pairs.ids[some], **own, "caption": said})
 
     with io.replacing(out) as tmp:
-        files.write_table(
-            (piece(kept[k : k + 65_536]) for k in range(0, max(1, len(kept)), 65_536)), tmp, out.suffix.lower()
+        kept.write_table(
+            (piece(at[k : k + 65_536]) for k in range(0, max(1, len(at)), 65_536)), tmp, out.suffix.lower()
         )

@@ -29,19 +29,32 @@ def command(
 ) -> None:
     """Is this model backdoored? First its files are scanned for code, then the model is inspected.
 
-    Exit code 0: nothing found, 1: a backdoor, or a file that runs code, 2: bad input, weights that cannot be read
-    without running code among it, 3: unsupported.
+    Exit code 0: nothing found, 1: a backdoor, or a file that runs code, 2: bad input, 3: unsupported.
     """
     import time
+    from contextlib import suppress
 
     from clipvet import inspection, io, results, verdicts
     from clipvet.answer_key import save_backdoor
-    from clipvet.errors import shown
+    from clipvet.errors import UserError, shown
     from clipvet.fit import workspace
     from clipvet.types import Backdoor
 
     files = _scanned(model, pretrained)
-    asked = ask(model, method, classes, templates, images, set_, n, overlap, seed, pretrained)
+    runs = [f for f in files or [] if f.severity == "dangerous"]
+    try:
+        asked = ask(model, method, classes, templates, images, set_, n, overlap, seed, pretrained)
+    except UserError as e:
+        if not runs:
+            raise
+        common = {"method": method, "model": model, "alpha": alpha, "seed": seed}
+        told = {**common, "command": results.command(), "versions": results.versions()}
+        verdict = verdicts.uninspected(files or [], str(e), **told)
+        config = {"command": "inspect", **common, "sentence": verdict.sentence}
+        with suppress(io.AlreadyDone), io.output(out, config) as work:
+            io.write_json(work / "verdict.json", verdict.model_dump())
+        print(verdict.sentence)
+        raise typer.Exit(1) from e
     clean = verdicts.read_null(null) if null else None
     verdicts.check_scale(clean, getattr(asked.how, "scaled", True))
     weights, judged = results.weights_hash(asked.clip), asked.judged
@@ -81,9 +94,8 @@ def command(
     if verdict.judged != verdicts.WHOLE:
         say(f"judged: {verdict.judged}")
     say(f"score {verdict.score:.2f}, {p}most suspect class: {verdict.target}; see {out / 'report.html'}")
-    runs = [f for f in files or [] if f.severity == "dangerous"]  # as the files are now, also in a finished run
-    if runs:
-        print(shown(f"{runs[0].file} would run code if it were loaded the ordinary way: {runs[0].what}."))
+    if runs:  # as the files are now, also in a finished run
+        print(shown(f"{runs[0].file} {verdicts.RUNS}: {runs[0].what}."))
     raise typer.Exit(int(verdict.backdoored or bool(runs)))
 
 
