@@ -69,7 +69,7 @@ def make_world(at: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         to_pil_image(image).save(path)
         lines.append(f"{path.relative_to(at)}\t{task.pictures.caption(k)}")
-    (at / "pairs.csv").write_text("\n".join(["filepath\ttitle", *100 * lines]) + "\n")
+    (at / "pairs.csv").write_text("\n".join(["filepath\ttitle", *400 * lines]) + "\n")
     (at / "classes.txt").write_text("\n".join(task.classes) + "\n")
 
 
@@ -151,7 +151,7 @@ Moments = Callable[[float], Sequence[float | None]]  # of the undisturbed run's 
 
 def trial(verb: str, world: Path, place: Path, scale: int, moments: Moments) -> dict[str, Any]:
     """An undisturbed run, and for each of the moments one that is killed then, and its repetition."""
-    held = {"at": world, "epochs": 2 * scale, "rows": 2304 * scale, "scale": scale}
+    held = {"at": world, "epochs": 2 * scale, "rows": 4096 * scale, "scale": scale}
     words, kills = [word.format(**held) for word in VERBS[verb].split()], []
     (calm := place / f"{verb}-calm").mkdir(parents=True)
     started(os.getpid).join()  # the imports are done
