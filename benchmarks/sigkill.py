@@ -175,7 +175,12 @@ def trial(verb: str, world: Path, place: Path, scale: int, moments: Moments) -> 
         kills.append({"moment": moment, "before the end": landed, "met a saved state": met, "different": different})
         print(verb, kills[-1], flush=True)
     counts = {name: sum(k[name] for k in kills) for name in ("before the end", "met a saved state")}
-    told = {"verb": verb, "command": "clipvet " + " ".join(words), "seconds undisturbed": seconds, "kills": len(kills)}
+    told = {
+        "verb": verb,
+        "command": "clipvet " + " ".join(words).replace(str(world), "WORLD"),
+        "seconds undisturbed": seconds,
+        "kills": len(kills),
+    }
     return {**told, **counts, "equal": sum(not k["different"] for k in kills), "each": kills}
 
 

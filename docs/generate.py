@@ -1,4 +1,4 @@
-"""Writes docs/methods.md from the cards, and the number tables of README.md and docs/results.md from results/.
+"""Writes docs/methods.md from the cards, and the number tables of README.md and docs/*.md from results/.
 
 python docs/generate.py [--check]     --check: exit 1 if a file is not up to date
 """
@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from benchmark_table import benchmark_table
 from layouts_table import layouts_table
 
 from clipvet import find, results
@@ -110,7 +111,13 @@ def filled(text: str) -> str:
         source, rest = part.split(": begin -->", 1)
         after = rest.split(END, 1)[1]
         folder, *metrics = source.split()  # "results/demo", or "results/demo asr" for some metrics alone
-        made = layouts_table if folder.endswith(".json") else table
+        made = (
+            layouts_table
+            if folder.endswith("_layouts.json")
+            else benchmark_table
+            if folder.endswith(".json")
+            else table
+        )
         shown = made(ROOT / folder, tuple(metrics)) if metrics else made(ROOT / folder)
         out.append(f"{BEGIN.format(source)}\n{shown}\n{END}{after}")
     return "".join(out)
@@ -118,7 +125,7 @@ def filled(text: str) -> str:
 
 def main() -> int:
     wanted = {ROOT / "docs/methods.md": methods()}
-    pages = ("README.md", "docs/results.md", "docs/checkpoints.md")
+    pages = ("README.md", "docs/results.md", "docs/checkpoints.md", "docs/benchmarks.md")
     wanted |= {ROOT / page: filled((ROOT / page).read_text()) for page in pages}
     stale = [p for p, text in wanted.items() if not p.exists() or p.read_text() != text]
     for path in stale:
