@@ -17,6 +17,7 @@ from clipvet.results import Row
 ROOT = Path(__file__).parent.parent
 DIGITS = {"pairs_seen": 0, "parameters": 0, "seconds": 0, "cross_entropy": 2, "brier": 3, "uniform_p": 2}
 DIGITS |= {"clip_inspector_score": 1}  # others: %
+TABLES = {"benchmark_layouts.json": layouts_table}
 BEGIN, END = "<!-- generated from {}: begin -->", "<!-- end -->"
 
 

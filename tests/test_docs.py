@@ -26,7 +26,7 @@ def test_generated_parts_are_up_to_date() -> None:
 
 def test_readme_is_short_and_its_files_exist() -> None:
     assert len(README.splitlines()) <= 150
-    for page in ("README.md", "docs/results.md", "docs/checkpoints.md"):
+    for page in ("README.md", "docs/results.md", "docs/checkpoints.md", "docs/benchmarks.md"):
         for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
             assert ((ROOT / page).parent / link).exists(), f"{page}: {link}"
 
