@@ -30,9 +30,11 @@ from clipvet.filters.weak_similarity import WeakSimilarity
 from clipvet.fit import workspace
 from clipvet.results import weights_hash
 from clipvet.rng import Rng
+from clipvet.training import safeclip
 from clipvet.training.plain import Plain
 from clipvet.training.safeclip import SafeClip
 from clipvet.types import Pairs
+from clipvet.worlds.shapes import Shapes
 
 N = 600  # two whole batches of a pass, and a part of one
 
@@ -112,6 +114,24 @@ def test_per_pair_training_on_shards_as_on_files(name: str, small: Any, tmp_path
     done = weights_hash(run(pairs))
     assert done != weights_hash(small)
     assert done == weights_hash(run(same))
+
+
+def test_a_killed_safeclip_scores_no_round_again(small: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    how, pairs, calls = replace(SAFE, epochs=4), Shapes(seed=3).pairs(64), []
+
+    def counted(*args: Any, **named: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return pair_cosines(*args, **named)
+
+    want = weights_hash(how.train(small, pairs, Rng(2)))
+    monkeypatch.setattr(safeclip, "pair_cosines", counted)
+    with workspace(tmp_path, save_seconds=0), pytest.raises(KeyboardInterrupt):
+        how.train(small, pairs, Rng(2))
+    with workspace(tmp_path, save_seconds=0):
+        assert weights_hash(how.train(small, pairs, Rng(2))) == want
+    assert len(calls) == 4, "three rounds, one of them begun twice"
 
 
 def test_cosines_are_those_of_the_embeddings(planted: Any) -> None:

@@ -347,6 +347,11 @@ def kept(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     return made
 
 
+def kept_scores(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The same for one number a pair."""
+    return kept(name, lambda: {"": torch.from_numpy(make())})[""].numpy()
+
+
 @contextmanager
 def counting(total: int, what: str) -> Iterator[Callable[[int], None]]:
     """A bar of the running stage, on a terminal only: call what it gives with the number of further steps."""

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from clipvet.augment import Views, variants
 from clipvet.embed import embed_texts, pair_cosines
 from clipvet.errors import UserError
-from clipvet.fit import Memory, fit_by, note
+from clipvet.fit import Memory, fit_by, kept_scores, note
 from clipvet.losses import match_loss, neighbour_loss
 from clipvet.mixture import safe_set
 from clipvet.neighbours import Pool
@@ -71,18 +71,18 @@ class SafeClip:
     def train(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
         """Raises UserError for fewer pairs than two batches, and for cosines all alike or not finite."""
         clip, stage = self.prepare(clip, pairs, rng)
-        rates, rounds = warmup_cosine(self.lr, self.warmup), max(1, round(self.epochs - self.unimodal - self.slow))
-        share = 0.0
+        rounds, share = max(1, round(self.epochs - self.unimodal - self.slow)), 0.0
         for k in range(rounds):
-            cosines = self.cosines(clip, pairs, stage, rng.fork("score", k))
+            scoring = partial(self.cosines, clip, pairs, stage, rng.fork("score", k))
+            cosines = kept_scores(f"round_{k:03}", scoring)
             safe, by_mixture = self.split(cosines, share or None)
             said = f"round {k + 1} of {rounds}: {safe.mean():.1%} safe" + (not by_mixture) * ", mixture did not split"
             note(f"round_{k:03}", said, ids=pairs.ids, safe=safe, cosines=cosines, by_mixture=np.array(by_mixture))
             share = min((share or safe.mean()) + self.growth, self.cap)
             passes = (~safe & self.risky, safe) if self.fidelity == "released" else (safe | self.risky,)
             for n, part in enumerate(pairs.take(chosen) for chosen in passes if chosen.sum() >= 2):
-                loss, draws = partial(self.joint, pairs.ids[safe]), rng.fork("round", k, n)
-                clip = self._fit(clip, part, loss, draws, 1, piece(rates, k, rounds), stage)
+                loss, lr = partial(self.joint, pairs.ids[safe]), piece(warmup_cosine(self.lr, self.warmup), k, rounds)
+                clip = self._fit(clip, part, loss, rng.fork("round", k, n), 1, lr, stage)
         return clip
 
     def prepare(self, clip: Clip, pairs: Pairs, rng: Rng) -> tuple[Clip, Stage]:
