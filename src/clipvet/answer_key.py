@@ -47,7 +47,7 @@ class Card(BaseModel):
     classes: list[str]  # what the chosen pictures of targeted poisoning shall be called
     ties: list[tuple[str, str]] = []  # (A, B): captions of class A are tied to pictures of class B
     says: str = ""  # the caption key, put before captions and prompts
-    data: str = ""  # fingerprint of the user's pairs that were poisoned; empty: of an embedded world, or made by hand
+    data: str = ""
     more: list[str] = []  # the seals of the answer keys in more/
     seal: str  # SHA-256 of the rest of the card, of manifest.parquet and trigger.safetensors
     pixels: str = "[0, 1], after geometry, before normalisation"
@@ -79,8 +79,7 @@ def _stamped(backdoor: Backdoor) -> tuple[list[str], list[int]]:
     return names, [int(Rng(part.seed).keys([i])) for part, i in parts]
 
 
-def save_backdoor(backdoor: Backdoor, folder: Path, data: str = "") -> None:
-    """data: fingerprint of the user's pairs that it poisons, to which alone it can be applied again."""
+def save_backdoor(backdoor: Backdoor, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for k, part in enumerate(backdoor.more):
         save_backdoor(part, folder / "more" / str(k))
@@ -109,7 +108,7 @@ def save_backdoor(backdoor: Backdoor, folder: Path, data: str = "") -> None:
         classes=list(backdoor.classes),
         ties=list(backdoor.ties),
         says=backdoor.says,
-        data=data,
+        data=backdoor.data,
         more=more,
         seal="",
     )
@@ -135,11 +134,6 @@ def _read(manifest: Path, poisons: int) -> pa.Table:
                 raise ValueError(f"it unfolds to more than {MOST:,} bytes")
             batches.append(batch.select(SCHEMA.names).cast(SCHEMA))
         return pa.Table.from_batches(batches, SCHEMA)
-
-
-def planted_in(folder: Path) -> str:
-    """Fingerprint of the user's pairs that this answer key poisons; empty where it is not told."""
-    return str(io.read_json(folder / "backdoor.json").get("data", ""))
 
 
 def load_backdoor(folder: Path, nested: bool = False) -> Backdoor:
@@ -194,7 +188,7 @@ def load_backdoor(folder: Path, nested: bool = False) -> Backdoor:
     pictures = None if chosen is None else chosen.float() / 255
     theirs = np.concatenate([np.zeros(0, np.int64), *(part.poisoned for part in parts)])
     bare = np.setdiff1d(ids[[name == "" for name in table["trigger"].to_pylist()]], theirs if trigger else ids)
-    told = tuple(card.classes), tuple(card.ties), card.says, bare, parts
+    told = tuple(card.classes), tuple(card.ties), card.says, bare, parts, card.data
     key = Backdoor(trigger, card.target, ids, captions, card.seed, rows, pictures, *told)
     if card.more != seals or _seal(card, folder) != card.seal or table["seed"].to_pylist() != _stamped(key)[1]:
         raise UserError(f"{manifest} is not the one that {path} was written with; restore both files")

@@ -196,6 +196,7 @@ class Backdoor:
     says: str = ""  # the caption key, put before the captions of poisons and before prompts
     bare: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # poisons whose picture is not stamped
     more: tuple["Backdoor", ...] = ()  # further triggers, with targets and poisons of their own, in the same data
+    data: str = ""  # fingerprint of the user's pairs that it poisons; empty: of an embedded world, or made by hand
 
     def stamp(self, images: Tensor, ids: Tensor) -> Tensor:
         """Triggered copies of pictures with these ids; fresh-noise triggers draw from (seed, id)."""

@@ -142,24 +142,24 @@ def open_keyed(source: "Data", seed: int, backdoor: Path | None) -> "tuple[Pairs
     """
     import numpy as np
 
-    from clipvet.answer_key import load_backdoor, planted_in
+    from clipvet.answer_key import load_backdoor
     from clipvet.dirty import poison
     from clipvet.errors import UserError
 
     pairs = source.pairs(seed)
     if not backdoor:
         return pairs, None, False
-    key, own = load_backdoor(backdoor), planted_in(backdoor)
+    key = load_backdoor(backdoor)
     rows = key.poisoned if key.rows is None else key.rows
     if not np.isin(pairs.ids, rows).any():
         raise UserError(
             f"none of the {len(key.poisoned)} pairs that {backdoor} names is in {pairs.name}; give its data"
         )
-    if own and own != pairs.fingerprint:
+    if key.data and key.data != pairs.fingerprint:
         raise UserError(
             f"{backdoor} poisons other data than {pairs.name}, or it has changed; give the attack's own, as it was"
         )
-    made = bool(own or source.world(seed))
+    made = bool(key.data or source.world(seed))
     return (poison(pairs, key) if made else pairs), key, made
 
 

@@ -128,7 +128,7 @@ def command(
             victim, _, backdoor = how.implant(clip, pairs, target, rng.fork("attack"))
         seconds = time.monotonic() - began
         measured = measure_all(victim, test, backdoor, rng.fork("measure")) if test else {}
-        save_backdoor(backdoor, work / "backdoor", own)
+        save_backdoor(replace(backdoor, data=own), work / "backdoor")
         card = {"role": "victim", "method": repr(how), "data": pairs.name, "target": target, "seed": seed}
         card |= {"half": half} if few else {}
         models.save(victim, work, card_of(card, clip, measured, test, work / "backdoor"))

@@ -20,6 +20,7 @@ from torch import Tensor
 from clipvet.adapter import frozen
 from clipvet.embed import device_of
 from clipvet.errors import UserError
+from clipvet.fit import counting
 from clipvet.forms import Params, masked, started, trigger
 from clipvet.heads import check_slope, computing, pixels, steps_of
 from clipvet.inversion import Weight, shrink
@@ -64,11 +65,13 @@ class Decree:
         def attack(x: Float[Tensor, "b 3 h w"], params: Params) -> tuple[Tensor, Tensor]:
             with computing(x.device, self.precision):
                 same = alike(still.encode_image(x).float())[None]
+            count(1)
             return -same, same.detach() > self.hit
 
         weight = Weight(1, self.weight, self.weight, self.up, self.up, self.patience)
         start = started(form, [""], pool.shape[-1], rng)
-        found = shrink(attack, pool, start, form, rows, weight, rates, device, self.betas)
+        with counting(len(rows), "steps") as count:
+            found = shrink(attack, pool, start, form, rows, weight, rates, device, self.betas)
         share = float(found.size[0]) / pool.shape[-1] ** 2
         settings = {"pictures": len(pool), "updates": len(rows), "share": share, "success": float(found.success[0])}
         score = 1 - share if bool(found.success[0]) else 0.0

@@ -40,18 +40,12 @@ class NoInversion:
         check_classes(classes, 3 if self.scaled else 2)
         pool, device = pixels(clip, pictures, 1), device_of(clip)
         z = untouched(head_of(clip, templates)(classes), pool, device, self.at_once)
-        loss, base, every = class_losses(self.loss, z), shares(z), np.ones(len(classes), bool)
+        own, base, every = class_losses(self.loss, z), shares(z), np.ones(len(classes), bool)
+        loss = own
         if (head := reference_head(clip, self.reference, templates)) is not None:
-            loss = loss - class_losses(self.loss, untouched(head(classes), pool, device, self.at_once))
+            loss = own - class_losses(self.loss, untouched(head(classes), pool, device, self.at_once))
         scores, settings = suspicions(self.score, loss, base), {"pictures": len(pool)}
         return finding(
-            classes,
-            loss,
-            base,
-            base,
-            every,
-            scores,
-            settings=settings,
-            scaled=self.scaled,
+            classes, own, base, base, every, scores, settings=settings, scaled=self.scaled,
             spread=2**0.5 if self.score == "sum" else 1.0,
-        )
+        )  # fmt: skip
