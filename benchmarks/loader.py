@@ -127,6 +127,7 @@ def main() -> None:
         folder = Path(place)
         datasets.config.HF_DATASETS_CACHE = folder / "cache"  # pyright: ignore
         pairs = files.open_pairs(make_shards(folder, n, a.side)).at(G)
+        held: Any = pairs.pictures.index  # pyright: ignore[reportAttributeAccessIssue]
         dirty = poison(pairs, Poison(Patch(), rate=0.1).plan(pairs, "ring", Rng(0)))
         stock: Any = image_transform(G.size, is_train=False)
         transform: Any = Compose(stock.transforms[:-1])  # without the normalisation, which our models do themselves
@@ -152,7 +153,12 @@ def main() -> None:
                     views(batch.images, Rng(k))
 
         torch.set_num_threads(1)  # of one core
-        cases = {"bare": bare, "clipvet": clipvet}
+
+        def scans() -> None:
+            for row in range(n):
+                decoding._check_scans(memory.BytesIO(held.read(row, "picture")))
+
+        cases = {"bare": bare, "clipvet": clipvet, "scans": scans}
         cases |= {"bare" + VIEWS: lambda: bare(SIMCLR), "clipvet" + VIEWS: lambda: clipvet(True)}
         times = Times(cases, a.rounds)
         torch.set_num_threads(threads)
@@ -160,7 +166,8 @@ def main() -> None:
         told |= {
             f"clipvet / bare speed{with_}": times.ratio(f"bare{with_}", f"clipvet{with_}") for with_ in ("", VIEWS)
         }
-        told |= {f"{name}, pictures per second and core": n / times.of(name) for name in cases}
+        told |= {f"{name}, pictures per second and core": n / times.of(name) for name in cases if name != "scans"}
+        told |= {"share of counting a JPEG's scans": times.of("scans") / times.of("clipvet")}
         if a.steps:
             workers = max(1, decoding.workers_for(n)) if a.workers < 0 else a.workers
             told |= {"ViT-B-32": feeding(dirty, a.batch, a.steps, workers)}
