@@ -41,7 +41,7 @@ def _shown(value: Any) -> str:
         case bool():
             return "yes" if value else "no"
         case float():
-            return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+            return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
         case int():
             return f"{value:,}"
         case list():

@@ -112,13 +112,7 @@ def filled(text: str) -> str:
         source, rest = part.split(": begin -->", 1)
         after = rest.split(END, 1)[1]
         folder, *metrics = source.split()  # "results/demo", or "results/demo asr" for some metrics alone
-        made = (
-            layouts_table
-            if folder.endswith("_layouts.json")
-            else benchmark_table
-            if folder.endswith(".json")
-            else table
-        )
+        made = TABLES.get(Path(folder).name, benchmark_table if folder.endswith(".json") else table)
         shown = made(ROOT / folder, tuple(metrics)) if metrics else made(ROOT / folder)
         out.append(f"{BEGIN.format(source)}\n{shown}\n{END}{after}")
     return "".join(out)

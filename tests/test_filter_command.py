@@ -1,7 +1,7 @@
 """`clipvet filter` on a table and on the embedded world: scores, page, cleaned manifest, and what bad input is told."""
 
 import csv
-import os
+import itertools
 import re
 import shutil
 from pathlib import Path
@@ -139,6 +139,8 @@ def test_kept_pairs_of_shards_are_shards_again(clipvet, tmp_path: Path, monkeypa
     with monkeypatch.context() as m:
         m.setattr(suspects, "write_scores", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         assert clipvet(*call).code == 130
+    code, _, err = clipvet(*call[:-3], 0.75, *call[-2:])
+    assert (code, "already holds another run (it differs in keep, kept)" in err) == (2, True), err
     code, _, err = clipvet(*call)
     assert code == 0, err
     rows = pq.read_table(out).to_pylist()
@@ -148,19 +150,91 @@ def test_kept_pairs_of_shards_are_shards_again(clipvet, tmp_path: Path, monkeypa
     assert (after[:].images == before[np.array(left)].images).all()
     assert [after.pictures.key(k) for k in range(len(after))] == [before.pictures.key(k) for k in left]  # pyright: ignore
     names = []
-    for shard in cleaned.iterdir():
+    for shard in cleaned.glob("*.tar"):
         with tarfile.open(shard) as tar:
             names += tar.getnames()
     assert sum(n.endswith(".cls") for n in names) == len(left)
-    assert not any(n.endswith(".pkl") for n in names)
-    whole = np.arange(25)
-    kept.write_shards(before.pictures.index, whole[[24]], tmp_path / "last")  # pyright: ignore
+    assert {p.name for p in tmp_path.iterdir()} == {"in", "cache", "kept", "scores.parquet", "scores.html"}
+    (tmp_path / "last").mkdir()
+    kept.write_shards(before.pictures.index, np.array([24]), tmp_path / "last")  # pyright: ignore
     assert [p.name for p in (tmp_path / "last").iterdir()] == ["002.tar"]
     assert files.open_pairs(str(tmp_path / "last")).caption(0) == "the last one"
-    os.utime(tmp_path / "in/001.tar", (0, 0))
-    with pytest.raises(UserError, match="has changed since"):
-        kept.write_shards(before.pictures.index, whole, tmp_path / "whole")  # pyright: ignore
-    assert not (tmp_path / "whole").exists()
+    with tarfile.open(tmp_path / "last/002.tar") as tar:
+        assert [n[-4:] for n in tar.getnames()] == [".png", ".cls", ".txt"]
+
+
+def red(name: str, caption: str = "") -> dict[str, bytes]:
+    """Members that make a pair: a red picture, and a caption."""
+    import io
+
+    Image.new("RGB", (8, 8), "red").save(held := io.BytesIO(), "PNG")
+    return {name: held.getvalue(), **({f"{name.rsplit('.', 1)[0]}.txt": caption.encode()} if caption else {})}
+
+
+SAID = {"A.json": b'{"caption": "b"}'}
+HOSTILE = {  # members in their order, and how many pairs they are
+    "neighbours of one key": ([red("A.png", "a"), {"B.txt": b"no picture"}, red("A.jpg"), SAID], 2),
+    "a suffix that comes again": ([red("A.jpg", "a"), red("A.jpg", "b"), red("A.jpg")], 2),
+    "a name with a zero": ([red("A.png", "a"), red("A.jpg\0z"), {"A.pkl\0z": b"no"}, red("B.png", "b")], 2),
+    "packed pickles": ([red("A.png", "a"), {"A.pkl.gz": b"no", "A.x.pickle": b"no", "A.cls": b"1"}], 1),
+    "a key like a new one": (
+        [red("A.png", "a"), {"B.txt": b"no"}, red("A.png", "b"), {"C.txt": b"no"}, red("A~.png", "c")], 3,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_shards_hold_no_pair_that_was_not_kept(tmp_path: Path, case: str) -> None:
+    import tarfile
+
+    from test_shards import add
+
+    from clipvet import files
+
+    parts, n = HOSTILE[case]
+    (tmp_path / "in").mkdir()
+    with tarfile.open(tmp_path / "in/x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, held in (item for part in parts for item in part.items()):
+            add(tar, name if "\0" not in name else "plain", held, pax_headers={"path": name} if "\0" in name else {})
+    before = files.open_pairs(str(tmp_path / "in"))
+    assert len(before) == n
+    for rows in [*np.arange(n)[:, None], np.arange(n), *([np.array([0, n - 1])] if n > 2 else [])]:
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        (tmp_path / "out").mkdir()
+        kept.write_shards(before.pictures.index, rows, tmp_path / "out")  # pyright: ignore
+        after = files.open_pairs(str(tmp_path / "out"))
+        assert list(after.captions[:]) == [before.captions[int(r)] for r in rows]
+        index = after.pictures.index, before.pictures.index  # pyright: ignore
+        for k, r in enumerate(rows):
+            assert index[0].read(k, "picture") == index[1].read(int(r), "picture")
+        with tarfile.open(tmp_path / "out/x.tar") as tar:
+            assert not any("pkl" in name or "pickle" in name for name in tar.getnames())
+            assert all(a.rsplit(".")[0] != b.rsplit(".")[0] or a != b for a, b in itertools.pairwise(tar.getnames()))
+
+
+def test_shards_that_change_and_names_that_a_folder_would_not_give_back(tmp_path: Path, monkeypatch) -> None:
+    from test_shards import write_shards
+
+    from clipvet import files
+
+    write_shards(tmp_path / "in", 20, 10)
+    (tmp_path / "in/000.tar").rename(tmp_path / "in/x.TGZ")
+    pairs = files.open_pairs(f"{tmp_path}/in/x.TGZ::{tmp_path}/in/001.tar")
+    index = pairs.pictures.index  # pyright: ignore[reportAttributeAccessIssue]
+    (tmp_path / "out").mkdir()
+    kept.write_shards(index, np.array([3, 12]), tmp_path / "out")
+    assert [p.name for p in sorted((tmp_path / "out").iterdir())] == ["00000.tar", "00001.tar"]
+    assert list(files.open_pairs(str(tmp_path / "out")).captions[:]) == [pairs.captions[k] for k in (3, 12)]
+    whole = (tmp_path / "in/001.tar").read_bytes()
+    for now in (whole[:2000], b"x" * len(whole), whole):
+        (tmp_path / "in/001.tar").write_bytes(now)
+        with pytest.raises(UserError, match="has changed since"):
+            kept.write_shards(index, np.arange(20), tmp_path / "out")
+        with monkeypatch.context() as m:
+            m.setattr(type(index), "check", lambda *a: None)  # it changes after the check
+            if now is not whole:
+                with pytest.raises(UserError, match=r"cannot be read any more|does not read back"):
+                    kept.write_shards(index, np.arange(20), tmp_path / "out")
 
 
 @pytest.mark.parametrize("kind", ["saved", "parquet", "bytes"])

@@ -234,8 +234,20 @@ def test_weights_that_run_code_are_a_finding_not_bad_input(clipvet: Any, tmp_pat
     with pytest.raises(UserError, match="no recovered trigger"):
         verdicts.folder_of(tmp_path / "out")
     assert not flag.exists()
+    named = model.rename(tmp_path / "ev\x1b[31mil.pt")
+    said = clipvet("inspect", "--model", named, "--classes", "shapes", "--out", tmp_path / "named")[1]
+    assert "\x1b" not in said
+    assert r"ev\x1b[31mil.pt would run code" in said
     model.write_bytes(b"torn")
     assert clipvet(*args)[0] == 2
+
+
+def test_a_typo_beside_a_dangerous_file_is_bad_input(clipvet: Any, family: Path, tmp_path: Path) -> None:
+    pytest.importorskip("picklescan")
+    folder = Path(shutil.copytree(family / "m0", tmp_path / "m"))
+    (folder / "extra.pt").write_bytes(dict(corpus.checkpoints({"a": torch.ones(1)}, tmp_path / "flag"))["bomb.pt"])
+    code, _, err = clipvet("inspect", "--model", folder, "--classes", tmp_path / "none.txt", "--out", tmp_path / "out")
+    assert (code, (tmp_path / "out").exists()) == (2, False), err
 
 
 @pytest.mark.browser

@@ -348,8 +348,9 @@ def kept(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def kept_scores(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """The same for one number a pair."""
-    return kept(name, lambda: {"": torch.from_numpy(make())})[""].numpy()
+    """The same for one number a pair, and told apart by how many fits have gone before."""
+    ws = _workspace.get() or Workspace()
+    return kept(f"{name}_{ws.fits}", lambda: {"": torch.from_numpy(make())})[""].numpy()
 
 
 @contextmanager

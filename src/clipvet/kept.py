@@ -3,7 +3,6 @@
 import csv
 import itertools
 import os
-import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +15,8 @@ from clipvet import io
 from clipvet.decoding import CellPictures
 from clipvet.errors import UserError
 from clipvet.files import PIECE, separator_of
-from clipvet.shards import Index, groups
+from clipvet.shards import COLUMNS, Index, groups, scan
+from clipvet.tars import NoTar
 from clipvet.types import Pairs
 
 TABLES = (".csv", ".tsv", ".parquet")
@@ -45,8 +45,10 @@ def write_rows(
             first += len(piece)
 
     def of_a_folder() -> Iterator[Any]:
-        table = pairs.captions.table.with_format("arrow")  # pyright: ignore[reportAttributeAccessIssue]
-        yield from (table[rows[k : k + 256].tolist()] for k in range(0, max(1, len(rows)), 256))
+        table = pairs.captions.table  # pyright: ignore[reportAttributeAccessIssue]
+        step = max(1, min(65_536, PIECE * len(table) // max(1, table.data.nbytes)))
+        arrow = table.with_format("arrow")
+        yield from (arrow[rows[k : k + step].tolist()] for k in range(0, max(1, len(rows)), step))
 
     folder, pieces = (path, of_a_folder()) if path.is_dir() else (path.parent, of_a_table())
     with io.replacing(out) as tmp:
@@ -56,32 +58,44 @@ def write_rows(
 def write_shards(index: Index, rows: np.ndarray, folder: Path) -> None:
     """Some pairs of shards, ascending, in shards of the same names: all plain members of a pair, but for pickles.
 
-    A shard of which nothing is kept is not written, and the folder is not there before it is whole. Raises UserError
-    where a shard has changed since it was opened.
+    A pair that comes to lie behind another one of its key gets a new key, else readers would take the two for one. A
+    shard of which nothing is kept is not written; names that a folder would not give back in this order become numbers.
+    Raises UserError where a shard has changed since it was opened, and where what was written does not read back.
     """
-    part, first = folder.with_name(folder.name + ".tmp"), 0
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for k, (path, last) in enumerate(zip(index.paths, index.ends)):
+    names, first = index.names, 0
+    if names != sorted({*names}) or not all(n.endswith(".tar") and not os.path.isabs(n) for n in names):
+        names = [f"{k:05}.tar" for k in range(len(names))]
+    for k, last in enumerate(index.ends):
         mine, first = rows[np.searchsorted(rows, first) : np.searchsorted(rows, last)], last
         if len(mine):
-            name = f"{k:05}.tar" if os.path.isabs(index.names[k]) else index.names[k]
-            kept = {*index.table["picture"].take(mine).to_pylist()}
-            index.check(k)
-            _write_shard(path, index.stats[k][0], kept, part / name)
-    os.replace(part, folder)
+            _write_shard(index, k, mine, folder / names[k])
 
 
-def _write_shard(path: str, length: int, kept: set[int], out: Path) -> None:
-    """The groups whose picture lies at one of these offsets."""
-    with open(path, "rb") as heads, open(path, "rb") as f, tarfile.open(out, "w", format=tarfile.GNU_FORMAT) as tar:
-        for group in groups(heads, length, Counter()):  # pyright: ignore[reportArgumentType] a BufferedReader
-            if group.picture and group.picture[0] in kept:
-                for member in group.members:
-                    told = tarfile.TarInfo(member.name.decode(errors="surrogateescape"))
-                    told.size = member.size
-                    f.seek(member.at)
-                    tar.addfile(told, f)
+def _write_shard(index: Index, k: int, rows: np.ndarray, out: Path) -> None:
+    path, told, key = index.paths[k], index.table.take(rows), b""
+    kept = {*told["picture"].to_pylist()}
+    with open(path, "rb") as f, tarfile.open(out, "w", format=tarfile.GNU_FORMAT) as tar:
+        index.check(k, f.fileno())
+        try:
+            for group in groups(f, index.stats[k][0], Counter()):  # pyright: ignore[reportArgumentType] a BufferedReader
+                if group.picture and group.picture[0] in kept:
+                    key = group.key + b"~" if group.key == key else group.key
+                    for member in group.members:
+                        name = key + member.name[len(group.key) :]
+                        info = tarfile.TarInfo(name.decode(errors="surrogateescape"))
+                        info.size = member.size
+                        f.seek(member.at)
+                        tar.addfile(info, f)
+        except (NoTar, OSError) as e:
+            if getattr(e, "errno", None):  # the disk's own, not a shard that ends too soon
+                raise
+            raise UserError(f"shard {path} cannot be read any more; give the command again") from e
+        index.check(k, f.fileno())
+    with out.open("rb") as f:
+        found = scan(f, out.stat().st_size)[0]  # pyright: ignore[reportArgumentType]
+    sizes = zip(*(told[f"{c}_size"].to_pylist() for c in COLUMNS))
+    if [(row[2], row[4], row[6]) for row in found] != list(sizes):
+        raise UserError(f"what is kept of shard {path} does not read back the same; give --cleaned a table")
 
 
 def _seen_from(here: Path, there: Path, table: Any, image_key: str) -> Any:
@@ -89,7 +103,8 @@ def _seen_from(here: Path, there: Path, table: Any, image_key: str) -> Any:
     import pyarrow as pa
 
     here, there, kind = here.resolve(), there.resolve(), table.schema.field(image_key).type
-    if here == there or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    inside = pa.types.is_struct(kind) and all(c.field("bytes").null_count == 0 for c in table[image_key].chunks)
+    if here == there or inside or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return table
     moved = [_moved(here, there, cell) for cell in table[image_key].to_pylist()]
     return table.set_column(table.column_names.index(image_key), image_key, pa.array(moved, kind))

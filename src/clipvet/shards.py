@@ -84,8 +84,11 @@ class Group(NamedTuple):
 
 
 def groups(f: memory.BufferedIOBase, length: int, passed: Counter[str]) -> Iterator[Group]:
-    """Consecutive members of one key, of those that have a picture or a caption; what is passed over is counted."""
-    group = Group(b"", {}, [])
+    """Consecutive members of one key, of those that have a picture or a caption; what is passed over is counted.
+
+    A suffix that comes again begins another group, as for open_clip.
+    """
+    group, seen = Group(b"", {}, []), set()
     try:
         for member in members(f, length):
             folder, slash, base = member.name.rpartition(b"/")
@@ -97,16 +100,17 @@ def groups(f: memory.BufferedIOBase, length: int, passed: Counter[str]) -> Itera
             if not stem or len(member.name) > MAX_KEY:
                 continue
             key, suffix = folder + slash + stem, suffix.lower()
-            if key != group.key:
+            if key != group.key or suffix in seen:
                 if group.parts:
                     yield group
-                group = Group(key, {}, [])
+                group, seen = Group(key, {}, []), set()
+            seen.add(suffix)
             if suffix in PICTURES or suffix in (b"txt", b"json"):
                 if member.size > (MAX_PICTURE if suffix in PICTURES else MAX_CAPTION):
                     passed["members that are too large"] += 1
                     continue
-                group.parts.setdefault(suffix, (member.at, member.size))
-            elif suffix.endswith(PICKLES):
+                group.parts[suffix] = member.at, member.size
+            elif {*suffix.split(b".")} & {*PICKLES}:
                 passed["pickles"] += 1
                 continue
             group.members.append(member)
@@ -205,9 +209,10 @@ class Index:
     def shard(self, row: int) -> int:
         return int(np.searchsorted(self.ends, row, side="right"))
 
-    def check(self, k: int) -> None:
-        """UserError where this shard is no longer the one that was opened."""
-        if _stat(self.paths[k]) != self.stats[k]:
+    def check(self, k: int, fd: int) -> None:
+        """UserError where this is no longer the shard that was opened."""
+        now = os.fstat(fd)
+        if (now.st_size, now.st_mtime_ns) != self.stats[k]:
             raise UserError(f"shard {self.paths[k]} has changed since it was opened; give the command again")
 
     def read(self, row: int, part: str) -> bytes | None:

@@ -59,7 +59,7 @@ def members(f: BufferedIOBase, length: int) -> Iterator[Member]:
                 size = int(said)
             if any(k.startswith(b"GNU.sparse") for k in pax):
                 kind = b"S"
-            name = pax.get(b"path") or _name(h)
+            name = pax.get(b"path", b"").split(b"\0", 1)[0] or _name(h)  # whoever reads on would cut it there
             pax = {}
             if kind in b"123456":  # links, devices, folders, pipes: no data follows, whatever the size says
                 size = 0

@@ -63,8 +63,19 @@ class Asked(NamedTuple):
         return self.how.inspect(self.clip, self.pictures, self.classes, self.templates, Rng(seed).fork("inspect"))
 
 
+def load(model: str, pretrained: str | None, seed: int) -> "Clip":
+    from clipvet import models
+    from clipvet.heads import check_weights
+    from clipvet.ranks import device
+    from clipvet.rng import Rng
+
+    clip = models.load(model, pretrained, device=device(), rng=Rng(seed).fork("init"))
+    check_weights(model, pretrained)  # after the load, which makes our own architectures known
+    return clip
+
+
 def ask(
-    model: str,
+    clip: "Clip",
     method: str,
     classes: str | None,
     templates: Path | None,
@@ -73,19 +84,14 @@ def ask(
     n: int,
     overlap: float,
     seed: int,
-    pretrained: str | None = None,
 ) -> Asked:
     """Raises UserError for words that name nothing."""
     from dataclasses import replace
 
     from clipvet import models
-    from clipvet.heads import check_classes, check_weights, has_prompts
-    from clipvet.ranks import device
+    from clipvet.heads import check_classes, has_prompts
     from clipvet.results import weights_hash
-    from clipvet.rng import Rng
 
-    clip = models.load(model, pretrained, device=device(), rng=Rng(seed).fork("init"))
-    check_weights(model, pretrained)  # after the load, which makes our own architectures known
     small = clip.geometry.size <= SMALL
     how = open_method("inspectors", method, "shapes" if small else "", settings)
     if getattr(how, "reference", "") == "auto" and not has_prompts(clip):

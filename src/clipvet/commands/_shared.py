@@ -210,7 +210,7 @@ def check_new(path: Path, suffixes: tuple[str, ...], option: str, begun: bool = 
 
     if path.suffix.lower() not in suffixes:
         raise UserError(f"{option} {path} must end in {' or '.join(s or 'name a folder' for s in suffixes)}")
-    if path.exists() and not begun:
+    if os.path.lexists(path) and not begun:
         raise UserError(f"{path} already exists; choose another {option} or delete it")
     there = next(p for p in path.absolute().parents if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):

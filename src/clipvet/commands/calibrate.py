@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from clipvet.commands._inspection import ClassesOption, Count, Images, Method, Overlap, ask
+from clipvet.commands._inspection import ClassesOption, Count, Images, Method, Overlap, ask, load
 from clipvet.commands._shared import Seed, Set, Templates, check_new, say
 
 SAME = ("method", "classes", "names", "templates", "pictures", "reference", "seed")  # for all models of one calibration
@@ -34,7 +34,8 @@ def command(
     check_new(out, (".json",), "--out", begun=True)
     names, done = _found(models), None
     for name in names:
-        asked = ask(name, method, classes, templates, images, set_, n, overlap, seed)
+        clip = load(name, None, seed)
+        asked = ask(clip, method, classes, templates, images, set_, n, overlap, seed)
         fresh = Null(
             **asked.told, names=asked.classes if classes else (), seed=seed, scores={},
             missing=names, versions=results.versions(), command=results.command(),

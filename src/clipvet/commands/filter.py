@@ -112,17 +112,19 @@ def command(
             }  # fmt: skip
             name = getattr(pairs.pictures, "key", None)  # of pairs in shards
 
-            def write() -> None:
-                suspects.write_page(
+            ranks.first(
+                lambda: suspects.write_page(
                     page, found, pairs, clip.geometry, facts, top=top, poisoned=key.poisoned if key else None,
                     measured=measured, cut=cut, removed=removed,
-                )  # fmt: skip
-                if cleaned:
-                    rest = np.sort(found.positions[removed:scored])
-                    _write_cleaned(cleaned, source, seed, pairs, captions, rest, name)
-                suspects.write_scores(out, found, facts, name)
-
-            ranks.first(write)
+                )
+            )  # fmt: skip
+            if cleaned:
+                rest = np.sort(found.positions[removed:scored])
+                if name and not cleaned.suffix:
+                    _write_shards(cleaned, pairs, pairs.ids[rest], keep)
+                else:
+                    ranks.first(lambda: _write_cleaned(cleaned, source, seed, pairs, captions, rest, name))
+            ranks.first(lambda: suspects.write_scores(out, found, facts, name))
     except OSError as e:
         why = "is full; make room" if e.errno == errno.ENOSPC else f"cannot be written ({e.strerror}); choose another"
         raise UserError(f"the place of {out} {why} and run the command again") from e
@@ -139,19 +141,25 @@ def command(
     )
 
 
+def _write_shards(out: Path, pairs: Any, rows: Any, keep: float | None) -> None:
+    from contextlib import suppress
+    from hashlib import sha256
+
+    from clipvet import io, kept, ranks
+
+    which = {"command": "filter", "shards": pairs.fingerprint, "keep": keep, "kept": sha256(rows.tobytes()).hexdigest()}
+    with suppress(io.AlreadyDone), io.output(out, which) as work:  # done by this run, before it was killed
+        ranks.first(lambda: kept.write_shards(pairs.pictures.index, rows, work))
+
+
 def _write_cleaned(out: Path, source: Any, seed: int, pairs: Any, captions: Any, at: Any, name: Any) -> None:
-    """The pairs at these positions: a table's rows, shards; of other data, or of shards as a table, what names them."""
+    """The pairs at these positions: a table's own rows; of other data, ids and captions, and in shards the keys."""
     import pyarrow as pa
 
     from clipvet import io, kept
 
-    rows = pairs.ids[at]
-    if name and not out.suffix:
-        if not out.exists():  # else by this run, before it was killed
-            kept.write_shards(pairs.pictures.index, rows, out)
-        return
     if not name and not source.world(seed):
-        kept.write_rows(pairs, Path(source.spec), rows, out, source.image_key, source.separator)
+        kept.write_rows(pairs, Path(source.spec), pairs.ids[at], out, source.image_key, source.separator)
         return
 
     def piece(some: Any) -> Any:

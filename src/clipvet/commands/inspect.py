@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipvet.commands._inspection import ClassesOption, Count, Images, Method, Overlap, ask
+from clipvet.commands._inspection import ClassesOption, Count, Images, Method, Overlap, ask, load
 from clipvet.commands._shared import Model, Out, Pretrained, Seed, Set, Templates, say
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def command(
     files = _scanned(model, pretrained)
     runs = [f for f in files or [] if f.severity == "dangerous"]
     try:
-        asked = ask(model, method, classes, templates, images, set_, n, overlap, seed, pretrained)
+        clip = load(model, pretrained, seed)
     except UserError as e:
         if not runs:
             raise
@@ -53,8 +53,9 @@ def command(
         config = {"command": "inspect", **common, "sentence": verdict.sentence}
         with suppress(io.AlreadyDone), io.output(out, config) as work:
             io.write_json(work / "verdict.json", verdict.model_dump())
-        print(verdict.sentence)
+        print(shown(verdict.sentence))
         raise typer.Exit(1) from e
+    asked = ask(clip, method, classes, templates, images, set_, n, overlap, seed)
     clean = verdicts.read_null(null) if null else None
     verdicts.check_scale(clean, getattr(asked.how, "scaled", True))
     weights, judged = results.weights_hash(asked.clip), asked.judged

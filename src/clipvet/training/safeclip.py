@@ -74,7 +74,7 @@ class SafeClip:
         rounds, share = max(1, round(self.epochs - self.unimodal - self.slow)), 0.0
         for k in range(rounds):
             scoring = partial(self.cosines, clip, pairs, stage, rng.fork("score", k))
-            cosines = kept_scores(f"round_{k:03}", scoring)
+            cosines = kept_scores("cosines", scoring)
             safe, by_mixture = self.split(cosines, share or None)
             said = f"round {k + 1} of {rounds}: {safe.mean():.1%} safe" + (not by_mixture) * ", mixture did not split"
             note(f"round_{k:03}", said, ids=pairs.ids, safe=safe, cosines=cosines, by_mixture=np.array(by_mixture))
