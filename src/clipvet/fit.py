@@ -342,7 +342,7 @@ def kept(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     if found is not None:
         return found
     made = {k: v.detach().cpu() for k, v in make().items()}
-    if path:
+    if path and ranks.main():
         io.save_weights(made, path)
     return made
 
