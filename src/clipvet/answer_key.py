@@ -47,7 +47,7 @@ class Card(BaseModel):
     classes: list[str]  # what the chosen pictures of targeted poisoning shall be called
     ties: list[tuple[str, str]] = []  # (A, B): captions of class A are tied to pictures of class B
     says: str = ""  # the caption key, put before captions and prompts
-    data: str = ""
+    data: str = ""  # fingerprint of the user's pairs that it poisons; empty: an embedded world's, or a hand-made key
     more: list[str] = []  # the seals of the answer keys in more/
     seal: str  # SHA-256 of the rest of the card, of manifest.parquet and trigger.safetensors
     pixels: str = "[0, 1], after geometry, before normalisation"
@@ -80,6 +80,7 @@ def _stamped(backdoor: Backdoor) -> tuple[list[str], list[int]]:
 
 
 def save_backdoor(backdoor: Backdoor, folder: Path) -> None:
+    """Writes card, manifest, probe and tensors, also of further triggers. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     for k, part in enumerate(backdoor.more):
         save_backdoor(part, folder / "more" / str(k))

@@ -72,6 +72,7 @@ def write_shards(index: Index, rows: np.ndarray, folder: Path) -> None:
 
 
 def _write_shard(index: Index, k: int, rows: np.ndarray, out: Path) -> None:
+    """Shard number k, of which these rows (numbers through all shards) are kept."""
     path, told, key = index.paths[k], index.table.take(rows), b""
     kept = {*told["picture"].to_pylist()}
     with open(path, "rb") as f, tarfile.open(out, "w", format=tarfile.GNU_FORMAT) as tar:

@@ -64,6 +64,7 @@ class Asked(NamedTuple):
 
 
 def load(model: str, pretrained: str | None, seed: int) -> "Clip":
+    """The model. Raises UserError where it cannot be read, or is a name without weights."""
     from clipvet import models
     from clipvet.heads import check_weights
     from clipvet.ranks import device
