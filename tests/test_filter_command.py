@@ -175,6 +175,7 @@ SAID = {"A.json": b'{"caption": "b"}'}
 HOSTILE = {  # members in their order, and how many pairs they are
     "neighbours of one key": ([red("A.png", "a"), {"B.txt": b"no picture"}, red("A.jpg"), SAID], 2),
     "a suffix that comes again": ([red("A.jpg", "a"), red("A.jpg", "b"), red("A.jpg")], 2),
+    "a second picture": ([red("A.png", "a"), red("A.jpg"), red("B.webp"), red("B.png", "b")], 2),
     "a name with a zero": ([red("A.png", "a"), red("A.jpg\0z"), {"A.pkl\0z": b"no"}, red("B.png", "b")], 2),
     "packed pickles": ([red("A.png", "a"), {"A.pkl.gz": b"no", "A.x.pickle": b"no", "A.cls": b"1"}], 1),
     "a key like a new one": (
@@ -208,6 +209,7 @@ def test_shards_hold_no_pair_that_was_not_kept(tmp_path: Path, case: str) -> Non
         for k, r in enumerate(rows):
             assert index[0].read(k, "picture") == index[1].read(int(r), "picture")
         with tarfile.open(tmp_path / "out/x.tar") as tar:
+            assert sum(name.endswith((".png", ".jpg", ".webp")) for name in tar.getnames()) == len(rows)
             assert not any("pkl" in name or "pickle" in name for name in tar.getnames())
             assert all(a.rsplit(".")[0] != b.rsplit(".")[0] or a != b for a, b in itertools.pairwise(tar.getnames()))
 

@@ -15,7 +15,7 @@ from clipvet import io
 from clipvet.decoding import CellPictures
 from clipvet.errors import UserError
 from clipvet.files import PIECE, separator_of
-from clipvet.shards import COLUMNS, Index, groups, scan
+from clipvet.shards import COLUMNS, PICTURES, Index, groups, scan
 from clipvet.tars import NoTar
 from clipvet.types import Pairs
 
@@ -81,7 +81,8 @@ def _write_shard(index: Index, k: int, rows: np.ndarray, out: Path) -> None:
             for group in groups(f, index.stats[k][0], Counter()):  # pyright: ignore[reportArgumentType] a BufferedReader
                 if group.picture and group.picture[0] in kept:
                     key = group.key + b"~" if group.key == key else group.key
-                    for member in group.members:
+                    other = {group.parts[p][0] for p in PICTURES if p in group.parts} - {group.picture[0]}
+                    for member in (m for m in group.members if m.at not in other):  # another picture was not scored
                         name = key + member.name[len(group.key) :]
                         info = tarfile.TarInfo(name.decode(errors="surrogateescape"))
                         info.size = member.size
