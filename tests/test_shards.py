@@ -141,6 +141,10 @@ def test_headers_are_read_once_and_again_where_a_shard_changed(tmp_path: Path, m
     (index,) = (tmp_path / "cache").rglob("*.arrow")
     index.write_bytes(index.read_bytes()[:700])
     assert len(files.open_pairs(spec)) == 21
+    before = len(read)
+    monkeypatch.setattr(shards, "SCHEMA", shards.SCHEMA.with_metadata({"reading": "another"}))  # a later clipvet
+    assert len(files.open_pairs(spec)) == 21
+    assert read[before:] == ["000.tar", "001.tar", "002.tar"]
     assert not list((tmp_path / "cache").rglob("*.tmp"))
 
 

@@ -36,7 +36,10 @@ MAX_KEY = 1024
 MAX_CAPTION = 2**20  # bytes of a .txt or .json member
 MAX_SHARDS = 100_000
 COLUMNS = ("picture", "text", "json")  # each with its offset and `_size`; offset -1: the pair has none
-SCHEMA = pa.schema([("key", pa.string()), *((c + e, pa.int64()) for c in COLUMNS for e in ("", "_size"))])
+SCHEMA = pa.schema(
+    [("key", pa.string()), *((c + e, pa.int64()) for c in COLUMNS for e in ("", "_size"))],
+    {"reading": "2"},  # another number wherever `scan` comes to tell other rows: indices of before are made again
+)
 
 
 def named(spec: str) -> bool:
@@ -174,7 +177,7 @@ class Index:
         """What the file knows; nothing where there is none, or a damaged one."""
         with suppress(OSError, pa.ArrowException, KeyError, ValueError):
             reader = pa.ipc.open_file(pa.memory_map(str(self.file)))
-            if reader.schema != SCHEMA:
+            if not reader.schema.equals(SCHEMA, check_metadata=True):
                 return []
             pieces = (reader.get_batch_with_custom_metadata(k) for k in range(reader.num_record_batches))
             return [(json.loads(told[b"shard"]), batch) for batch, told in pieces]
@@ -209,10 +212,13 @@ class Index:
     def shard(self, row: int) -> int:
         return int(np.searchsorted(self.ends, row, side="right"))
 
+    def _same(self, k: int, fd: int) -> bool:
+        now = os.fstat(fd)
+        return (now.st_size, now.st_mtime_ns) == self.stats[k]
+
     def check(self, k: int, fd: int) -> None:
         """UserError where this is no longer the shard that was opened."""
-        now = os.fstat(fd)
-        if (now.st_size, now.st_mtime_ns) != self.stats[k]:
+        if not self._same(k, fd):
             raise UserError(f"shard {self.paths[k]} has changed since it was opened; give the command again")
 
     def read(self, row: int, part: str) -> bytes | None:
@@ -222,9 +228,8 @@ class Index:
             return None
         k = self.shard(row)
         fd = _opened(self.paths[k], self.stats[k]).fd
-        now = os.fstat(fd)
         held = os.pread(fd, size, at)
-        if (now.st_size, now.st_mtime_ns) != self.stats[k] or len(held) < size:
+        if not self._same(k, fd) or len(held) < size:
             raise ValueError("the shard has changed since it was opened")
         return held
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from clipvet.commands._shared import open_method, say
+from clipvet.commands._leaving import say
+from clipvet.commands._opening import open_method
 
 if TYPE_CHECKING:
     from clipvet.types import Clip, Finding, Pairs

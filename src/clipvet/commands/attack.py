@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-from clipvet.commands._shared import (
+from clipvet.commands._leaving import card_of, finish, output, say, show, went_in
+from clipvet.commands._opening import open_data, open_method, open_shots, open_task, tell_shared, template_of_shots
+from clipvet.commands._options import (
     CaptionKey,
     Classes,
     Count,
@@ -22,18 +24,6 @@ from clipvet.commands._shared import (
     TaskOption,
     Templates,
     Track,
-    card_of,
-    finish,
-    open_data,
-    open_method,
-    open_shots,
-    open_task,
-    output,
-    say,
-    show,
-    tell_shared,
-    template_of_shots,
-    went_in,
 )
 
 

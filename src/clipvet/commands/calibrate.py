@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from clipvet.commands._inspection import ClassesOption, Count, Images, Method, Overlap, ask, load
-from clipvet.commands._shared import Seed, Set, Templates, check_new, say
+from clipvet.commands._leaving import check_new, say
+from clipvet.commands._options import Seed, Set, Templates
 
 SAME = ("method", "classes", "names", "templates", "pictures", "reference", "seed")  # for all models of one calibration
 

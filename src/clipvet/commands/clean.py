@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from clipvet.commands._shared import (
+from clipvet.commands._leaving import bake, card_of, finish, output, say, show, went_in
+from clipvet.commands._opening import (
+    open_data,
+    open_keyed,
+    open_method,
+    open_shots,
+    open_task,
+    planted,
+    tell_shared,
+    template_of_shots,
+)
+from clipvet.commands._options import (
     AnswerKey,
     Bake,
     CaptionKey,
@@ -23,21 +34,6 @@ from clipvet.commands._shared import (
     TaskOption,
     Templates,
     Track,
-    bake,
-    card_of,
-    finish,
-    open_data,
-    open_keyed,
-    open_method,
-    open_shots,
-    open_task,
-    output,
-    planted,
-    say,
-    show,
-    tell_shared,
-    template_of_shots,
-    went_in,
 )
 
 

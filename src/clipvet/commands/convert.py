@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from clipvet.commands._shared import Pretrained, output, say
+from clipvet.commands._leaving import output, say
+from clipvet.commands._options import Pretrained
 
 
 def command(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from clipvet.commands._shared import Seed
+from clipvet.commands._options import Seed
 
 
 def command(

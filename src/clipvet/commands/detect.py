@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 
 from clipvet.commands._inspection import SMALL, ClassesOption, classes_of, pictures_of
-from clipvet.commands._shared import Model, Pretrained, Seed, Set, Templates, check_new, open_method, say, show
+from clipvet.commands._leaving import check_new, say, show
+from clipvet.commands._opening import open_method
+from clipvet.commands._options import Model, Pretrained, Seed, Set, Templates
 
 
 def command(

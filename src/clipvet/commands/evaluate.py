@@ -6,20 +6,9 @@ from typing import Annotated
 
 import typer
 
-from clipvet.commands._shared import (
-    Classes,
-    HalfOption,
-    Model,
-    Pretrained,
-    Seed,
-    Templates,
-    finish,
-    open_task,
-    output,
-    planted,
-    show,
-    went_in,
-)
+from clipvet.commands._leaving import finish, output, show, went_in
+from clipvet.commands._opening import open_task, planted
+from clipvet.commands._options import Classes, HalfOption, Model, Pretrained, Seed, Templates
 
 
 def command(

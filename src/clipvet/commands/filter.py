@@ -5,23 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from clipvet.commands._shared import (
-    AnswerKey,
-    CaptionKey,
-    Count,
-    DataOption,
-    ImageKey,
-    Model,
-    Pretrained,
-    Seed,
-    Set,
-    check_new,
-    open_data,
-    open_keyed,
-    open_method,
-    say,
-    show,
-)
+from clipvet.commands._leaving import check_new, say, show
+from clipvet.commands._opening import open_data, open_keyed, open_method
+from clipvet.commands._options import AnswerKey, CaptionKey, Count, DataOption, ImageKey, Model, Pretrained, Seed, Set
 
 
 def command(

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipvet.commands._inspection import ClassesOption, Count, Images, Method, Overlap, ask, load
-from clipvet.commands._shared import Model, Out, Pretrained, Seed, Set, Templates, say
+from clipvet.commands._leaving import say
+from clipvet.commands._options import Model, Out, Pretrained, Seed, Set, Templates
 
 if TYPE_CHECKING:
     from clipvet.verdicts import FileFinding

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from clipvet.commands._shared import say
+from clipvet.commands._leaving import say
 from clipvet.errors import UserError
 
 

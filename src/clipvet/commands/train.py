@@ -4,7 +4,9 @@ from typing import Annotated
 
 import typer
 
-from clipvet.commands._shared import (
+from clipvet.commands._leaving import card_of, finish, output, say, show, went_in
+from clipvet.commands._opening import open_data, open_keyed, open_method, open_task
+from clipvet.commands._options import (
     AnswerKey,
     CaptionKey,
     Classes,
@@ -20,16 +22,6 @@ from clipvet.commands._shared import (
     TaskOption,
     Templates,
     Track,
-    card_of,
-    finish,
-    open_data,
-    open_keyed,
-    open_method,
-    open_task,
-    output,
-    say,
-    show,
-    went_in,
 )
 
 

@@ -4,7 +4,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipvet.commands._shared import (
+from clipvet.commands._leaving import bake, card_of, finish, new_classes, output, say, show, went_in
+from clipvet.commands._opening import open_method, open_shots, open_task, planted, tell_shared, template_of_shots
+from clipvet.commands._options import (
     AnswerKey,
     Bake,
     Classes,
@@ -18,20 +20,6 @@ from clipvet.commands._shared import (
     TaskOption,
     Templates,
     Track,
-    bake,
-    card_of,
-    finish,
-    new_classes,
-    open_method,
-    open_shots,
-    open_task,
-    output,
-    planted,
-    say,
-    show,
-    tell_shared,
-    template_of_shots,
-    went_in,
 )
 
 if TYPE_CHECKING:

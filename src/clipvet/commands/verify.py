@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipvet.commands._shared import Classes, TaskOption, Templates, new_classes, open_task, say
+from clipvet.commands._leaving import new_classes, say
+from clipvet.commands._opening import open_task
+from clipvet.commands._options import Classes, TaskOption, Templates
 
 if TYPE_CHECKING:
     from clipvet.types import Task
