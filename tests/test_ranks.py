@@ -5,6 +5,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -40,23 +43,32 @@ def launch(*args: str, n: int = 2) -> list[str]:
         port = s.getsockname()[1]
     env = {**os.environ, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(n)}
     env |= {"LOCAL_WORLD_SIZE": str(n), "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, *args],
-            env={**env, "RANK": str(r), "LOCAL_RANK": str(r)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for r in range(n)
-    ]
-    try:
-        said = [p.communicate(timeout=900)[0] for p in processes]
-    finally:
-        for p in processes:
-            p.kill()
-    assert [p.returncode for p in processes] == [0] * n, "\n".join(said)
-    return said
+    with ExitStack() as stack:
+        said = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(n)]
+        processes = [
+            subprocess.Popen(
+                [sys.executable, *args],
+                env={**env, "RANK": str(r), "LOCAL_RANK": str(r)},
+                stdout=said[r],
+                stderr=subprocess.STDOUT,
+            )
+            for r in range(n)
+        ]
+        codes: list[int | None] = [None] * n
+        end = time.monotonic() + 900
+        try:  # the others may wait for one that has failed
+            while None in codes and not any(codes) and time.monotonic() < end:
+                time.sleep(0.05)
+                codes = [p.poll() for p in processes]
+        finally:
+            for p in processes:
+                p.kill()
+                p.wait()
+        for f in said:
+            f.seek(0)
+        told = [f.read() for f in said]
+    assert codes == [0] * n, "\n".join(told)
+    return told
 
 
 @pytest.fixture(scope="module")
