@@ -302,6 +302,15 @@ def test_ray_is_asked_for(monkeypatch):
         pass
 
 
+@pytest.mark.parametrize("address", ["localhost:{}", "ray://localhost:{}", "[::1]:{}", "localhost:123456"])
+def test_an_address_of_no_ray_cluster_is_told_at_once(address):
+    with socket.socket() as s:  # a port that nobody listens to
+        s.bind(("localhost", 0))
+        address = address.format(s.getsockname()[1])
+        with pytest.raises(UserError, match=r"cannot be reached.*head node"), workers(1, address):
+            pass
+
+
 @pytest.mark.filterwarnings("default")  # of Ray's own making
 def test_a_local_ray_cluster_gives_the_rows_of_a_sequential_run(tmp_path):
     recipe = load_recipes(ROOT / "recipes/par_structured.py", smoke=True)[0]

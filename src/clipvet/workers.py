@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,8 +37,12 @@ def workers(jobs: int, ray: str = "") -> Iterator[Submit]:
     # what stages hand on lies in files; tasks pass paths and rows, which need little shared memory
     own = {"num_cpus": jobs, "include_dashboard": False, "object_store_memory": 10**8} if ray == "local" else {}
     try:
+        if at := re.fullmatch(
+            r"(?:ray://)?\[?(.+?)\]?:(\d+)", ray
+        ):  # nobody there is told at once, not after Ray's minutes
+            socket.create_connection((at[1], int(at[2])), timeout=10).close()
         cluster.init(address=ray, log_to_driver=False, **own)
-    except (ConnectionError, RuntimeError, ValueError) as e:
+    except (OSError, OverflowError, RuntimeError, ValueError) as e:
         raise UserError(f"--ray {ray} cannot be reached ({str(e)[:120]}); use local, or the head node's address") from e
     try:
         gpus = 1 if cluster.cluster_resources().get("GPU") else 0
