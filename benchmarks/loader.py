@@ -30,7 +30,8 @@ from clipvet import decoding, files, models, results
 from clipvet.attacks.poison import Poison
 from clipvet.augment import Views
 from clipvet.dirty import poison
-from clipvet.fit import _Rows, loading, order
+from clipvet.fit import _Rows, order
+from clipvet.loading import loading
 from clipvet.ranks import device
 from clipvet.rng import Rng
 from clipvet.triggers.patch import Patch

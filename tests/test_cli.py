@@ -2,7 +2,9 @@
 
 import errno
 import json
+import os
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -249,6 +251,19 @@ def test_full_disk(clipvet, files: Path, tmp_path: Path, monkeypatch) -> None:
     assert said.code == 2
     assert "is full" in said.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_killed_loader_process(clipvet, files: Path, tmp_path: Path, monkeypatch) -> None:
+    def killed(self, rows, geometry):
+        assert torch.utils.data.get_worker_info(), "in a process of its own"
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("clipvet.decoding.workers_for", lambda n: 1)
+    monkeypatch.setattr("clipvet.decoding.FilePictures.fetch", killed)
+    said = clipvet("train", "--data", files / "train.csv", "--model", "shapes-vit", "--out", tmp_path / "out", *QUICK)
+    assert said.code == 2
+    assert re.search(r"^clipvet: a process that reads pictures was killed, .*; free some", said.err, re.M)
+    assert "Traceback" not in said.err
 
 
 def test_targeted_poisoning_from_the_command_line(clipvet, tmp_path: Path) -> None:

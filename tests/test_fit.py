@@ -93,6 +93,22 @@ def test_loader_workers_never_change_a_result(small):
     assert weights_hash(with_workers) == weights_hash(train(small, replace(lazy, workers=0)))
 
 
+def test_a_loader_that_cannot_hand_on_its_pictures_ends_the_run(small, monkeypatch):
+    lazy = replace(Shapes().pairs(128, lazy=True), workers=1)
+    with monkeypatch.context() as without:  # sockets lie there
+        config = multiprocessing.current_process()._config  # pyright: ignore[reportAttributeAccessIssue]
+        without.setitem(config, "tempdir", "/nonexistent")
+        with pytest.raises(UserError, match=r"cannot hand them on .*No such file.*; make room in .* and /dev/shm"):
+            train(small, lazy)
+
+    def full(self, *args):
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)
+    with pytest.raises(UserError, match=r"cannot hand them on .*No space left"):
+        train(small, lazy)
+
+
 # optimisers
 
 

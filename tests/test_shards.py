@@ -149,7 +149,7 @@ def test_headers_are_read_once_and_again_where_a_shard_changed(tmp_path: Path, m
 
 
 def test_loader_processes_read_shards(tmp_path: Path) -> None:
-    from clipvet.fit import loading
+    from clipvet.loading import loading
     from clipvet.rng import Rng
 
     spec, captions = write_shards(tmp_path / "s")

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import sys
 import traceback
 from contextlib import suppress
@@ -48,9 +49,11 @@ def main() -> None:
         if isinstance(e.__context__, OSError):  # typer's answer to a closed pipe is 1
             sys.exit(2)
         raise
-    except Exception:
+    except Exception as e:
+        killed = re.match(r"DataLoader worker .*(killed by signal|exited unexpectedly)", str(e))
+        told = "clipvet: a process that reads pictures was killed, mostly as memory is short; free some, give it again"
         with suppress(OSError):
-            traceback.print_exc()
+            print(told, file=sys.stderr) if killed else traceback.print_exc()
         sys.exit(2)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from clipvet import ranks
 from clipvet.errors import UserError
-from clipvet.fit import loading
+from clipvet.loading import loading
 from clipvet.rng import Rng
 from clipvet.text import refuse_captions
 from clipvet.types import Backdoor, Batch, Clip, Geometry, Pairs

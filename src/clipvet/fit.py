@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clipvet import io, ranks, tracking
 from clipvet.errors import UserError
+from clipvet.loading import loading
 from clipvet.optim import Schedule, learnt, moments, optimizers, pack, rescale, restore, unpack
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
@@ -119,13 +120,6 @@ def order(n: int, batch: int, epochs: float, rng: Rng) -> list[np.ndarray]:
         shuffled = rng.fork("order", epoch).numpy().permutation(n)
         rows += [shuffled[k * batch : (k + 1) * batch] for k in range(per)]
     return rows[:steps]
-
-
-def loading(rows: Any, steps: list[np.ndarray], workers: int, rng: Rng) -> torch.utils.data.DataLoader:
-    """rows[step] for each step, decoded in so many processes."""
-    sampler: Any = steps
-    draws = rng.fork("loader").generator()  # else the loader seeds its processes from the ambient stream
-    return torch.utils.data.DataLoader(rows, sampler=sampler, batch_size=None, num_workers=workers, generator=draws)
 
 
 def fit(

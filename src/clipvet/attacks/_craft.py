@@ -9,7 +9,8 @@ from torch import Tensor
 
 from clipvet.adapter import frozen
 from clipvet.embed import device_of, embed_images
-from clipvet.fit import loading, order
+from clipvet.fit import order
+from clipvet.loading import loading
 from clipvet.rng import Rng
 from clipvet.triggers.crafted import Crafted, start
 from clipvet.types import Clip, Pairs

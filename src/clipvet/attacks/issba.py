@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from clipvet.attacks._plan import plan, victim
 from clipvet.embed import device_of
 from clipvet.errors import UserError
-from clipvet.fit import loading, order
+from clipvet.fit import order
+from clipvet.loading import loading
 from clipvet.rng import Rng
 from clipvet.training.plain import Plain
 from clipvet.triggers._stega import decoder, drawn, encoder, read, residual
