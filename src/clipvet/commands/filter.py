@@ -61,7 +61,8 @@ def command(
     source = open_data(data, n, "train", clip.geometry.size, image_key, caption_key)
     pairs, key, made = open_keyed(source, seed, backdoor)
     if cleaned and made and not source.world(seed):
-        raise UserError("the poisons of --backdoor are made as the pairs are read; there is no --cleaned table of them")
+        told = "the poisons of --backdoor are made as the pairs are read"
+        raise UserError(f"{told}, so there is no --cleaned table of them; leave one of the two out")
     said = dict(zip(key.poisoned.tolist(), key.captions)) if key and made else {}
     captions = suspects.Made(len(pairs), lambda k: said.get(int(pairs.ids[k])) or pairs.caption(pairs.ids[k]))
     if cleaned:
