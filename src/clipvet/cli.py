@@ -31,7 +31,8 @@ for _name in COMMANDS:
 def main() -> None:
     """Entry point: bad input ends in one sentence and exit code 2, what a method cannot work on in exit code 3.
 
-    Code 1 is a verdict, so a crash ends in 2 as well, after its traceback, and an interrupted run in 130.
+    Code 1 is a verdict, so a crash ends in 2 as well, after its traceback (a killed loader process: after a sentence),
+    and an interrupted run in 130.
     """
     from clipvet.errors import Unsupported, UserError
 
@@ -50,10 +51,11 @@ def main() -> None:
             sys.exit(2)
         raise
     except Exception as e:
-        killed = re.match(r"DataLoader worker .*(killed by signal|exited unexpectedly)", str(e))
-        told = "clipvet: a process that reads pictures was killed, mostly as memory is short; free some, give it again"
         with suppress(OSError):
-            print(told, file=sys.stderr) if killed else traceback.print_exc()
+            if re.match(r"DataLoader worker .*(killed by signal|exited unexpectedly)", str(e)):
+                print("clipvet: a process that reads pictures was killed; free memory, give it again", file=sys.stderr)
+            else:
+                traceback.print_exc()
         sys.exit(2)
 
 

@@ -37,9 +37,7 @@ def workers(jobs: int, ray: str = "") -> Iterator[Submit]:
     # what stages hand on lies in files; tasks pass paths and rows, which need little shared memory
     own = {"num_cpus": jobs, "include_dashboard": False, "object_store_memory": 10**8} if ray == "local" else {}
     try:
-        if at := re.fullmatch(
-            r"(?:ray://)?\[?(.+?)\]?:(\d+)", ray
-        ):  # nobody there is told at once, not after Ray's minutes
+        if at := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", ray):  # else nobody there is told after minutes
             socket.create_connection((at[1], int(at[2])), timeout=10).close()
         cluster.init(address=ray, log_to_driver=False, **own)
     except (OSError, OverflowError, RuntimeError, ValueError) as e:

@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.types import Pairs
-from clipvet.worlds.shapes import SHAPES, SPLITS, Rendered
+from clipvet.worlds._figures import SHAPES
+from clipvet.worlds.shapes import SPLITS, Rendered
 
 Points = list[tuple[float, float]]
 Colour = tuple[int, int, int]
