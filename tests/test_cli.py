@@ -79,16 +79,21 @@ def test_the_whole_job_on_files(clipvet, files: Path, tmp_path: Path) -> None:
         *key,
     )
     assert said.code == 0, said.err
-    for folder, stage in ((trained, "train"), (victim, "victim"), (cleaned, "clean")):
+    for folder, stages in ((trained, {"train"}), (victim, {"victim"}), (cleaned, {"victim", "clean"})):
         rows = read(folder)
-        assert {r.stage for r in rows} == {stage}
+        assert {r.stage for r in rows} == stages
         assert {"clean_accuracy", "seconds"} <= {r.metric for r in rows}
         model: Any = open_clip.create_model_and_transforms(f"local-dir:{folder}")[0]
         tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(["a seven"])
         assert torch.isfinite(model.encode_text(tokens)).all()
-    assert {r.method for r in read(cleaned)} == {"par"}
+    assert {(r.stage, r.method) for r in read(cleaned)} == {("victim", "none"), ("clean", "par")}
+    was = {r.metric: r.value for r in read(cleaned) if r.method == "none"}
+    assert {k: told[k] for k in was} == was  # as `evaluate` said
+    assert re.search(rf"asr +│ +{100 * was['asr']:.2f} %", said.out)
     assert clipvet("report", cleaned).code == 0
-    assert "<html" in (cleaned / "report.html").read_text()
+    page = (cleaned / "report.html").read_text()
+    assert "no verdict" not in page
+    assert "The backdoor" in page
     again = clipvet(
         "clean",
         "--model",

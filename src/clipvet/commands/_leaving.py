@@ -18,13 +18,15 @@ def say(text: str) -> None:
         print(shown(text), file=sys.stderr, flush=True)
 
 
-def show(measured: "dict[str, Measured]") -> None:
+def show(measured: "dict[str, Measured]", before: "dict[str, Measured] | None" = None) -> None:
+    """A table of the numbers, beside those of the model that was cleaned where they were taken."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("metric", "value", "95 % interval", "n")
+    table = Table("metric", *(["before"] if before else []), "value", "95 % interval", "n")
     for name, m in measured.items():
-        table.add_row(name, f"{100 * m.value:.2f} %", f"{100 * m.low:.2f} – {100 * m.high:.2f} %", str(m.n))
+        was = [f"{100 * before[name].value:.2f} %" if name in before else ""] if before else []
+        table.add_row(name, *was, f"{100 * m.value:.2f} %", f"{100 * m.low:.2f} – {100 * m.high:.2f} %", str(m.n))
     Console().print(table)
 
 
@@ -105,14 +107,19 @@ def card_of(
     return {**card, **held, **cards.measured_on(task, backdoor)}
 
 
-def finish(work: Path, measured: "dict[str, Measured]", **common: Any) -> None:
-    """Rows and commands of a finished command, in its folder."""
+def finish(
+    work: Path, measured: "dict[str, Measured]", before: "dict[str, Measured] | None" = None, **common: Any
+) -> None:
+    """Rows and commands of a finished command, in its folder. before: the numbers of the model that was cleaned."""
     from clipvet import io, results
     from clipvet.types import Measured
 
     seconds = common["seconds"]
     time_row = {"seconds": Measured(seconds, 1, seconds, seconds)}
-    results.write(work, results.rows_of({**measured, **time_row}, **common))
+    victim = results.rows_of(
+        before or {}, **{**common, "stage": "victim", "method": "none", "config": "", "seconds": 0.0}
+    )
+    results.write(work, [*victim, *results.rows_of({**measured, **time_row}, **common)])
     io.write_json(
         work / "commands.json",
         {

@@ -99,6 +99,7 @@ def command(
     with output(out, config) as work:
         say(f"cleaning {model} on {pairs.name} with {how!r}")
         tell_shared(test, pairs)
+        before = measure_all(clip, test, key, rng.fork("measure")) if test and key else {}
         began = time.monotonic()
         with workspace(work, progress=True, shard=shard, track=track):
             cleaned = how.clean(clip, pairs, rng.fork("clean"))
@@ -118,9 +119,9 @@ def command(
             if bake_reference:
                 bake(cleaned, work)
         finish(
-            work, measured, recipe="clean", stage="clean",
+            work, measured, before, recipe="clean", stage="clean",
             attack=planted(key) if key else "unknown", method=method, config=repr(how),
             seconds=seconds, seed=seed, model=model, data=pairs.name,
         )  # fmt: skip
-    show(measured)
+    show(measured, before)
     say(f"wrote {out}")
