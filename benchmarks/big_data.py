@@ -67,11 +67,11 @@ def opened(spec: str) -> None:
     """In a process of its own: seconds, memory, and reading speed at random."""
     import json
 
-    from clipvet import files
+    from clipvet.data import tables
 
-    files.open_pairs(str(Path(spec).parent / "warm.tsv"))  # what the libraries themselves take
+    tables.open_pairs(str(Path(spec).parent / "warm.tsv"))  # what the libraries themselves take
     before, began, cpu = memory_mib(), time.perf_counter(), time.process_time()
-    pairs: Pairs = files.open_pairs(spec)
+    pairs: Pairs = tables.open_pairs(spec)
     seconds, after = time.perf_counter() - began, memory_mib()
     cpu = time.process_time() - cpu
     rows = Rng(2).numpy().integers(len(pairs), size=2000)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from _ratios import arguments, tell, timed
 from torch import Tensor
 
-from clipvet.embed import embed_images, sharing
+from clipvet.engine.embed import embed_images, sharing
 from clipvet.filters.dao import Dao
 from clipvet.rng import Rng
 from clipvet.types import Geometry, Pairs

@@ -20,27 +20,28 @@ import torch
 import torch.nn.functional as F
 from _ratios import Times, arguments, tell
 
-from clipvet import adapter, io, models, results
-from clipvet.context import PromptTuned, begin, tower
-from clipvet.embed import classifier, device_of
-from clipvet.forms import additive, started
-from clipvet.heads import head_of, margin, steps_of
+from clipvet import io, results
+from clipvet.data.worlds.pool import pool_pairs
+from clipvet.data.worlds.shapes import COLOURS, SHAPES, TEMPLATES
+from clipvet.engine.embed import classifier, device_of
 from clipvet.inspectors.clip_inspector import ClipInspector
-from clipvet.inversion import Budget, descend
+from clipvet.models import adapter, checkpoints
+from clipvet.models.class_prompts import PromptTuned, begin, tower
 from clipvet.ranks import device
 from clipvet.rng import Rng
-from clipvet.verdicts import deviations, threshold
-from clipvet.worlds.pool import pool_pairs
-from clipvet.worlds.shapes import COLOURS, SHAPES, TEMPLATES
+from clipvet.scan.forms import additive, started
+from clipvet.scan.heads import head_of, margin, steps_of
+from clipvet.scan.inversion import Budget, descend
+from clipvet.scan.verdicts import deviations, threshold
 
 
 def prompted(name: str, words: str = "a photo of a") -> PromptTuned:
     """CoCoOp's prompts, unlearned, on this architecture with 77 tokens; random weights."""
-    config = json.loads((models.CONFIGS / f"{name}.json").read_text())
+    config = json.loads((checkpoints.CONFIGS / f"{name}.json").read_text())
     config["text_cfg"]["context_length"] = 77
     with tempfile.TemporaryDirectory() as at:
         io.write_json(Path(at) / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": {}})
-        base = models.load(f"local-dir:{at}", rng=RNG, weights=False)
+        base = checkpoints.load(f"local-dir:{at}", rng=RNG, weights=False)
     return begin(base, words, 4, 0.02, 64, RNG)
 
 
@@ -99,7 +100,7 @@ def main() -> None:
     a = arguments(
         __doc__ or "", model="shapes-vit", classes=50, pictures=1000, batch=32, race=8, rounds=1, prompts="none"
     )
-    clip = prompted(a.model) if a.prompts == "cocoop" else models.load(a.model, device=device(), rng=RNG)
+    clip = prompted(a.model) if a.prompts == "cocoop" else checkpoints.load(a.model, device=device(), rng=RNG)
     pictures = pool_pairs(a.pictures, clip.geometry.size)
     pool = pictures.at(clip.geometry)[:].images.to(device_of(clip))
     classes = tuple(f"{c} {s}" for c in COLOURS for s in SHAPES)[: a.classes]

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from open_clip.model import build_model_from_openai_state_dict
 from torch import Tensor
 
-from clipvet import adapter, io, layouts, models, results, tokenizers
+from clipvet import io, results
+from clipvet.models import adapter, checkpoints, layouts, tokenizers
 from clipvet.rng import Rng
 
 ARCHITECTURES = ("shapes-vit", "ViT-B-32", "ViT-B-32-quickgelu", "RN50", "RN50-quickgelu", "ViT-B-16-SigLIP")
@@ -27,10 +28,10 @@ PICTURES = 4
 
 def built(name: str) -> Any:
     """With random weights, none of them zero or one."""
-    models._named("ViT-B-32")  # makes ours known
+    checkpoints._named("ViT-B-32")  # makes ours known
     config: Any = open_clip.get_model_config(name)
     siglip = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"} if "SigLIP" in name else {}
-    clip: Any = models._built({"model_cfg": config, "preprocess_cfg": siglip}, "cpu", Rng(0), {}, name)
+    clip: Any = checkpoints._built({"model_cfg": config, "preprocess_cfg": siglip}, "cpu", Rng(0), {}, name)
     clip.config["preprocess_cfg"] = dict(clip.model.visual.preprocess_cfg)
     if siglip:
         clip._tokens = adapter.Tokens(tokenizers.Foreign(any_tokenizer(), config["text_cfg"]["context_length"]))
@@ -112,8 +113,8 @@ def row(name: str, clip: Any, layout: str, note: str = "") -> dict[str, Any]:
     told = {"model": name, "layout": layout, "note": note, "parameters": sum(p.numel() for p in clip.parameters())}
     with tempfile.TemporaryDirectory() as folder:
         try:
-            back = models.convert(clip, layout, Path(folder) / "m", {}, tolerance=float("inf"))
-        except models.UserError as e:
+            back = checkpoints.convert(clip, layout, Path(folder) / "m", {}, tolerance=float("inf"))
+        except checkpoints.UserError as e:
             return told | {"refused": str(e)}
         reader, features = READERS[layout]
         theirs = features(Path(folder) / "m", pixels, tokens)

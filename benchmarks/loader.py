@@ -26,12 +26,14 @@ from open_clip.transform import image_transform
 from PIL import Image
 from torchvision.transforms import Compose, v2
 
-from clipvet import decoding, files, models, results
+from clipvet import results
 from clipvet.attacks.poison import Poison
-from clipvet.augment import Views
-from clipvet.dirty import poison
-from clipvet.fit import _Rows, order
-from clipvet.loading import loading
+from clipvet.data import decoding, tables
+from clipvet.data.augment import Views
+from clipvet.data.dirty import poison
+from clipvet.data.loader import loading
+from clipvet.engine.fit import _Rows, order
+from clipvet.models import checkpoints
 from clipvet.ranks import device
 from clipvet.rng import Rng
 from clipvet.triggers.patch import Patch
@@ -91,7 +93,7 @@ def feeding(pairs: Pairs, batch: int, steps: int, workers: int) -> dict[str, Any
 
     Two steps before warm up the processes and the kernels.
     """
-    clip: Any = models.load("ViT-B-32", rng=Rng(0), device=device()).train()
+    clip: Any = checkpoints.load("ViT-B-32", rng=Rng(0), device=device()).train()
     optimizer, views = torch.optim.AdamW(clip.parameters(), lr=1e-5), Views()
     lists, at = order(len(pairs), batch, steps + 2, Rng(0))[: steps + 2], device()
     spent, last = {"waiting": 0.0, "views": 0.0, "step": 0.0}, time.perf_counter()
@@ -127,7 +129,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         datasets.config.HF_DATASETS_CACHE = folder / "cache"  # pyright: ignore
-        pairs = files.open_pairs(make_shards(folder, n, a.side)).at(G)
+        pairs = tables.open_pairs(make_shards(folder, n, a.side)).at(G)
         held: Any = pairs.pictures.index  # pyright: ignore[reportAttributeAccessIssue]
         dirty = poison(pairs, Poison(Patch(), rate=0.1).plan(pairs, "ring", Rng(0)))
         stock: Any = image_transform(G.size, is_train=False)

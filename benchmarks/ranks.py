@@ -20,21 +20,22 @@ from typing import Any
 import torch
 from _ratios import Times, arguments, tell
 
-from clipvet import models, ranks, results
+from clipvet import ranks, results
 from clipvet.cleaners.cleanclip import CleanClip
 from clipvet.cleaners.par import Par
-from clipvet.fit import workspace
+from clipvet.data.worlds.shapes import Shapes
+from clipvet.engine.fit import workspace
+from clipvet.models import checkpoints
 from clipvet.ranks import device
 from clipvet.rng import Rng
 from clipvet.training.plain import Plain
-from clipvet.worlds.shapes import Shapes
 
 METHODS: dict[str, Any] = {"plain": Plain, "par": Par, "cleanclip": CleanClip}
 
 
 def step(name: str, a: Any) -> float:
     """Seconds of the steps after the first, in which wrappers are made and processes wait for each other."""
-    clip, ends = models.load(a.model, device=device(), rng=Rng(0)), []
+    clip, ends = checkpoints.load(a.model, device=device(), rng=Rng(0)), []
     pairs = Shapes(size=clip.geometry.size).pairs(a.batch * (a.steps + 1))
     how = METHODS[name](epochs=1.0, batch=a.batch, precision=a.precision)
     with workspace(None, shard=bool(a.shard) and ranks.world() > 1) as ws:

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from _ratios import Times, arguments, tell
 
-from clipvet import models
 from clipvet.cleaners.full_finetune import FullFinetune
 from clipvet.cleaners.rvpt import Rvpt
-from clipvet.data import shots
+from clipvet.data.sources import shots
+from clipvet.data.worlds.shapes import Shapes
+from clipvet.models import checkpoints
 from clipvet.rng import Rng
-from clipvet.worlds.shapes import Shapes
 
 LONG = 3  # epochs
 METHODS: dict[str, Any] = {"rvpt": Rvpt, "full fine-tuning": FullFinetune}
@@ -26,7 +26,7 @@ METHODS: dict[str, Any] = {"rvpt": Rvpt, "full fine-tuning": FullFinetune}
 
 def given(a: Any) -> tuple[Any, Any]:
     """The model and batch * steps labelled pictures of its size."""
-    clip, n = models.load(a.model, rng=Rng(0)), a.batch * a.steps
+    clip, n = checkpoints.load(a.model, rng=Rng(0)), a.batch * a.steps
     return clip, shots(Shapes(size=clip.geometry.size).task(max(240, 4 * n)), -(-n // 12), Rng(0)).take(slice(n))
 
 

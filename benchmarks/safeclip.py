@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from _ratios import Times, arguments, tell
 
-from clipvet import models
-from clipvet.augment import SMALL
+from clipvet.data.augment import SMALL
+from clipvet.data.worlds.shapes import Shapes
+from clipvet.models import checkpoints
 from clipvet.rng import Rng
 from clipvet.training.plain import Plain
 from clipvet.training.safeclip import SafeClip
-from clipvet.worlds.shapes import Shapes
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Given(SafeClip):
 def main() -> None:
     a = arguments(__doc__ or "", model="shapes-vit", n=5120, batch=128, rounds=5)
     rng = Rng(0)
-    clip = models.load(a.model, rng=rng)
+    clip = checkpoints.load(a.model, rng=rng)
     pairs = Shapes(size=clip.geometry.size).pairs(a.n)
     rows = pairs[:]
     tokens = clip.tokenize(rows.captions)  # both sides start with known captions

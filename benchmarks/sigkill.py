@@ -27,9 +27,10 @@ import torch
 from _ratios import arguments, tell
 from torchvision.transforms.functional import to_pil_image
 
-from clipvet import io, models, results
+from clipvet import io, results
+from clipvet.data.worlds.shapes import Shapes
+from clipvet.models import checkpoints
 from clipvet.rng import Rng
-from clipvet.worlds.shapes import Shapes
 
 FIT = "--model {at}/model --data shapes --n 128 --task {at}/task --set batch=32 --set epochs={epochs} --out out"
 FILTER = "--model {at}/model --data {at}/pairs.csv --n {rows} --method cosine --keep 0.9 --cleaned kept.csv"
@@ -41,7 +42,14 @@ VERBS = {
     "filter": f"filter {FILTER} --out out.parquet",
     "inspect": f"inspect {INSPECT} --out out",
 }
-IMPORTED = ["clipvet.run", "clipvet.hf", "clipvet.inspection", "clipvet.suspects", "clipvet.gate", "clipvet.files"]
+IMPORTED = [
+    "clipvet.experiments.run",
+    "clipvet.models.hf",
+    "clipvet.pages.inspection",
+    "clipvet.pages.suspects",
+    "clipvet.models.gate",
+    "clipvet.data.tables",
+]
 IMPORTED += [
     "accelerate",
     "datasets",
@@ -62,7 +70,7 @@ def make_world(at: Path) -> None:
     (at / "bare").mkdir()
     config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
     io.write_json(at / "bare" / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": {}})
-    models.save(models.load(f"local-dir:{at / 'bare'}", rng=Rng(0), weights=False), at / "model", {})
+    checkpoints.save(checkpoints.load(f"local-dir:{at / 'bare'}", rng=Rng(0), weights=False), at / "model", {})
     task, lines = Shapes().task(96), []
     for k, (image, label) in enumerate(zip(task.pictures[:].images, task.labels)):
         path = at / "task" / task.classes[label] / f"{k}.png"
@@ -79,7 +87,8 @@ def work(words: Sequence[str], place: Path) -> None:
     os.chdir(place)
     from datasets import config
 
-    from clipvet import cli, fit
+    from clipvet import cli
+    from clipvet.engine import fit
 
     config.HF_DATASETS_CACHE = Path(f"{place}-cache")  # of its own, so that a kill may leave it half made
     torch.set_num_threads(1)

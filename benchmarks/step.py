@@ -11,25 +11,26 @@ from typing import Any
 import torch
 from _ratios import Times, arguments, tell
 
-from clipvet import models, results
+from clipvet import results
 from clipvet.attacks.poison import Poison
 from clipvet.cleaners.finetune import Finetune
 from clipvet.cleaners.par import Par
-from clipvet.dirty import poison
-from clipvet.fit import attention
+from clipvet.data.dirty import poison
+from clipvet.data.worlds.shapes import Shapes
+from clipvet.engine.fit import attention
+from clipvet.models import checkpoints
 from clipvet.ranks import device
 from clipvet.rng import Rng
 from clipvet.training.plain import Plain
 from clipvet.triggers.patch import Patch
 from clipvet.types import Pairs
-from clipvet.worlds.shapes import Shapes
 
 
 def bare(model: str, pairs: Pairs, batch: int, steps: int, precision: str) -> float:
     """Seconds of a hand-written loop on open_clip's own model, loss and optimiser; pixels and tokens lie ready."""
     from open_clip.loss import ClipLoss
 
-    clip, at = models.load(model, rng=Rng(0), device=device()), device()
+    clip, at = checkpoints.load(model, rng=Rng(0), device=device()), device()
     net: Any = clip.model.train()
     loss_of = ClipLoss()
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.2, fused=True)
@@ -52,7 +53,7 @@ def bare(model: str, pairs: Pairs, batch: int, steps: int, precision: str) -> fl
 def main() -> None:
     a = arguments(__doc__ or "", model="shapes-vit", batch=128, steps=40, rounds=5, precision="no")
     n, rng = a.batch * a.steps, Rng(0)
-    clip = models.load(a.model, rng=rng, device=device())
+    clip = checkpoints.load(a.model, rng=rng, device=device())
     pairs = Shapes(size=clip.geometry.size).pairs(n)
     clip.tokenize(pairs[:].captions)  # both sides start with known captions
     dirty = poison(pairs, Poison(Patch(), rate=0.01).plan(pairs, "star", rng))

@@ -23,15 +23,15 @@ from clipvet.cleaners.finetune_filtered import FinetuneFiltered
 from clipvet.cleaners.par import Par
 from clipvet.cleaners.task_negation import TaskNegation
 from clipvet.cleaners.ubt import Ubt
-from clipvet.data import Data, Test
-from clipvet.presets import ERASE, shapes
-from clipvet.recipe import Recipe
+from clipvet.data.sources import Data, Test
+from clipvet.data.worlds.shapes import TEMPLATES
+from clipvet.experiments.presets import ERASE, shapes
+from clipvet.experiments.recipe import Recipe
 from clipvet.training.plain import Plain
 from clipvet.triggers.blended import Blended
 from clipvet.triggers.patch import Patch
 from clipvet.triggers.sig import Sig
 from clipvet.triggers.wanet import WaNet
-from clipvet.worlds.shapes import TEMPLATES
 
 REBOUND = ("patch", "badclip")  # attacks after whose cleaning the models are fine-tuned once more
 TRIGGERS = {"patch": Patch(), "blended": Blended("noise"), "sig": Sig()}

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from clipvet import find
-from clipvet.presets import shapes
-from clipvet.recipe import Recipe, load_recipes
+from clipvet.experiments.presets import shapes
+from clipvet.experiments.recipe import Recipe, load_recipes
 
 
 def recipe(smoke: bool = False) -> tuple[Recipe, ...]:

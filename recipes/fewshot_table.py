@@ -9,7 +9,7 @@ hardware: 2 CPU cores with bf16, 28 minutes a seed
 from dataclasses import replace
 from pathlib import Path
 
-from clipvet.recipe import Recipe, load_recipes
+from clipvet.experiments.recipe import Recipe, load_recipes
 
 ADDED = ("stripes", "triangles", "issba", "adaptive_par", "adaptive_rvpt")  # to the attacks of rvpt_shapes
 PROBED = ("blended", "sig", "wanet")  # rvpt_shapes has no linear probe against them

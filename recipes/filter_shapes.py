@@ -9,7 +9,10 @@ hardware: 2 CPU cores
 from dataclasses import replace
 
 from clipvet.attacks.poison import Poison
-from clipvet.data import Data, Test
+from clipvet.data.sources import Data, Test
+from clipvet.data.worlds.shapes import TEMPLATES
+from clipvet.experiments.presets import shapes
+from clipvet.experiments.recipe import Recipe
 from clipvet.filters.abl_loss import AblLoss
 from clipvet.filters.cosine import Cosine
 from clipvet.filters.dao import Dao
@@ -19,12 +22,9 @@ from clipvet.filters.k_distance import KDistance
 from clipvet.filters.lid import Lid
 from clipvet.filters.random import Random
 from clipvet.filters.slof import Slof
-from clipvet.presets import shapes
-from clipvet.recipe import Recipe
 from clipvet.training.plain import Plain
 from clipvet.triggers.blended import Blended
 from clipvet.triggers.patch import Patch
-from clipvet.worlds.shapes import TEMPLATES
 
 TRIGGERS = {"patch": Patch(), "blended": Blended()}
 

@@ -10,9 +10,9 @@ hardware: 2 CPU cores, 60 minutes; the 30 models come from the suite's cache whe
 from dataclasses import replace
 from pathlib import Path
 
+from clipvet.experiments.presets import shapes
+from clipvet.experiments.recipe import Recipe, load_recipes
 from clipvet.inspectors.clip_inspector import ClipInspector
-from clipvet.presets import shapes
-from clipvet.recipe import Recipe, load_recipes
 
 KINDS = ("none", "badclip_prompt", "badclip_lean")  # models that lean towards no class are the hard ones
 

@@ -16,14 +16,14 @@ from clipvet import find
 from clipvet.attacks.badclip import BadClip
 from clipvet.attacks.none import NoAttack
 from clipvet.attacks.poison import Poison
-from clipvet.data import Data, Test
-from clipvet.presets import shapes
-from clipvet.recipe import Recipe
+from clipvet.data.sources import Data, Test
+from clipvet.data.worlds.shapes import TEMPLATES
+from clipvet.experiments.presets import shapes
+from clipvet.experiments.recipe import Recipe
 from clipvet.training.plain import Plain
 from clipvet.triggers.blended import Blended
 from clipvet.triggers.patch import Patch
 from clipvet.triggers.wanet import WaNet
-from clipvet.worlds.shapes import TEMPLATES
 
 TARGETS = {"patch": "ring", "blended": "heart", "wanet": "bolt", "badclip": "crescent"}
 

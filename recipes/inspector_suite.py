@@ -15,15 +15,15 @@ from clipvet.attacks.badclip_prompt import BadClipPrompt
 from clipvet.attacks.none import NoAttack
 from clipvet.attacks.poison import Poison
 from clipvet.attacks.siba import Siba
-from clipvet.data import Data, Shots, Test
-from clipvet.presets import shapes
-from clipvet.recipe import Recipe
+from clipvet.data.sources import Data, Shots, Test
+from clipvet.data.worlds.shapes import BACKGROUNDS, COLOURS, SHAPES, TEXTURES
+from clipvet.experiments.presets import shapes
+from clipvet.experiments.recipe import Recipe
 from clipvet.rng import Rng
 from clipvet.training.cocoop import CoCoOp
 from clipvet.training.plain import Plain
 from clipvet.triggers.blended import Blended
 from clipvet.triggers.wanet import WaNet
-from clipvet.worlds.shapes import BACKGROUNDS, COLOURS, SHAPES, TEXTURES
 
 KINDS = [*["colour shape"] * 4, *["texture shape"] * 3, *["background shape"] * 3]  # of the ten tasks
 FIELDS = {20: 3, 21: 5, 23: 4, 25: 4}  # WaNet's seed by task: the first with ASR >= 0.9 on pictures of the train split

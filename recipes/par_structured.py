@@ -13,13 +13,13 @@ from clipvet.attacks.poison import Poison
 from clipvet.cleaners.cleanclip import CleanClip
 from clipvet.cleaners.finetune import Finetune
 from clipvet.cleaners.par import Par
-from clipvet.data import Data, Test
-from clipvet.presets import shapes
-from clipvet.recipe import Recipe
+from clipvet.data.sources import Data, Test
+from clipvet.data.worlds.shapes import TEMPLATES
+from clipvet.experiments.presets import shapes
+from clipvet.experiments.recipe import Recipe
 from clipvet.training.plain import Plain
 from clipvet.triggers.blended import Blended
 from clipvet.triggers.patch import Patch
-from clipvet.worlds.shapes import TEMPLATES
 
 TRIGGERS = {"patch": Patch(), "blended": Blended("noise")}
 TRIGGERS |= {name: Blended(name) for name in ("stripes", "triangles", "text")}

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from clipvet.cleaners.ci_repair import CiRepair
-from clipvet.data import Shots
-from clipvet.presets import shapes
-from clipvet.recipe import Recipe, load_recipes
+from clipvet.data.sources import Shots
+from clipvet.experiments.presets import shapes
+from clipvet.experiments.recipe import Recipe, load_recipes
 
 CONTROLS = {"clean_only": "clean", "random_noise": "noise", "wrong_class": "wrong"}
 

@@ -16,15 +16,15 @@ from clipvet.cleaners.full_finetune import FullFinetune
 from clipvet.cleaners.linear_probe import LinearProbe
 from clipvet.cleaners.rvpt import Rvpt
 from clipvet.cleaners.vpt import Vpt
-from clipvet.data import Data, Half, Shots, Test
-from clipvet.presets import shapes
-from clipvet.recipe import Recipe
+from clipvet.data.sources import Data, Half, Shots, Test
+from clipvet.data.worlds.shapes import COLOURS, TEMPLATES
+from clipvet.experiments.presets import shapes
+from clipvet.experiments.recipe import Recipe
 from clipvet.training.plain import Plain
 from clipvet.triggers.blended import Blended
 from clipvet.triggers.patch import Patch
 from clipvet.triggers.sig import Sig
 from clipvet.triggers.wanet import WaNet
-from clipvet.worlds.shapes import COLOURS, TEMPLATES
 
 TARGET = "crescent"
 TRIGGERS = {"patch": shapes(Patch()), "blended": shapes(Blended()), "sig": shapes(Sig()), "wanet": WaNet(k=8, s=4.0)}

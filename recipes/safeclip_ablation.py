@@ -11,14 +11,14 @@ from dataclasses import replace
 
 from clipvet.attacks.poison import Poison
 from clipvet.attacks.targeted import Targeted
-from clipvet.augment import SMALL
-from clipvet.data import Data, Test
-from clipvet.presets import shapes
-from clipvet.recipe import Recipe
+from clipvet.data.augment import SMALL
+from clipvet.data.sources import Data, Test
+from clipvet.data.worlds.shapes import SHAPES, TEMPLATES
+from clipvet.experiments.presets import shapes
+from clipvet.experiments.recipe import Recipe
 from clipvet.training.plain import Plain
 from clipvet.training.safeclip import SafeClip
 from clipvet.triggers.patch import Patch
-from clipvet.worlds.shapes import SHAPES, TEMPLATES
 
 TARGET = "crescent"
 

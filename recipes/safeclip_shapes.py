@@ -10,17 +10,17 @@ from dataclasses import replace
 
 from clipvet.attacks.poison import Poison
 from clipvet.attacks.targeted import Targeted
-from clipvet.augment import SMALL
-from clipvet.data import Data, Test
-from clipvet.presets import shapes
-from clipvet.recipe import Recipe
+from clipvet.data.augment import SMALL
+from clipvet.data.sources import Data, Test
+from clipvet.data.worlds.shapes import SHAPES, TEMPLATES
+from clipvet.experiments.presets import shapes
+from clipvet.experiments.recipe import Recipe
 from clipvet.training.plain import Plain
 from clipvet.training.roclip import RoClip
 from clipvet.training.safeclip import SafeClip
 from clipvet.triggers.blended import Blended
 from clipvet.triggers.patch import Patch
 from clipvet.triggers.wanet import WaNet
-from clipvet.worlds.shapes import SHAPES, TEMPLATES
 
 # a strong warp: crops hide a fainter one; the target is a class for which no warped picture is taken by itself
 TRIGGERS = {"patch": shapes(Patch()), "wanet": WaNet(k=8, s=4.0), "blended": shapes(Blended())}

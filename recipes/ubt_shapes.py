@@ -18,15 +18,15 @@ from clipvet.attacks.poison import Poison
 from clipvet.cleaners.cleanclip import CleanClip
 from clipvet.cleaners.par import Par
 from clipvet.cleaners.ubt import Ubt
-from clipvet.data import Data, Test
-from clipvet.presets import shapes
-from clipvet.recipe import Recipe
+from clipvet.data.sources import Data, Test
+from clipvet.data.worlds.shapes import TEMPLATES
+from clipvet.experiments.presets import shapes
+from clipvet.experiments.recipe import Recipe
 from clipvet.training.plain import Plain
 from clipvet.triggers.blended import Blended
 from clipvet.triggers.patch import Patch
 from clipvet.triggers.sig import Sig
 from clipvet.triggers.wanet import WaNet
-from clipvet.worlds.shapes import TEMPLATES
 
 TRIGGERS = {"patch": shapes(Patch()), "blended": shapes(Blended()), "sig": shapes(Sig()), "wanet": WaNet(k=8, s=4.0)}
 CLEAN = {"cleanclip": CleanClip(), "par": Par()}

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipvet import models
-from clipvet.presets import shapes
+from clipvet.data.worlds.shapes import Shapes
+from clipvet.experiments.presets import shapes
+from clipvet.models import checkpoints
 from clipvet.rng import Rng
 from clipvet.training.plain import Plain
 from clipvet.types import Clip, Geometry, Pairs, Task
-from clipvet.worlds.shapes import Shapes
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
@@ -45,20 +45,20 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def clip() -> Clip:
     """shapes-vit with random weights."""
-    return models.load("shapes-vit", rng=Rng(0))
+    return checkpoints.load("shapes-vit", rng=Rng(0))
 
 
 @pytest.fixture(scope="session")
 def resnet() -> Clip:
     """shapes-rn with random weights: BatchNorm, attention pooling."""
-    return models.load("shapes-rn", rng=Rng(0))
+    return checkpoints.load("shapes-rn", rng=Rng(0))
 
 
 @pytest.fixture(scope="session")
 def learnt() -> Clip:
     """A shapes-vit that has begun to tell shapes."""
     how = dataclasses.replace(shapes(Plain()), epochs=1, batch=64)
-    return how.train(models.load("shapes-vit", rng=Rng(1)), Shapes(seed=3).pairs(2000), Rng(1))
+    return how.train(checkpoints.load("shapes-vit", rng=Rng(1)), Shapes(seed=3).pairs(2000), Rng(1))
 
 
 @pytest.fixture(scope="session")

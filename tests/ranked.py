@@ -20,29 +20,31 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from clipvet import adapter, embed, io, models, ranks
+from clipvet import io, ranks
 from clipvet.attacks.poison import Poison
-from clipvet.augment import SMALL
 from clipvet.cleaners.cleanclip import CleanClip
 from clipvet.cleaners.par import Par
 from clipvet.cli import app
-from clipvet.dirty import poison
-from clipvet.embed import embed_pairs, embed_texts, sharing
-from clipvet.fit import workspace
+from clipvet.data.augment import SMALL
+from clipvet.data.dirty import poison
+from clipvet.data.worlds.shapes import Shapes
+from clipvet.engine import embed
+from clipvet.engine.embed import embed_pairs, embed_texts, sharing
+from clipvet.engine.fit import workspace
+from clipvet.engine.losses import own_loss
+from clipvet.engine.optim import warmup_cosine
 from clipvet.inspectors.clip_inspector import ClipInspector
 from clipvet.inspectors.neural_cleanse import NeuralCleanse
 from clipvet.inspectors.no_inversion import NoInversion
-from clipvet.losses import own_loss
 from clipvet.measures.attack_success import AttackSuccess
 from clipvet.measures.zeroshot import ZeroShot
-from clipvet.optim import warmup_cosine
+from clipvet.models import adapter, checkpoints
 from clipvet.rng import Rng
 from clipvet.training.plain import Plain
 from clipvet.training.roclip import RoClip
 from clipvet.training.safeclip import SafeClip
 from clipvet.triggers.patch import Patch
 from clipvet.types import Backdoor, Batch, Pairs
-from clipvet.worlds.shapes import Shapes
 
 Given = dict[str, Any]  # numbers, lists and tensors
 TARGET, TRIGGER = "star", Patch(size=0.2)
@@ -238,7 +240,7 @@ def inspected(folder: Path) -> Given:
 
 def unused(folder: Path) -> Given:
     """A step in which the text tower rests, and weight decay must let it rest too."""
-    from clipvet.fit import fit
+    from clipvet.engine.fit import fit
 
     def loss(clip, batch, rng):
         z = clip.encode_image(batch.images)
@@ -262,7 +264,7 @@ def written(folder: Path) -> Given:
     try:
         with io.output(folder / "out", {"a": 2}):
             other = "mixed"
-    except models.UserError as e:
+    except checkpoints.UserError as e:
         other = str(e).rsplit("/", 1)[-1]
     told = ranks.objects([seen, again, other])
     return {"told": told[0], "alike": all(t == told[0] for t in told)}

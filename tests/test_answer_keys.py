@@ -9,28 +9,28 @@ import torch
 import torch.nn.functional as F
 
 from clipvet import io
-from clipvet.answer_key import load_backdoor, save_backdoor
 from clipvet.attacks.multi import Multi
 from clipvet.attacks.poison import Poison
 from clipvet.attacks.targeted import Targeted
 from clipvet.attacks.text_trigger import TextTrigger
 from clipvet.attacks.trojvqa import TrojVqa
 from clipvet.cleaners.rvpt import Rvpt
-from clipvet.dirty import poison
+from clipvet.data.answer_key import load_backdoor, save_backdoor
+from clipvet.data.captions import names_target
+from clipvet.data.dirty import poison
+from clipvet.data.worlds.shapes import Shapes
 from clipvet.errors import UserError
+from clipvet.experiments.presets import shapes
+from clipvet.experiments.victim import SUCCESS, key
 from clipvet.inspectors.neural_cleanse import NeuralCleanse
 from clipvet.measures.attack_success import AttackSuccess
-from clipvet.presets import shapes
 from clipvet.rng import Rng
-from clipvet.text import names_target
 from clipvet.triggers._stega import drawn, encoder
 from clipvet.triggers.blended import Blended
 from clipvet.triggers.crafted import Crafted
 from clipvet.triggers.patch import Patch
 from clipvet.triggers.steganographic import Steganographic
 from clipvet.types import Backdoor, Geometry, Pairs, Task
-from clipvet.victim import SUCCESS, key
-from clipvet.worlds.shapes import Shapes
 
 G = Rng(8).generator()
 SQUARE = torch.rand(3, 5, 5, generator=G)
@@ -90,11 +90,15 @@ def test_a_stage_is_known_by_the_sources_of_what_it_owns_and_shares(monkeypatch)
         assert key(attack) != first, f"a stage outlives a fix of {mended}"
     monkeypatch.setattr(inspect, "getsource", honest)
     first = key(NeuralCleanse())
-    monkeypatch.setattr(inspect, "getsource", lambda m: honest(m) + "#" * (m.__name__ == "clipvet.inversion"))
+    monkeypatch.setattr(inspect, "getsource", lambda m: honest(m) + "#" * (m.__name__ == "clipvet.scan.inversion"))
     assert key(NeuralCleanse()) != first, "a stage outlives a fix of what its family shares"
     monkeypatch.setattr(inspect, "getsource", honest)
     first = key(Rvpt())
-    for mended, known in (("clipvet.prompts", True), ("clipvet.fit", True), ("clipvet.types", False)):
+    for mended, known in (
+        ("clipvet.models.visual_prompts", True),
+        ("clipvet.engine.fit", True),
+        ("clipvet.types", False),
+    ):
         monkeypatch.setattr(inspect, "getsource", lambda m, e=mended: honest(m) + "#" * (m.__name__ == e))
         assert (key(Rvpt()) != first) == known, mended
 

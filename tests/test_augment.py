@@ -7,8 +7,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from clipvet import augment
-from clipvet.augment import eda, variants, wordnet
+from clipvet.data import augment
+from clipvet.data.augment import eda, variants, wordnet
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.training.plain import Plain

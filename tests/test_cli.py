@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from clipvet import fit, io
+from clipvet import io
+from clipvet.engine import fit
 from clipvet.results import read
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
@@ -43,7 +44,7 @@ def own_cache(monkeypatch, tmp_path):
     import datasets.config as config
 
     monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr("clipvet.decoding.workers_for", lambda n: 0)  # no forks from a test process
+    monkeypatch.setattr("clipvet.data.decoding.workers_for", lambda n: 0)  # no forks from a test process
 
 
 def test_the_whole_job_on_files(clipvet, files: Path, tmp_path: Path) -> None:
@@ -263,8 +264,8 @@ def test_a_killed_loader_process(clipvet, files: Path, tmp_path: Path, monkeypat
         assert torch.utils.data.get_worker_info(), "in a process of its own"
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr("clipvet.decoding.workers_for", lambda n: 1)
-    monkeypatch.setattr("clipvet.decoding.FilePictures.fetch", killed)
+    monkeypatch.setattr("clipvet.data.decoding.workers_for", lambda n: 1)
+    monkeypatch.setattr("clipvet.data.decoding.FilePictures.fetch", killed)
     said = clipvet("train", "--data", files / "train.csv", "--model", "shapes-vit", "--out", tmp_path / "out", *QUICK)
     assert said.code == 2
     assert re.search(r"^clipvet: a process that reads pictures was killed; free memory", said.err, re.M)
@@ -307,9 +308,9 @@ def test_targeted_poisoning_from_the_command_line(clipvet, tmp_path: Path) -> No
 
 def test_prompts_on_a_user_s_own_model(clipvet, files: Path, tmp_path: Path) -> None:
     base, task = tmp_path / "base", ["--task", files / "test", "--templates", files / "templates.txt"]
-    from clipvet import models
+    from clipvet.models import checkpoints
 
-    models.save(models.load("shapes-vit"), base, {})
+    checkpoints.save(checkpoints.load("shapes-vit"), base, {})
 
     def clean(out: str, *args: object) -> Any:
         own = ["--method", "rvpt", "--out", tmp_path / out, "--set", "epochs=1", "--set", "tokens=4", *args]

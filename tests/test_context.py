@@ -11,14 +11,15 @@ import torch.nn.functional as F
 from conftest import Linear
 from torch import Tensor
 
-from clipvet import context, io, models
-from clipvet.adapter import clone
-from clipvet.context import PromptTuned, begin
-from clipvet.embed import classifier
+from clipvet import io
+from clipvet.engine.embed import classifier
 from clipvet.errors import UserError
-from clipvet.gallery import save_gallery
 from clipvet.measures.attack_success import AttackSuccess
 from clipvet.measures.zeroshot import ZeroShot
+from clipvet.models import checkpoints, class_prompts
+from clipvet.models.adapter import clone
+from clipvet.models.class_prompts import PromptTuned, begin
+from clipvet.pages.gallery import save_gallery
 from clipvet.results import weights_hash
 from clipvet.rng import Rng
 from clipvet.triggers.patch import Patch
@@ -29,13 +30,13 @@ NAMES = ["star", "long red striped heart", "ring on moss"]
 
 @pytest.fixture(scope="module", params=["one block", "three blocks", "a tower of its own"])
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    config = io.read_json(models.CONFIGS / "shapes-vit.json")
+    config = io.read_json(checkpoints.CONFIGS / "shapes-vit.json")
     config["text_cfg"] |= {"layers": 1 if request.param == "one block" else 3}
     config |= {"custom_text": True} if request.param == "a tower of its own" else {}
-    pre = models.load("shapes-vit", rng=Rng(0)).config["preprocess_cfg"]
+    pre = checkpoints.load("shapes-vit", rng=Rng(0)).config["preprocess_cfg"]
     folder = tmp_path_factory.mktemp("base")
     io.write_json(folder / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": pre})
-    return models.load(str(folder), rng=Rng(3), weights=False)
+    return checkpoints.load(str(folder), rng=Rng(3), weights=False)
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def tuned(base: Any, hidden: int | None = 6, words: str = "a photo of a", tokens
 def by_hand(made: PromptTuned, z: Tensor, names: list[str]) -> Tensor:
     """Logits by whole prompts, padding and all, one picture and one class at a time."""
     base: Any = made.base
-    net, m = context.tower(base), len(made.context)
+    net, m = class_prompts.tower(base), len(made.context)
     out = torch.empty(len(z), len(names))
     for i in range(len(z)):
         bias = made.meta(z[i : i + 1])[0] if made.meta is not None else 0
@@ -83,7 +84,7 @@ def test_first_words_are_the_hand_written_prompt(base: Any) -> None:
 def test_many_prompts_go_part_by_part_to_the_same_result(base: Any, z: Tensor, monkeypatch: Any) -> None:
     found = []
     for most in (4096, 3):
-        monkeypatch.setattr(context, "PROMPTS", most)
+        monkeypatch.setattr(class_prompts, "PROMPTS", most)
         made, given = tuned(base), z.clone().requires_grad_()
         logits = made.logits(given, made.suffix(NAMES))
         logits.square().sum().backward()
@@ -143,11 +144,11 @@ def test_a_tuned_model_goes_on_from_its_context(clip: Any) -> None:
 
 @pytest.mark.parametrize("hidden", [None, 6])
 def test_folder_is_small_and_bound_to_its_base(clip: Any, z: Tensor, tmp_path: Path, hidden: int | None) -> None:
-    models.save(clip, tmp_path / "base", {})
-    made = tuned(models.load(str(tmp_path / "base")), hidden)
+    checkpoints.save(clip, tmp_path / "base", {})
+    made = tuned(checkpoints.load(str(tmp_path / "base")), hidden)
     made.classes = ("star", "ring")
-    models.save(made, tmp_path / "made", {"role": "tuned"})
-    again: Any = models.load(str(tmp_path / "made"))
+    checkpoints.save(made, tmp_path / "made", {"role": "tuned"})
+    again: Any = checkpoints.load(str(tmp_path / "made"))
     assert torch.equal(again.classifier(NAMES)(z), made.classifier(NAMES)(z))
     assert again.classes == made.classes
     assert (tmp_path / "made" / "prompts.safetensors").stat().st_size < 10_000
@@ -156,25 +157,25 @@ def test_folder_is_small_and_bound_to_its_base(clip: Any, z: Tensor, tmp_path: P
     for classes in (5, None, "star", [1]):
         (tmp_path / "made" / "card.json").write_text(json.dumps(card | {"classes": classes}))
         with pytest.raises(UserError, match="does not list its classes by name"):
-            models.load(str(tmp_path / "made"))
+            checkpoints.load(str(tmp_path / "made"))
     (tmp_path / "made" / "card.json").write_text(json.dumps(card))
-    other = models.load("shapes-vit", rng=Rng(9))
+    other = checkpoints.load("shapes-vit", rng=Rng(9))
     wrong = f"belong to the base model {weights_hash(clip)}, this one is {weights_hash(other)}"
     with pytest.raises(UserError, match=wrong):
-        context.restore(tmp_path / "made", other)
+        class_prompts.restore(tmp_path / "made", other)
     shutil.move(tmp_path / "base", tmp_path / "gone")
     with pytest.raises(UserError, match="holds prompts without their base model"):
-        models.load(str(tmp_path / "made"))
+        checkpoints.load(str(tmp_path / "made"))
     shutil.copytree(tmp_path / "gone", tmp_path / "made" / "base")
-    assert torch.equal(models.load(str(tmp_path / "made")).classifier(NAMES)(z), made.classifier(NAMES)(z))
+    assert torch.equal(checkpoints.load(str(tmp_path / "made")).classifier(NAMES)(z), made.classifier(NAMES)(z))
 
 
 def test_a_damaged_folder_is_refused_in_a_sentence(clip: Any, tmp_path: Path) -> None:
     def told(tensors: dict[str, Tensor] | bytes, match: str) -> None:
         folder = tmp_path / "made"
         shutil.rmtree(folder, ignore_errors=True)
-        models.save(tuned(clip), folder, {})
-        models.save(clip, folder / "base", {})
+        checkpoints.save(tuned(clip), folder, {})
+        checkpoints.save(clip, folder / "base", {})
         card = json.loads((folder / "card.json").read_text())
         if isinstance(tensors, bytes):
             (folder / "prompts.safetensors").write_bytes(tensors)
@@ -183,7 +184,7 @@ def test_a_damaged_folder_is_refused_in_a_sentence(clip: Any, tmp_path: Path) ->
             card["weights_sha256"] = io.sha256(folder / "prompts.safetensors")
         io.write_json(folder / "card.json", card)
         with pytest.raises(UserError, match=match):
-            models.load(str(folder))
+            checkpoints.load(str(folder))
 
     held = {k: v.detach() for k, v in tuned(clip).named_parameters() if not k.startswith("base.")}
     told(b"not weights", "is damaged")

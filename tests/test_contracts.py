@@ -14,10 +14,10 @@ from conftest import Linear, Vectors
 from sklearn.metrics import roc_auc_score
 
 from clipvet import find
-from clipvet.adapter import clone
 from clipvet.attacks.poison import Poison
-from clipvet.data import shots
-from clipvet.dirty import beside
+from clipvet.data.dirty import beside
+from clipvet.data.sources import shots
+from clipvet.models.adapter import clone
 from clipvet.results import weights_hash
 from clipvet.rng import Rng
 from clipvet.triggers.recovered import Recovered

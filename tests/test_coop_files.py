@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from clipvet import context, coop_files, io, models
-from clipvet.context import PromptTuned, begin
-from clipvet.embed import classifier
+from clipvet import io
+from clipvet.engine.embed import classifier
 from clipvet.errors import UserError
+from clipvet.models import checkpoints, class_prompts, coop_files
+from clipvet.models.class_prompts import PromptTuned, begin
 from clipvet.rng import Rng
 
 CLASSES = ["red star", "blue long heart"]
@@ -21,8 +22,8 @@ CLASSES = ["red star", "blue long heart"]
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("coop") / "base"
-    models.save(models.load("shapes-vit", rng=Rng(4)), folder, {})
-    return models.load(str(folder))
+    checkpoints.save(checkpoints.load("shapes-vit", rng=Rng(4)), folder, {})
+    return checkpoints.load(str(folder))
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def test_what_is_refused(base: Any, tmp_path: Path) -> None:
     path = tmp_path / "model.pth.tar-50"
     state = theirs(base, path, True)
     with pytest.raises(UserError, match="another base model"):
-        coop_files.read(path, models.load("shapes-vit", rng=Rng(5)))
+        coop_files.read(path, checkpoints.load("shapes-vit", rng=Rng(5)))
     for match, other in (
         ("for each class", state | {"ctx": state["ctx"].expand(2, -1, -1).clone()}),
         ("no prompt_learner", {"weight": torch.zeros(2)}),
@@ -135,8 +136,8 @@ def test_from_the_command_line(clipvet: Any, base: Any, z: Tensor, tmp_path: Pat
     state = theirs(base, path := tmp_path / "model.pth.tar-50", True)
     said = clipvet("convert", base.source, tmp_path / "tuned", "--prompts", path)
     assert (said.code, "4 tokens, for 2 classes" in said.err) == (0, True), said.err
-    made = models.load(str(tmp_path / "tuned"))
-    assert isinstance(made, context.PromptTuned)
+    made = checkpoints.load(str(tmp_path / "tuned"))
+    assert isinstance(made, class_prompts.PromptTuned)
     torch.testing.assert_close(classifier(made, CLASSES, ())(z), their_logits(base, state, z), atol=2e-3, rtol=0)
     assert clipvet("convert", tmp_path / "tuned", tmp_path / "back", "--layout", "coop").code == 0
     back = io.load_weights(tmp_path / "back" / coop_files.FILE)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from clipvet.detection import detection
 from clipvet.errors import UserError
+from clipvet.measures._detection import detection
 from clipvet.rng import Rng
 
 NAMES = ("auroc", "auprc", "fpr95", "precision_at_k")

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clipvet import cli, gate
+from clipvet import cli
+from clipvet.models import gate
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -76,7 +77,7 @@ def test_the_gate_in_ci_is_understood() -> None:
         name, *args = shlex.split(command)
         typer.main.get_command(cli.app).commands[name].make_context(name, args)  # pyright: ignore
     (hook,) = hooks["repos"][0]["hooks"]
-    assert hook["entry"] == "python -m clipvet.gate" in steps[1]
+    assert hook["entry"] == "python -m clipvet.models.gate" in steps[1]
     for name in [*(f"model{suffix}" for suffix in gate.PICKLED), "model.safetensors", "tokenizer_config.json"]:
         assert re.search(hook["files"], name), name
     assert not re.search(hook["files"], "notes.md")

@@ -16,7 +16,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from clipvet import decoding, files, folders
+from clipvet.data import decoding, folders, tables
 from clipvet.errors import UserError
 from clipvet.types import Geometry
 
@@ -178,7 +178,7 @@ def table(folder, name, image="filepath", caption="title"):
 
 @pytest.mark.parametrize("name", ["a.csv", "tabs.csv", "a.tsv", "a.parquet"])
 def test_tables(pictures, name):
-    pairs = files.open_pairs(table(pictures, name)).at(Geometry(8))
+    pairs = tables.open_pairs(table(pictures, name)).at(Geometry(8))
     assert len(pairs) == 4
     assert pairs.name == name
     assert [pairs.caption(int(i)) for i in pairs.ids] == [c for _, c in ROWS]
@@ -195,13 +195,13 @@ def test_keys_root_and_absolute_paths(pictures):
     (pictures / "below").mkdir()
     spec = table(pictures / "below", "a.csv", "image", "caption")
     keys: Any = {"image_key": "image", "caption_key": "caption"}
-    assert len(files.open_pairs(spec, **keys).at(Geometry(8))[:].bad) == 4
-    assert len(files.open_pairs(spec, root=pictures, **keys).at(Geometry(8))[:].bad) == 1
+    assert len(tables.open_pairs(spec, **keys).at(Geometry(8))[:].bad) == 4
+    assert len(tables.open_pairs(spec, root=pictures, **keys).at(Geometry(8))[:].bad) == 1
     (pictures / "abs.csv").write_text(f"filepath;title\n{pictures / 'img' / '0.png'};a, b\n")
     for separator in (";", None):
-        assert files.open_pairs(str(pictures / "abs.csv"), separator=separator).at(Geometry(8))[:].captions == ["a, b"]
+        assert tables.open_pairs(str(pictures / "abs.csv"), separator=separator).at(Geometry(8))[:].captions == ["a, b"]
     (pictures / "bar.csv").write_text(f"filepath|title\n{pictures / 'img' / '0.png'}|a; b, c\n")
-    assert files.open_pairs(str(pictures / "bar.csv"), separator="|").at(Geometry(8))[:].captions == ["a; b, c"]
+    assert tables.open_pairs(str(pictures / "bar.csv"), separator="|").at(Geometry(8))[:].captions == ["a; b, c"]
 
 
 def test_loader_processes_are_shared_among_ranks(monkeypatch):
@@ -214,16 +214,16 @@ def test_loader_processes_are_shared_among_ranks(monkeypatch):
 
 
 def test_fingerprint_follows_the_content(pictures):
-    a, b = files.open_pairs(table(pictures, "a.csv")), files.open_pairs(table(pictures, "b.csv"))
+    a, b = tables.open_pairs(table(pictures, "a.csv")), tables.open_pairs(table(pictures, "b.csv"))
     assert a.fingerprint == b.fingerprint
     (pictures / "b.csv").write_text("filepath,title\nx.png,another\n")
-    again = files.open_pairs(str(pictures / "b.csv"))
+    again = tables.open_pairs(str(pictures / "b.csv"))
     assert again.fingerprint != a.fingerprint
     assert list(again.captions) == ["another"]
 
 
 def test_tables_are_mapped_and_pictures_not_copied(pictures):
-    pairs = files.open_pairs(table(pictures, "a.parquet"))
+    pairs = tables.open_pairs(table(pictures, "a.parquet"))
     assert isinstance(pairs.captions.table.data, datasets.table.MemoryMappedTable)  # pyright: ignore
     assert sum(p.stat().st_size for p in (pictures / "cache").rglob("*") if p.is_file()) < 10_000
 
@@ -254,7 +254,7 @@ def refused(call, *words):
 def test_tables_that_cannot_be_used(tmp_path, name, content, words):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    refused(lambda: files.open_pairs(str(tmp_path / name)), *words)
+    refused(lambda: tables.open_pairs(str(tmp_path / name)), *words)
 
 
 def test_parquet_that_unfolds_to_more_than_the_memory(tmp_path, monkeypatch):
@@ -263,27 +263,27 @@ def test_parquet_that_unfolds_to_more_than_the_memory(tmp_path, monkeypatch):
         pq.write_table(pa.table({"filepath": [cell] * 8, "title": ["a"] * 8}), path)
         assert path.stat().st_size < 60_000
         with monkeypatch.context() as patch:
-            patch.setattr(files, "MAX_GROUP", 300_000)
+            patch.setattr(tables, "MAX_GROUP", 300_000)
             with pytest.raises(UserError, match="row group 0 unfolds to more than"):
-                files.open_pairs(str(path))
-        assert len(files.open_pairs(str(path))) == 8
+                tables.open_pairs(str(path))
+        assert len(tables.open_pairs(str(path))) == 8
     pq.write_table(pa.table({"filepath": ["x"] * 8, "title": ["a"] * 8, "long": ["x" * 50_000] * 8}), path)
-    assert len(files.open_pairs(str(path))) == 8
-    monkeypatch.setattr(files, "MAX_GROUP", 300_000)  # of other columns nothing is known yet
+    assert len(tables.open_pairs(str(path))) == 8
+    monkeypatch.setattr(tables, "MAX_GROUP", 300_000)  # of other columns nothing is known yet
     with pytest.raises(UserError, match="row group 0 unfolds to more than"):
-        files.open_pairs(str(path), caption_key="long")
+        tables.open_pairs(str(path), caption_key="long")
 
 
 def test_parquet_tables_that_cannot_be_used(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"filepath": [[1.0]], "title": ["a"]}), path)
-    refused(lambda: files.open_pairs(str(path)), "column filepath", "not text")
+    refused(lambda: tables.open_pairs(str(path)), "column filepath", "not text")
     pq.write_table(pa.table({"filepath": pa.array([], pa.string()), "title": pa.array([], pa.string())}), path)
-    refused(lambda: files.open_pairs(str(path)), "no rows")
+    refused(lambda: tables.open_pairs(str(path)), "no rows")
     pq.write_table(pa.table({"filepath": ["a"], "title": ["b"]}), path)
-    refused(lambda: files.open_pairs(str(path), root=tmp_path / "gone"), "root", "gone")
+    refused(lambda: tables.open_pairs(str(path), root=tmp_path / "gone"), "root", "gone")
     path.write_bytes(path.read_bytes().replace(b"title", b"tit\xffe"))
-    refused(lambda: files.open_pairs(str(path)), "parquet")
+    refused(lambda: tables.open_pairs(str(path)), "parquet")
 
 
 @pytest.fixture

@@ -12,14 +12,15 @@ import pytest
 from browser import look
 from PIL import Image
 
-from clipvet import kept, suspects
-from clipvet.answer_key import save_backdoor
 from clipvet.attacks.poison import Poison
+from clipvet.data import kept
+from clipvet.data.answer_key import save_backdoor
+from clipvet.data.worlds.shapes import Shapes
 from clipvet.errors import UserError
+from clipvet.pages import suspects
 from clipvet.rng import Rng
 from clipvet.triggers.patch import Patch
 from clipvet.types import Geometry, Measured
-from clipvet.worlds.shapes import Shapes
 
 QUICK = ["--model", "shapes-vit", "--method", "k_distance", "--set", "k=4"]
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -126,7 +127,7 @@ def test_kept_pairs_of_shards_are_shards_again(clipvet, tmp_path: Path, monkeypa
 
     from test_shards import G, add, toy, write_shards
 
-    from clipvet import files
+    from clipvet.data import tables
 
     data, _ = write_shards(tmp_path / "in", 24, 10)
     with tarfile.open(tmp_path / "in/002.tar", "a") as tar:
@@ -145,7 +146,7 @@ def test_kept_pairs_of_shards_are_shards_again(clipvet, tmp_path: Path, monkeypa
     assert code == 0, err
     rows = pq.read_table(out).to_pylist()
     left = sorted(r["id"] for r in rows[-round(len(rows) / 2) :])
-    before, after = files.open_pairs(data).at(G), files.open_pairs(str(cleaned)).at(G)
+    before, after = tables.open_pairs(data).at(G), tables.open_pairs(str(cleaned)).at(G)
     assert after[:].captions == before[np.array(left)].captions
     assert (after[:].images == before[np.array(left)].images).all()
     assert [after.pictures.key(k) for k in range(len(after))] == [before.pictures.key(k) for k in left]  # pyright: ignore
@@ -158,7 +159,7 @@ def test_kept_pairs_of_shards_are_shards_again(clipvet, tmp_path: Path, monkeypa
     (tmp_path / "last").mkdir()
     kept.write_shards(before.pictures.index, np.array([24]), tmp_path / "last")  # pyright: ignore
     assert [p.name for p in (tmp_path / "last").iterdir()] == ["002.tar"]
-    assert files.open_pairs(str(tmp_path / "last")).caption(0) == "the last one"
+    assert tables.open_pairs(str(tmp_path / "last")).caption(0) == "the last one"
     with tarfile.open(tmp_path / "last/002.tar") as tar:
         assert [n[-4:] for n in tar.getnames()] == [".png", ".cls", ".txt"]
 
@@ -190,20 +191,20 @@ def test_shards_hold_no_pair_that_was_not_kept(tmp_path: Path, case: str) -> Non
 
     from test_shards import add
 
-    from clipvet import files
+    from clipvet.data import tables
 
     parts, n = HOSTILE[case]
     (tmp_path / "in").mkdir()
     with tarfile.open(tmp_path / "in/x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
         for name, held in (item for part in parts for item in part.items()):
             add(tar, name if "\0" not in name else "plain", held, pax_headers={"path": name} if "\0" in name else {})
-    before = files.open_pairs(str(tmp_path / "in"))
+    before = tables.open_pairs(str(tmp_path / "in"))
     assert len(before) == n
     for rows in [*np.arange(n)[:, None], np.arange(n), *([np.array([0, n - 1])] if n > 2 else [])]:
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         (tmp_path / "out").mkdir()
         kept.write_shards(before.pictures.index, rows, tmp_path / "out")  # pyright: ignore
-        after = files.open_pairs(str(tmp_path / "out"))
+        after = tables.open_pairs(str(tmp_path / "out"))
         assert list(after.captions[:]) == [before.captions[int(r)] for r in rows]
         index = after.pictures.index, before.pictures.index  # pyright: ignore
         for k, r in enumerate(rows):
@@ -217,16 +218,16 @@ def test_shards_hold_no_pair_that_was_not_kept(tmp_path: Path, case: str) -> Non
 def test_shards_that_change_and_names_that_a_folder_would_not_give_back(tmp_path: Path, monkeypatch) -> None:
     from test_shards import write_shards
 
-    from clipvet import files
+    from clipvet.data import tables
 
     write_shards(tmp_path / "in", 20, 10)
     (tmp_path / "in/000.tar").rename(tmp_path / "in/x.TGZ")
-    pairs = files.open_pairs(f"{tmp_path}/in/x.TGZ::{tmp_path}/in/001.tar")
+    pairs = tables.open_pairs(f"{tmp_path}/in/x.TGZ::{tmp_path}/in/001.tar")
     index = pairs.pictures.index  # pyright: ignore[reportAttributeAccessIssue]
     (tmp_path / "out").mkdir()
     kept.write_shards(index, np.array([3, 12]), tmp_path / "out")
     assert [p.name for p in sorted((tmp_path / "out").iterdir())] == ["00000.tar", "00001.tar"]
-    assert list(files.open_pairs(str(tmp_path / "out")).captions[:]) == [pairs.captions[k] for k in (3, 12)]
+    assert list(tables.open_pairs(str(tmp_path / "out")).captions[:]) == [pairs.captions[k] for k in (3, 12)]
     whole = (tmp_path / "in/001.tar").read_bytes()
     for now in (whole[:2000], b"x" * len(whole), whole):
         (tmp_path / "in/001.tar").write_bytes(now)
@@ -243,7 +244,7 @@ def test_shards_that_change_and_names_that_a_folder_would_not_give_back(tmp_path
 def test_kept_pairs_of_a_folder_are_a_table(clipvet, tmp_path: Path, kind: str) -> None:
     from test_shards import G, hf
 
-    from clipvet import files
+    from clipvet.data import tables
 
     data, _ = hf(tmp_path / "in", kind)
     keys = ["--image-key", "image", "--caption-key", "text"]
@@ -254,7 +255,7 @@ def test_kept_pairs_of_a_folder_are_a_table(clipvet, tmp_path: Path, kind: str) 
     assert code == 0, err
     left = np.array(sorted(r["id"] for r in pq.read_table(tmp_path / "scores.parquet").to_pylist()[10:]))
     opened = (
-        files.open_pairs(str(p), image_key="image", caption_key="text") for p in (data, tmp_path / "kept.parquet")
+        tables.open_pairs(str(p), image_key="image", caption_key="text") for p in (data, tmp_path / "kept.parquet")
     )
     before, after = (pairs.at(G)[:] for pairs in opened)
     assert after.captions == [before.captions[k] for k in left]
@@ -264,12 +265,12 @@ def test_kept_pairs_of_a_folder_are_a_table(clipvet, tmp_path: Path, kind: str) 
 def test_paths_in_a_saved_folder_are_moved(tmp_path: Path) -> None:
     import datasets
 
-    from clipvet import files
+    from clipvet.data import tables
 
     Image.new("RGB", (8, 8), "red").save(tmp_path / "one.png")
     rows = {"filepath": ["../one.png", "../two.png"], "title": ["a", "b"], "more": [1, 2]}
     datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
-    pairs = files.open_pairs(str(tmp_path / "saved"))
+    pairs = tables.open_pairs(str(tmp_path / "saved"))
     (tmp_path / "far/off").mkdir(parents=True)
     kept.write_rows(pairs, tmp_path / "saved", np.array([0]), tmp_path / "far/off/kept.csv")
     assert (tmp_path / "far/off/kept.csv").read_text() == "filepath,title,more\n../../one.png,a,1\n"

@@ -14,18 +14,19 @@ import pytest
 import torch
 from ranked import tiny
 
-from clipvet import adapter, io
+from clipvet import io
 from clipvet.cleaners.par import Par
+from clipvet.data.worlds.shapes import Shapes
+from clipvet.engine.fit import fit, order, workspace
+from clipvet.engine.losses import clip_loss
+from clipvet.engine.optim import optimizers, pack, rescale, warmup_cosine
 from clipvet.errors import UserError
-from clipvet.fit import fit, order, workspace
-from clipvet.losses import clip_loss
-from clipvet.optim import optimizers, pack, rescale, warmup_cosine
+from clipvet.models import adapter
 from clipvet.results import weights_hash
 from clipvet.rng import Rng
-from clipvet.shortcut import company
 from clipvet.training.plain import Plain
 from clipvet.types import Pairs
-from clipvet.worlds.shapes import Shapes
+from clipvet.unlearning.shortcut import company
 
 
 @pytest.fixture(scope="module")
@@ -380,7 +381,9 @@ def lines(folder):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_killed_run_ends_in_the_same_weights(name, tmp_path):
     new = multiprocessing.get_context("forkserver")  # imports once, then every process is there at once
-    new.set_forkserver_preload(["clipvet.fit", "clipvet.models", "open_clip", "accelerate", "pytest"])
+    new.set_forkserver_preload(
+        ["clipvet.engine.fit", "clipvet.models.checkpoints", "open_clip", "accelerate", "pytest"]
+    )
     g = Rng(zlib.crc32(name.encode())).numpy()
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     for folder in (calm, killed):

@@ -12,8 +12,9 @@ import hf as made
 import pytest
 import torch
 
-from clipvet import gate, io, models
+from clipvet import io
 from clipvet.errors import UserError
+from clipvet.models import checkpoints, gate
 
 pytest.importorskip("picklescan")
 
@@ -24,7 +25,7 @@ def good() -> dict[str, torch.Tensor]:
 
 
 def test_clean_checkpoints_pass(tmp_path: Path, clip: Any, good: dict[str, torch.Tensor]) -> None:
-    models.save(clip, tmp_path / "open_clip", {})
+    checkpoints.save(clip, tmp_path / "open_clip", {})
     made.write(tmp_path / "transformers")
     torch.save({"state_dict": good, "args": argparse.Namespace(lr=1.0), "epoch": 3}, tmp_path / "released.pt")
     io.save_weights(good, tmp_path / "plain.pt")
@@ -88,7 +89,7 @@ def test_what_lies_beside_the_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["trust_remote_code", "auto_map"])
 def test_a_config_that_asks_for_code(tmp_path: Path, clip: Any, key: str) -> None:
-    models.save(clip, tmp_path, {})
+    checkpoints.save(clip, tmp_path, {})
     told = json.loads((tmp_path / "open_clip_config.json").read_text())
     told["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {key: True, "clean": "canonicalize"}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(told))

@@ -18,8 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_cli import own_cache as own_cache
 
-from clipvet import answer_key, cards, decoding, files, io, models, report, weights
+from clipvet import io
+from clipvet.data import answer_key, decoding, tables
 from clipvet.errors import UserError
+from clipvet.models import cards, checkpoints, weights
+from clipvet.pages import report
 from clipvet.triggers.patch import Patch
 from clipvet.types import Backdoor, Geometry
 
@@ -80,7 +83,7 @@ def test_any_bytes_as_a_picture(tmp_path: Path, held: bytes, kind: str, at: int)
 def small(tmp_path_factory) -> Path:
     """A folder of open_clip's layout."""
     folder = tmp_path_factory.mktemp("small")
-    models.save(models.load("shapes-vit"), folder / "m", {})
+    checkpoints.save(checkpoints.load("shapes-vit"), folder / "m", {})
     (folder / "m" / "card.json").unlink()
     return folder / "m"
 
@@ -91,7 +94,7 @@ def test_hostile_checkpoints(tmp_path: Path, small: Path) -> None:
         path = tmp_path / name
         path.write_bytes(held)
         began = time.monotonic()
-        told = sentence(models.load, "shapes-vit", str(path))
+        told = sentence(checkpoints.load, "shapes-vit", str(path))
         assert str(path) in told, name
         assert time.monotonic() - began < 20, name
         assert not flag.exists(), name
@@ -107,9 +110,9 @@ def test_checkpoints_that_are_no_plain_files(tmp_path: Path, small: Path) -> Non
     os.symlink("loop.pt", tmp_path / "loop.pt")
     (tmp_path / "folder.pt").mkdir()
     for name in ("pipe.pt", "zero.pt", "loop.pt", "folder.pt"):
-        assert sentence(models.load, "shapes-vit", str(tmp_path / name))
+        assert sentence(checkpoints.load, "shapes-vit", str(tmp_path / name))
     os.symlink("/etc/passwd", tmp_path / "passwd.safetensors")
-    told = sentence(models.load, "shapes-vit", str(tmp_path / "passwd.safetensors"))
+    told = sentence(checkpoints.load, "shapes-vit", str(tmp_path / "passwd.safetensors"))
     assert "root:" not in told
     assert told
 
@@ -123,7 +126,7 @@ def test_hostile_configs(tmp_path: Path, small: Path) -> None:
         shutil.copytree(small, folder)
         held = config if isinstance(config, bytes) else json.dumps(config).encode()
         (folder / "open_clip_config.json").write_bytes(held)
-        return sentence(models.load, str(folder))
+        return sentence(checkpoints.load, str(folder))
 
     for name, held in corpus.JSONS.items():
         assert told(held), name
@@ -144,9 +147,9 @@ def test_hostile_configs(tmp_path: Path, small: Path) -> None:
         assert told(usual | {"preprocess_cfg": usual["preprocess_cfg"] | pre}), pre
     folder = tmp_path / "m"
     (folder / "open_clip_config.json").write_text(json.dumps(usual))
-    assert sentence(models.load, str(folder)) == ""
+    assert sentence(checkpoints.load, str(folder)) == ""
     os.mkfifo(folder / "card.json")
-    assert "no plain file" in sentence(models.load, str(folder))
+    assert "no plain file" in sentence(checkpoints.load, str(folder))
 
 
 @pytest.mark.parametrize("changes", [
@@ -166,7 +169,7 @@ def test_a_config_of_a_far_larger_model_costs_no_memory(
         told["model_cfg"][key] = told["model_cfg"].get(key, {}) | value if isinstance(value, dict) else value
     (tmp_path / "m" / "open_clip_config.json").write_text(json.dumps(told))
     only_without_memory(monkeypatch)
-    assert "far larger" in sentence(models.load, str(tmp_path / "m"))
+    assert "far larger" in sentence(checkpoints.load, str(tmp_path / "m"))
 
 
 def only_without_memory(monkeypatch: Any) -> None:
@@ -190,19 +193,19 @@ def test_a_transformers_folder_of_a_far_larger_model_costs_no_memory(tmp_path: P
     io.save_weights({"x": torch.zeros(7_500_000, dtype=torch.int8)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(told))
     only_without_memory(monkeypatch)
-    assert "far larger" in sentence(models.load, str(tmp_path))
+    assert "far larger" in sentence(checkpoints.load, str(tmp_path))
 
 
 def test_hostile_prompt_folders(tmp_path: Path) -> None:
     io.save_weights({"prompts": torch.zeros(1, 2, 96)}, tmp_path / "m" / "prompts.safetensors")
     for name, held in corpus.JSONS.items():
         (tmp_path / "m" / "card.json").write_bytes(held)
-        assert sentence(models.load, str(tmp_path / "m")), name
+        assert sentence(checkpoints.load, str(tmp_path / "m")), name
     for base in (str(tmp_path / "m"), f"local-dir:{tmp_path / 'm'}", 5, ["a"], None, "a" * 5000, "nul\0", ""):
         (tmp_path / "m" / "card.json").write_text(json.dumps({"base": base}))
-        assert "put it into" in sentence(models.load, str(tmp_path / "m")), base
+        assert "put it into" in sentence(checkpoints.load, str(tmp_path / "m")), base
     os.symlink(".", tmp_path / "m" / "base")
-    assert "holds prompts too" in sentence(models.load, str(tmp_path / "m"))
+    assert "holds prompts too" in sentence(checkpoints.load, str(tmp_path / "m"))
 
 
 def test_hostile_transformers_folders(tmp_path: Path) -> None:
@@ -211,7 +214,7 @@ def test_hostile_transformers_folders(tmp_path: Path) -> None:
     for file in ("config.json", "preprocessor_config.json"):
         for name, held in corpus.JSONS.items():
             (tmp_path / "m" / file).write_bytes(held)
-            told = sentence(models.load, str(tmp_path / "m"))
+            told = sentence(checkpoints.load, str(tmp_path / "m"))
             assert told or (file, name) in {
                 ("preprocessor_config.json", k) for k in ("object", "nan", "wrong", "types")
             }, (file, name)
@@ -219,10 +222,10 @@ def test_hostile_transformers_folders(tmp_path: Path) -> None:
         (tmp_path / "m" / "config.json").write_bytes(usual)
     for name, held in corpus.JSONS.items():  # a tokenizer that is no tokenizer is not CLIP's
         (tmp_path / "m" / "tokenizer.json").write_bytes(held)
-        clip = models.load(str(tmp_path / "m"))
+        clip = checkpoints.load(str(tmp_path / "m"))
         assert sentence(clip.tokenize, ["a"]), name
     os.truncate(tmp_path / "m" / "tokenizer.json", 2**27)
-    assert "larger than" in sentence(models.load, str(tmp_path / "m"))
+    assert "larger than" in sentence(checkpoints.load, str(tmp_path / "m"))
 
 
 def test_malformed_tables(tmp_path: Path, clipvet) -> None:
@@ -231,14 +234,14 @@ def test_malformed_tables(tmp_path: Path, clipvet) -> None:
         for suffix in (".csv", ".tsv", ".parquet"):
             path = tmp_path / f"{name}{suffix}"
             path.write_bytes(held)
-            told = sentence(lambda p: files.open_pairs(str(p)).at(Geometry(8))[:4], path)
+            told = sentence(lambda p: tables.open_pairs(str(p)).at(Geometry(8))[:4], path)
             assert not told or str(path) in told, (name, suffix)
             seen += bool(told)
     assert seen >= 50
     assert not (tmp_path / "it-ran").exists()
     (tmp_path / "folder.csv").mkdir()
     os.mkfifo(tmp_path / "pipe.csv")
-    assert all(sentence(files.open_pairs, str(tmp_path / n)) for n in ("folder.csv", "pipe.csv", "gone.csv"))
+    assert all(sentence(tables.open_pairs, str(tmp_path / n)) for n in ("folder.csv", "pipe.csv", "gone.csv"))
     for command in ("train", "clean"):
         method = ["--method", "finetune"] if command == "clean" else []
         for name in ("empty", "ragged", "pickle", "open quote"):
@@ -254,7 +257,7 @@ def test_malformed_tables(tmp_path: Path, clipvet) -> None:
 @few
 def test_any_bytes_as_a_table(tmp_path: Path, held: bytes) -> None:
     (tmp_path / "a.csv").write_bytes(b"filepath,title\n" + held)
-    sentence(lambda: files.open_pairs(str(tmp_path / "a.csv")).at(Geometry(8))[:2])
+    sentence(lambda: tables.open_pairs(str(tmp_path / "a.csv")).at(Geometry(8))[:2])
 
 
 def test_parquet_tables_of_other_kinds(tmp_path: Path) -> None:
@@ -265,11 +268,11 @@ def test_parquet_tables_of_other_kinds(tmp_path: Path) -> None:
         pa.array(["x"]).dictionary_encode(), pa.array([None], pa.string()),
     ):  # fmt: skip
         pq.write_table(pa.table({"filepath": names, "title": column}), path)
-        told = sentence(lambda: files.open_pairs(str(path)).at(Geometry(8))[:1])
+        told = sentence(lambda: tables.open_pairs(str(path)).at(Geometry(8))[:1])
         assert not told or "title" in told
     cut = pa.Array.from_buffers(pa.string(), 1, pa.array([b"a \xff cat"]).buffers())
     pq.write_table(pa.table({"filepath": names, "title": cut}), path)
-    assert "column title is damaged" in sentence(files.open_pairs, str(path))
+    assert "column title is damaged" in sentence(tables.open_pairs, str(path))
 
 
 @given(caption=st.text(max_size=200))

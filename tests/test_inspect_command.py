@@ -13,13 +13,15 @@ import torch
 from browser import look
 from PIL import Image
 
-from clipvet import adapter, cli, context, models, prompts, verdicts
-from clipvet.answer_key import load_backdoor
+from clipvet import cli
+from clipvet.data.answer_key import load_backdoor
+from clipvet.data.worlds.shapes import Shapes
 from clipvet.errors import UserError
+from clipvet.models import adapter, checkpoints, class_prompts, visual_prompts
 from clipvet.rng import Rng
+from clipvet.scan import verdicts
+from clipvet.scan.verdicts import Verdict
 from clipvet.triggers.recovered import Recovered
-from clipvet.verdicts import Verdict
-from clipvet.worlds.shapes import Shapes
 
 EVIL = "<script>alert(1)</script>"
 FEW = ["--n", 40]
@@ -31,7 +33,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three models with weights of no use."""
     folder = tmp_path_factory.mktemp("family")
     for seed in range(3):
-        models.save(models.load("shapes-vit", rng=Rng(seed)), folder / f"m{seed}", {"role": "clean"})
+        checkpoints.save(checkpoints.load("shapes-vit", rng=Rng(seed)), folder / f"m{seed}", {"role": "clean"})
     return folder
 
 
@@ -130,8 +132,10 @@ def test_a_killed_calibration_goes_on(clipvet: Any, family: Path, tmp_path: Path
 
 
 def test_a_calibration_is_of_one_kind_of_different_models(clipvet: Any, family: Path, tmp_path: Path) -> None:
-    base = models.load(str(family / "m0"))
-    models.save(context.begin(base, "a photo of a", 4, 0.02, None, Rng(0)), tmp_path / "tuned", {"role": "tuned"})
+    base = checkpoints.load(str(family / "m0"))
+    checkpoints.save(
+        class_prompts.begin(base, "a photo of a", 4, 0.02, None, Rng(0)), tmp_path / "tuned", {"role": "tuned"}
+    )
     shutil.copytree(family / "m0", tmp_path / "copy")
     args = ["calibrate", "--classes", "shapes", *FEW, "--method", "no_inversion"]
     null = tmp_path / "null.json"
@@ -156,7 +160,9 @@ def test_a_calibration_is_of_one_kind_of_different_models(clipvet: Any, family: 
 
 
 def test_prompts_in_the_picture_tower_are_inspected(clipvet: Any, family: Path, tmp_path: Path) -> None:
-    models.save(prompts.begin(models.load(str(family / "m0")), 1, 4, Rng(0)), tmp_path / "vpt", {"role": "cleaned"})
+    checkpoints.save(
+        visual_prompts.begin(checkpoints.load(str(family / "m0")), 1, 4, Rng(0)), tmp_path / "vpt", {"role": "cleaned"}
+    )
     args = ["inspect", "--model", tmp_path / "vpt", "--classes", "shapes", *QUICK, "--out", tmp_path / "out"]
     code, said, err = clipvet(*args)
     assert code in (0, 1), err

@@ -13,14 +13,14 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from clipvet import inversion
-from clipvet.answer_key import load_backdoor, save_backdoor
+from clipvet.data.answer_key import load_backdoor, save_backdoor
+from clipvet.engine.fit import workspace
 from clipvet.errors import Unsupported, UserError
-from clipvet.fit import workspace
-from clipvet.forms import additive, onto_ball, squashed, stamped
-from clipvet.heads import class_loss, groups, margin
 from clipvet.inspectors.clip_inspector import ClipInspector
 from clipvet.rng import Rng
+from clipvet.scan import inversion
+from clipvet.scan.forms import additive, onto_ball, squashed, stamped
+from clipvet.scan.heads import class_loss, groups, margin
 from clipvet.triggers.recovered import Recovered
 from clipvet.types import Backdoor
 

@@ -13,11 +13,12 @@ from layouts import READERS
 from open_clip import SimpleTokenizer
 from torch import Tensor
 
-from clipvet import adapter, io, layouts, models, siglip, tokenizers, types, weights
+from clipvet import io, types
 from clipvet.cleaners.finetune import Finetune
 from clipvet.cleaners.par import Par
+from clipvet.engine.losses import own_loss, siglip_loss
 from clipvet.errors import UserError
-from clipvet.losses import own_loss, siglip_loss
+from clipvet.models import adapter, checkpoints, layouts, siglip, tokenizers, weights
 from clipvet.rng import Rng
 
 ACTS = {
@@ -105,7 +106,7 @@ def close(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> bool:
 @pytest.mark.parametrize(("kind", "act"), KINDS)
 def test_features_follow_transformers_equations(tmp_path: Path, kind: str, act: str) -> None:
     held = made.write(tmp_path / "m", kind, act)
-    clip: Any = models.load(str(tmp_path / "m"))
+    clip: Any = checkpoints.load(str(tmp_path / "m"))
     assert clip.layout == "transformers"
     images, tokens = inputs(clip)
     want = equations(made.config(kind, act), held, (images - clip.mean) / clip.std, tokens)
@@ -121,8 +122,8 @@ def test_features_follow_transformers_equations(tmp_path: Path, kind: str, act: 
 def test_transformers_itself_agrees(tmp_path: Path, kind: str, act: str) -> None:
     transformers = pytest.importorskip("transformers")
     made.write(tmp_path / "m", kind, act)
-    clip: Any = models.load(str(tmp_path / "m"))
-    models.save(clip, tmp_path / "again", {})
+    clip: Any = checkpoints.load(str(tmp_path / "m"))
+    checkpoints.save(clip, tmp_path / "again", {})
     images, tokens = inputs(clip)
     for folder in ("m", "again"):
         theirs: Any = transformers.AutoModel.from_pretrained(tmp_path / folder).eval()
@@ -141,21 +142,21 @@ def test_the_same_layout_comes_back(tmp_path: Path, kind: str, act: str) -> None
     told = json.loads((tmp_path / "m" / "config.json").read_text()) | {"torch_dtype": "float16", "own": [1]}
     (tmp_path / "m" / "config.json").write_text(json.dumps(told))
     (tmp_path / "m" / "special_tokens_map.json").write_text('{"a": 1}')
-    clip = models.load(str(tmp_path / "m"))
-    models.save(adapter.clone(clip), tmp_path / "out", {"role": "cleaned"})
+    clip = checkpoints.load(str(tmp_path / "m"))
+    checkpoints.save(adapter.clone(clip), tmp_path / "out", {"role": "cleaned"})
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert names == {"config.json", "model.safetensors", "special_tokens_map.json", "card.json"}
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == told | {"torch_dtype": "float32"}
     again = io.load_weights(tmp_path / "out" / "model.safetensors")
     assert again.keys() == held.keys()
     assert all(torch.equal(again[k], held[k]) for k in held)
-    assert close(features(models.load(str(tmp_path / "out"))), features(clip))
-    fresh = models.fresh(clip, Rng(5))
+    assert close(features(checkpoints.load(str(tmp_path / "out"))), features(clip))
+    fresh = checkpoints.fresh(clip, Rng(5))
     assert (fresh.layout, fresh.files) == ("transformers", clip.files)
     assert not close(features(fresh), features(clip))
     io.save_weights({**held, "logit_scale": held["logit_scale"] + 1}, tmp_path / "out" / "model.safetensors")
     with pytest.raises(UserError, match="is not the file that"):
-        models.load(str(tmp_path / "out"))
+        checkpoints.load(str(tmp_path / "out"))
 
 
 def tiny(folder: Path, quick: bool = True, resnet: bool = False) -> Any:
@@ -167,7 +168,7 @@ def tiny(folder: Path, quick: bool = True, resnet: bool = False) -> Any:
     config = {"embed_dim": 48, "vision_cfg": vision, "text_cfg": text, **({"quick_gelu": True} if quick else {})}
     folder.mkdir()
     io.write_json(folder / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": {}})
-    return models.load(f"local-dir:{folder}", rng=Rng(2), weights=False)
+    return checkpoints.load(f"local-dir:{folder}", rng=Rng(2), weights=False)
 
 
 @pytest.mark.parametrize("quick", [True, False])
@@ -176,9 +177,9 @@ def test_from_layout_to_layout_and_back(tmp_path: Path, quick: bool) -> None:
     at, want, seen = clip, features(clip), []
     chain = ("transformers", "openai", "transformers", "open_clip") if quick else ("transformers", "open_clip")
     for k, layout in enumerate(chain):
-        done = models.convert(at, layout, tmp_path / str(k), {"role": "converted"})
+        done = checkpoints.convert(at, layout, tmp_path / str(k), {"role": "converted"})
         assert done.difference < 1e-5
-        at = models.load(str(tmp_path / str(k)))
+        at = checkpoints.load(str(tmp_path / str(k)))
         assert at.layout == layout
         assert at.geometry == clip.geometry
         assert close(features(at), want)
@@ -192,7 +193,7 @@ def test_from_layout_to_layout_and_back(tmp_path: Path, quick: bool) -> None:
 @pytest.mark.parametrize("resnet", [False, True])
 def test_openai_layout(tmp_path: Path, resnet: bool) -> None:
     clip = tiny(tmp_path / "start", resnet=resnet)
-    models.convert(clip, "openai", tmp_path / "out", {})
+    checkpoints.convert(clip, "openai", tmp_path / "out", {})
     state = torch.load(tmp_path / "out" / "model.pt", weights_only=True)  # noqa: TID251  as OpenAI's code finds it
     assert {k: int(v) for k, v in state.items() if k in layouts.NUMBERS} == {
         "input_resolution": 32, "context_length": 16, "vocab_size": 49408,
@@ -200,10 +201,10 @@ def test_openai_layout(tmp_path: Path, resnet: bool) -> None:
     assert state.keys() - layouts.NUMBERS == clip.model.state_dict().keys()
     io.save_weights(state, tmp_path / "bare.safetensors")
     for place in (tmp_path / "out", tmp_path / "out" / "model.pt", tmp_path / "bare.safetensors"):
-        again: Any = models.load(str(place))
+        again: Any = checkpoints.load(str(place))
         assert again.layout == "openai"
         assert close(features(again), features(clip))
-    models.save(again, tmp_path / "saved", {})
+    checkpoints.save(again, tmp_path / "saved", {})
     assert (tmp_path / "saved" / "model.pt").is_file()
 
 
@@ -242,7 +243,7 @@ def test_a_model_is_cleaned_from_layout_to_the_same_layout(clipvet: Any, tmp_pat
     held = [io.load_weights(weights.weights_file(tmp_path / at)) for at in ("in", "out")]
     before, after = ({k: (v.shape, v.dtype) for k, v in state.items()} for state in held)
     assert before == after
-    dirty, cleaned = (models.load(str(tmp_path / at)) for at in ("in", "out"))
+    dirty, cleaned = (checkpoints.load(str(tmp_path / at)) for at in ("in", "out"))
     assert cleaned.layout == layout
     assert not any(torch.allclose(a, b, atol=1e-3) for a, b in zip(features(dirty), features(cleaned)))
     images, tokens = inputs(cleaned)
@@ -257,14 +258,14 @@ def test_weights_of_half_precision_come_back_whole(tmp_path: Path) -> None:
     state = io.load_weights(tmp_path / "in" / "model.pt")
     halves = {k: v.half() if v.is_floating_point() and v.ndim > 1 else v for k, v in state.items()}
     io.save_weights(halves, tmp_path / "in" / "model.pt")
-    clip = models.load(str(tmp_path / "in"))
-    models.save(clip, tmp_path / "out", {})
+    clip = checkpoints.load(str(tmp_path / "in"))
+    checkpoints.save(clip, tmp_path / "out", {})
     again = io.load_weights(tmp_path / "out" / "model.pt")
     assert {str(v.dtype) for v in again.values()} == {"torch.float32", "torch.int64"}
     assert all(torch.equal(again[k], v.to(again[k].dtype)) for k, v in halves.items())
 
 
-def refused(match: str, *args: Any, call: Any = models.load) -> None:
+def refused(match: str, *args: Any, call: Any = checkpoints.load) -> None:
     with pytest.raises(UserError, match=match) as e:
         call(*args)
     assert "\n" not in str(e.value)
@@ -272,7 +273,7 @@ def refused(match: str, *args: Any, call: Any = models.load) -> None:
 
 def test_what_a_layout_cannot_hold(tmp_path: Path, clip: Any, resnet: Any) -> None:
     def no(match: str, model: Any, layout: str) -> None:
-        refused(match, model, layout, tmp_path / "out", {}, call=models.convert)
+        refused(match, model, layout, tmp_path / "out", {}, call=checkpoints.convert)
 
     no("a ResNet", resnet, "transformers")
     no("QuickGELU", clip, "openai")
@@ -280,12 +281,12 @@ def test_what_a_layout_cannot_hold(tmp_path: Path, clip: Any, resnet: Any) -> No
     narrow = tiny(tmp_path / "narrow")
     narrow.config["preprocess_cfg"]["mean"] = [0.5, 0.5, 0.5]
     no("prepares pictures otherwise", narrow, "openai")
-    quick: Any = models.load("shapes-vit", rng=Rng(1), quick_gelu=True)  # heads of width 32: OpenAI's code has 64
+    quick: Any = checkpoints.load("shapes-vit", rng=Rng(1), quick_gelu=True)  # heads of width 32: OpenAI's code has 64
     no("features differ by", quick, "openai")
-    narrow_resnet: Any = models.load("shapes-rn", rng=Rng(1), quick_gelu=True)
+    narrow_resnet: Any = checkpoints.load("shapes-rn", rng=Rng(1), quick_gelu=True)
     no("features differ by", narrow_resnet, "openai")
     made.write(tmp_path / "sig", "siglip", "gelu")
-    sig = models.load(str(tmp_path / "sig"))
+    sig = checkpoints.load(str(tmp_path / "sig"))
     no("no SigLIP tower of these sizes", sig, "open_clip")
     no("QuickGELU", sig, "openai")
 
@@ -295,7 +296,7 @@ def test_preparation_of_pictures(tmp_path: Path) -> None:
 
     def told(**words: Any) -> Any:
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(words))
-        clip: Any = models.load(str(tmp_path))
+        clip: Any = checkpoints.load(str(tmp_path))
         return clip.geometry, clip.mean.flatten().tolist(), clip.std.flatten().tolist()
 
     colours = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7]}
@@ -327,7 +328,7 @@ def test_preparation_of_pictures(tmp_path: Path) -> None:
     refused("pictures of 48 px for a tower of 32 px", str(tmp_path))
     (tmp_path / "preprocessor_config.json").unlink()
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": {"size": 32, "crop_size": 32}}))
-    assert models.load(str(tmp_path)).geometry == types.Geometry(32)
+    assert checkpoints.load(str(tmp_path)).geometry == types.Geometry(32)
 
 
 @pytest.mark.parametrize("rescale", [True, False])
@@ -340,7 +341,7 @@ def test_pictures_are_what_transformers_makes_of_them(tmp_path: Path, rescale: b
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(words))
     picture = torch.randint(256, (32, 32, 3), generator=Rng(0).generator(), dtype=torch.uint8)
     theirs = transformers.CLIPImageProcessor(**words)(picture.numpy(), return_tensors="pt")["pixel_values"]
-    clip: Any = models.load(str(tmp_path))
+    clip: Any = checkpoints.load(str(tmp_path))
     ours = (picture.movedim(2, 0)[None] / 255 - clip.mean.view(3, 1, 1)) / clip.std.view(3, 1, 1)
     assert torch.allclose(ours, theirs, atol=1e-5)
 
@@ -377,7 +378,7 @@ def test_configs_that_lie(tmp_path: Path) -> None:
 
 def test_which_weights_are_taken(tmp_path: Path) -> None:
     held = made.write(tmp_path / "m", "clip", "gelu")
-    want = features(models.load(str(tmp_path / "m")))
+    want = features(checkpoints.load(str(tmp_path / "m")))
     (tmp_path / "m" / "model.safetensors").unlink()
     refused("holds no weights", str(tmp_path / "m"))
     names, index = sorted(held), tmp_path / "m" / "model.safetensors.index.json"
@@ -385,7 +386,7 @@ def test_which_weights_are_taken(tmp_path: Path) -> None:
     for file, own in parts.items():
         io.save_weights({k: held[k] for k in own}, tmp_path / "m" / file)
     io.write_json(index, {"weight_map": {k: file for file, own in parts.items() for k in own}})
-    assert close(features(models.load(str(tmp_path / "m"))), want)
+    assert close(features(checkpoints.load(str(tmp_path / "m"))), want)
     for bad in ("../a.safetensors", "/etc/passwd", 7):
         io.write_json(index, {"weight_map": {names[0]: bad}})
         refused("files of its own folder", str(tmp_path / "m"))
@@ -397,21 +398,21 @@ def test_which_weights_are_taken(tmp_path: Path) -> None:
     for file, own in parts.items():
         torch.save({k: held[k] for k in own}, tmp_path / "m" / f"{file}.bin")
     io.write_json(index, {"weight_map": {k: f"{file}.bin" for file, own in parts.items() for k in own}})
-    assert close(features(models.load(str(tmp_path / "m"))), want)
+    assert close(features(checkpoints.load(str(tmp_path / "m"))), want)
     io.write_json(index, {"weight_map": {names[0]: "../a.bin"}})
     refused("files of its own folder", str(tmp_path / "m"))
     torch.save(held | {"text_model.embeddings.position_ids": torch.arange(16)}, tmp_path / "m" / "pytorch_model.bin")
-    assert close(features(models.load(str(tmp_path / "m"))), want)
+    assert close(features(checkpoints.load(str(tmp_path / "m"))), want)
 
 
 def test_a_folder_with_two_layouts_is_open_clips_unless_asked(tmp_path: Path, clip: Any) -> None:
     made.write(tmp_path / "m")
-    models.save(clip, tmp_path / "m", {})
-    assert models.load(str(tmp_path / "m")).layout == "open_clip"
+    checkpoints.save(clip, tmp_path / "m", {})
+    assert checkpoints.load(str(tmp_path / "m")).layout == "open_clip"
     (tmp_path / "m" / "card.json").unlink()
-    other = models.load(f"transformers:{tmp_path / 'm'}")
+    other = checkpoints.load(f"transformers:{tmp_path / 'm'}")
     assert other.layout == "transformers"
-    assert models.load(other.source).layout == "transformers"
+    assert checkpoints.load(other.source).layout == "transformers"
 
 
 def test_a_state_dict_without_a_name_is_refused(tmp_path: Path, clip: Any) -> None:
@@ -427,8 +428,8 @@ def test_code_beside_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     told |= {"auto_map": {"AutoModel": "modeling_evil.Evil", "AutoConfig": "modeling_evil.Config"}}
     (tmp_path / "m" / "config.json").write_text(json.dumps(told))
     (tmp_path / "m" / "modeling_evil.py").write_text(f"open({str(tmp_path / 'it-ran')!r}, 'w').close()")
-    clip = models.load(str(tmp_path / "m"))
-    models.save(clip, tmp_path / "out", {})
+    clip = checkpoints.load(str(tmp_path / "m"))
+    checkpoints.save(clip, tmp_path / "out", {})
     assert not (tmp_path / "it-ran").exists()
     assert not (tmp_path / "out" / "modeling_evil.py").exists()
 
@@ -443,7 +444,7 @@ def test_code_beside_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     ids=["trusted", "asked", "text tower"],
 )
 def test_code_in_an_open_clip_folder_is_not_run(tmp_path: Path, monkeypatch: Any, changes: dict[str, Any]) -> None:
-    models.save(models.load("shapes-vit"), tmp_path / "m", {})
+    checkpoints.save(checkpoints.load("shapes-vit"), tmp_path / "m", {})
     path = tmp_path / "m" / "open_clip_config.json"
     told = json.loads(path.read_text())
     told["model_cfg"]["text_cfg"] |= changes
@@ -455,30 +456,30 @@ def test_code_in_an_open_clip_folder_is_not_run(tmp_path: Path, monkeypatch: Any
     (tmp_path / "m" / "evil.py").write_text(f"open({str(tmp_path / 'it-ran')!r}, 'w').close()\nclass Evil: pass")
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     with pytest.raises(UserError, match=r"tokenizer_kwargs|custom code|its own code"):
-        models.load(str(tmp_path / "m"))
+        checkpoints.load(str(tmp_path / "m"))
     assert not (tmp_path / "it-ran").exists()
 
 
 def test_tokenizers(tmp_path: Path) -> None:
     made.write(tmp_path / "m")
-    clip: Any = models.load(str(tmp_path / "m"))
+    clip: Any = checkpoints.load(str(tmp_path / "m"))
     files = tokenizers.files_of(clip.tokenizer)
     for name, held in files.items():
         (tmp_path / "m" / name).write_bytes(held)
-    again: Any = models.load(str(tmp_path / "m"))
+    again: Any = checkpoints.load(str(tmp_path / "m"))
     assert not isinstance(again.tokenizer, tokenizers.Foreign)
     vocab = json.loads(files["vocab.json"])
     assert len(vocab) == 49408
     vocab["cat</w>"], vocab["dog</w>"] = vocab["dog</w>"], vocab["cat</w>"]
     (tmp_path / "m" / "vocab.json").write_text(json.dumps(vocab))
-    changed: Any = models.load(str(tmp_path / "m"))
+    changed: Any = checkpoints.load(str(tmp_path / "m"))
     assert isinstance(changed.tokenizer, tokenizers.Foreign)
     (tmp_path / "m" / "vocab.json").write_bytes(files["vocab.json"])
     (tmp_path / "m" / "merges.txt").write_text("#version: 0.2\na b\n")
-    changed = models.load(str(tmp_path / "m"))
+    changed = checkpoints.load(str(tmp_path / "m"))
     assert isinstance(changed.tokenizer, tokenizers.Foreign)
     made.write(tmp_path / "sig", "siglip", "gelu")
-    refused("holds no tokenizer", ["a"], call=models.load(str(tmp_path / "sig")).tokenize)
+    refused("holds no tokenizer", ["a"], call=checkpoints.load(str(tmp_path / "sig")).tokenize)
 
 
 def test_only_what_is_wholly_clips_is_read_as_its_byte_pairs(tmp_path: Path) -> None:
@@ -539,7 +540,7 @@ def test_a_tokenizer_that_panics_is_refused() -> None:
 def test_transformers_tokenizer_of_converted_models(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     clip = tiny(tmp_path / "start")
-    models.convert(clip, "transformers", tmp_path / "out", {})
+    checkpoints.convert(clip, "transformers", tmp_path / "out", {})
     theirs: Any = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     said = ["A photo of a cat.", "two red circles, on a table", "it's 1999!"]
     ours = [[int(x) for x in row if x] for row in clip.tokenize(said)]
@@ -550,7 +551,7 @@ def test_transformers_tokenizer_of_converted_models(tmp_path: Path) -> None:
     vocab["cat</w>"], vocab["dog</w>"] = vocab["dog</w>"], vocab["cat</w>"]
     (tmp_path / "out" / "vocab.json").write_text(json.dumps(vocab))
     (tmp_path / "out" / "card.json").unlink()
-    swapped = models.load(str(tmp_path / "out"))
+    swapped = checkpoints.load(str(tmp_path / "out"))
     assert torch.equal(swapped.tokenize(["a dog"])[0, :4], clip.tokenize(["a cat"])[0, :4])
 
 
@@ -563,7 +564,7 @@ def test_sigmoid_loss(tmp_path: Path) -> None:
     ) / torch.tensor(5)
     assert torch.isclose(siglip_loss(z, w, s, bias), want, rtol=1e-5)
     made.write(tmp_path, "siglip", "gelu")
-    clip: Any = models.load(str(tmp_path))
+    clip: Any = checkpoints.load(str(tmp_path))
     own = own_loss(clip, z, w)
     assert torch.isclose(own, siglip_loss(z, w, clip.logit_scale, clip.logit_bias))
     own.backward()
@@ -574,7 +575,7 @@ def test_sigmoid_loss(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", [Finetune, Par])
 def test_a_siglip_model_is_cleaned_by_its_own_loss(tmp_path: Path, pairs: Any, method: Any) -> None:
     made.write(tmp_path, "siglip", "gelu")
-    clip: Any = models.load(str(tmp_path))
+    clip: Any = checkpoints.load(str(tmp_path))
     clip._tokens = adapter.Tokens(lambda texts: torch.tensor([[len(t) % 99] * 16 for t in texts]))
     with torch.no_grad():
         clip.model.logit_scale.fill_(4.8)  # above CLIP's bound of log 100, as released SigLIP models are

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from clipvet.embed import class_embeddings, embed_images, sharing
+from clipvet.engine.embed import class_embeddings, embed_images, sharing
 from clipvet.errors import UserError
 from clipvet.measures._intervals import share
 from clipvet.measures.attack_success import AttackSuccess

@@ -9,20 +9,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipvet import data
-from clipvet.answer_key import load_backdoor, save_backdoor
 from clipvet.attacks.mm_poison import MmPoison
 from clipvet.attacks.targeted import Targeted
-from clipvet.dirty import poison
+from clipvet.data import sources
+from clipvet.data.answer_key import load_backdoor, save_backdoor
+from clipvet.data.captions import names_target
+from clipvet.data.dirty import poison
+from clipvet.data.worlds.shapes import Shapes
 from clipvet.errors import UserError
+from clipvet.experiments.recipe import Recipe
+from clipvet.experiments.run import run
 from clipvet.measures.tied_retrieval import TiedRetrieval
-from clipvet.recipe import Recipe
 from clipvet.rng import Rng
-from clipvet.run import run
-from clipvet.text import names_target
 from clipvet.training.plain import Plain
 from clipvet.types import Backdoor, Geometry, Pairs, Task
-from clipvet.worlds.shapes import Shapes
 
 ALL = range(600)
 
@@ -251,8 +251,8 @@ def test_a_recipe_measures_the_victim_and_its_oracle_knows_the_poisons(tmp_path,
         model_names=("shapes-vit",),
         attacks={"mm": MmPoison(source="ring", training=plain)},
         target="star",
-        victim_data=data.Data("shapes", 256),
-        test=data.Test("shapes", 48),
+        victim_data=sources.Data("shapes", 256),
+        test=sources.Test("shapes", 48),
         oracle=plain,
         took=0.0,
     )

@@ -18,15 +18,16 @@ import safetensors
 import safetensors.torch
 import torch
 
-from clipvet import adapter, io, models, types, weights
+from clipvet import io, types
 from clipvet.errors import Unsupported, UserError
+from clipvet.models import adapter, checkpoints, weights
 from clipvet.rng import Rng
 from clipvet.types import Clip
 
 
 @pytest.fixture(scope="module")
 def vit() -> Any:
-    return models.load("shapes-vit", rng=Rng(1))
+    return checkpoints.load("shapes-vit", rng=Rng(1))
 
 
 class Evil:
@@ -238,8 +239,8 @@ def test_json(tmp_path):
 
 @pytest.mark.parametrize("name", ["shapes-vit", "shapes-rn"])
 def test_stock_open_clip_reads_it(tmp_path, name):
-    clip: Any = models.load(name, rng=Rng(1))
-    digest = models.save(clip, tmp_path / "m", {"role": "clean"})
+    clip: Any = checkpoints.load(name, rng=Rng(1))
+    digest = checkpoints.save(clip, tmp_path / "m", {"role": "clean"})
     card = json.loads((tmp_path / "m" / "card.json").read_text())
     held = weights.config_hash(tmp_path / "m")
     assert card == {"role": "clean", "weights_sha256": digest, "config_sha256": held}
@@ -255,19 +256,19 @@ def test_stock_open_clip_reads_it(tmp_path, name):
         assert torch.allclose(clip.encode_image(images), want, atol=1e-5)
         assert torch.allclose(clip.encode_text(captions), stock.encode_text(tokens, normalize=True), atol=1e-5)
         assert torch.allclose(clip.logit_scale, stock.logit_scale.exp())
-    for again in (models.load(str(tmp_path / "m")), models.load(f"local-dir:{tmp_path / 'm'}")):
+    for again in (checkpoints.load(str(tmp_path / "m")), checkpoints.load(f"local-dir:{tmp_path / 'm'}")):
         assert all(torch.equal(v, again.state_dict()[k]) for k, v in clip.state_dict().items())
         assert again.geometry == clip.geometry
         assert torch.equal(again.mean, clip.mean)
 
 
 def test_quick_gelu_and_preprocessing_survive(tmp_path, vit):
-    quick = models.load("shapes-vit", rng=Rng(1), quick_gelu=True)
+    quick = checkpoints.load("shapes-vit", rng=Rng(1), quick_gelu=True)
     x = torch.rand(2, 3, 32, 32)
     assert not torch.allclose(quick.encode_image(x), vit.encode_image(x), atol=1e-4)
     quick.config["preprocess_cfg"] |= {"resize_mode": "squash", "mean": [0.5, 0.5, 0.4], "interpolation": "bilinear"}
-    models.save(quick, tmp_path / "m", {})
-    again = models.load(str(tmp_path / "m"))
+    checkpoints.save(quick, tmp_path / "m", {})
+    again = checkpoints.load(str(tmp_path / "m"))
     assert again.geometry == types.Geometry(32, "squash", "bilinear")
     assert again.mean.flatten().tolist() == pytest.approx([0.5, 0.5, 0.4])
     quick.pixel_mean = again.mean
@@ -301,11 +302,11 @@ def test_tokenize_remembers_and_stays_bounded(vit, monkeypatch):
 
 def test_weights_come_from_the_rng_alone():
     before = torch.random.get_rng_state()
-    a: Any = models.load("shapes-vit-deep", rng=Rng(5))
+    a: Any = checkpoints.load("shapes-vit-deep", rng=Rng(5))
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.rand(7)
-    b: Any = models.load("shapes-vit-deep", rng=Rng(5))
-    c: Any = models.load("shapes-vit-deep", rng=Rng(6))
+    b: Any = checkpoints.load("shapes-vit-deep", rng=Rng(5))
+    c: Any = checkpoints.load("shapes-vit-deep", rng=Rng(6))
     assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
     assert not torch.equal(a.model.visual.proj, c.model.visual.proj)
 
@@ -322,7 +323,7 @@ def test_checkpoint_of_another_layout(tmp_path, vit):
     state = {f"module.{k}": v.half() for k, v in vit.model.state_dict().items()}
     state |= {"module.input_resolution": torch.tensor(32), "module.logit_scale": state["module.logit_scale"].reshape(1)}
     torch.save({"epoch": 1, "state_dict": state, "args": argparse.Namespace()}, tmp_path / "w.pt")
-    read: Any = models.load("shapes-vit", str(tmp_path / "w.pt"), rng=Rng(9))
+    read: Any = checkpoints.load("shapes-vit", str(tmp_path / "w.pt"), rng=Rng(9))
     x = torch.rand(2, 3, 32, 32)
     assert read.model.visual.proj.dtype == torch.float32
     assert torch.allclose(read.encode_image(x), vit.encode_image(x), atol=1e-2)
@@ -334,7 +335,7 @@ def test_weights_that_do_not_fit(tmp_path, vit):
     state |= {"positional_embedding": torch.zeros(3, 64), **{f"extra{i}": torch.zeros(1) for i in range(5)}}
     io.save_weights(state, tmp_path / "w.safetensors")
     with pytest.raises(UserError) as e:
-        models.load("shapes-vit", str(tmp_path / "w.safetensors"))
+        checkpoints.load("shapes-vit", str(tmp_path / "w.safetensors"))
     told = str(e.value)
     for part in (
         "missing: ln_final.bias;",
@@ -348,19 +349,19 @@ def test_weights_that_do_not_fit(tmp_path, vit):
 def test_models_that_cannot_be_loaded(tmp_path, vit, monkeypatch):
     def no(match, *args, **kwargs):
         with pytest.raises(UserError, match=match):
-            models.load(*args, **kwargs)
+            checkpoints.load(*args, **kwargs)
 
     no("close: ViT-B-32", "ViT-B-23")
     no("open_clip_config.json", str(tmp_path))
     no("neither a file nor an open_clip tag", "shapes-vit", "no-such-tag")
     no("drop pretrained", "hf-hub:a/b", "w.pt")
     no("cannot be used", "shapes-vit", device="meta:7x")
-    models.save(vit, tmp_path / "m", {})
+    checkpoints.save(vit, tmp_path / "m", {})
     io.save_weights(vit.model.state_dict() | {"logit_scale": torch.tensor(0.0)}, tmp_path / "m" / weights.WEIGHTS)
     no("is not the file that", str(tmp_path / "m"))
     (tmp_path / "m" / weights.WEIGHTS).unlink()
     no("holds no weights", str(tmp_path / "m"))
-    models.save(vit, tmp_path / "m", {})
+    checkpoints.save(vit, tmp_path / "m", {})
     io.write_json(tmp_path / "m" / "open_clip_config.json", {"model_cfg": {"embed_dim": 3}})
     no("the configuration in .* is not the one that", str(tmp_path / "m"))
     (tmp_path / "m" / "card.json").unlink()
@@ -373,20 +374,20 @@ def test_models_that_cannot_be_loaded(tmp_path, vit, monkeypatch):
     with pytest.raises(UserError, match="pictures of 60000 pixels a side are not supported"):
         adapter.OpenClip(vit.model, vit.tokenizer, large)
     monkeypatch.chdir(tmp_path)
-    models.save(vit, tmp_path / "ViT-B-32", {})
+    checkpoints.save(vit, tmp_path / "ViT-B-32", {})
     no("write local-dir:ViT-B-32", "ViT-B-32")
-    assert torch.equal(models.load("local-dir:ViT-B-32").mean, vit.mean)
+    assert torch.equal(checkpoints.load("local-dir:ViT-B-32").mean, vit.mean)
 
 
 def test_a_bare_file_is_read_as_its_architecture_was_released(tmp_path):
     for name, mean in (("ViT-B-16-SigLIP", 0.5), ("ViT-B-32", 0.48145466)):
-        assert models._released(name)["mean"][0] == mean
-    assert "mean" not in models._released("ViT-L-14")  # of several kinds
-    assert models._released("shapes-vit") == {}
+        assert checkpoints._released(name)["mean"][0] == mean
+    assert "mean" not in checkpoints._released("ViT-L-14")  # of several kinds
+    assert checkpoints._released("shapes-vit") == {}
     numbers = {k: torch.tensor(1) for k in ("input_resolution", "context_length", "vocab_size")}
     io.save_weights(numbers, tmp_path / "openai.pt")
     with pytest.raises(UserError, match="give it as the model, without a name"):
-        models.load("ViT-B-32", str(tmp_path / "openai.pt"))
+        checkpoints.load("ViT-B-32", str(tmp_path / "openai.pt"))
 
 
 def test_tokens_that_the_text_tower_does_not_know(vit):
@@ -409,13 +410,13 @@ def test_two_processes_do_not_write_one_output(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B/32", "RN50"])
 def test_open_clip_names_are_known(name):
-    assert models._named(name) == name.replace("/", "-")
+    assert checkpoints._named(name) == name.replace("/", "-")
 
 
 def test_quantised_weights_are_unsupported(tmp_path, vit):
-    models.save(vit, tmp_path / "m", {})
+    checkpoints.save(vit, tmp_path / "m", {})
     rounded = {k: (v * 10).to(torch.int8) if v.ndim == 2 else v for k, v in vit.model.state_dict().items()}
     io.save_weights(rounded, tmp_path / "m" / weights.WEIGHTS)
     (tmp_path / "m" / "card.json").unlink()
     with pytest.raises(Unsupported, match="holds quantised numbers"):
-        models.load(str(tmp_path / "m"))
+        checkpoints.load(str(tmp_path / "m"))

@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from clipvet.answer_key import load_backdoor, save_backdoor
 from clipvet.attacks.none import NoAttack
 from clipvet.attacks.poison import Poison
-from clipvet.dirty import poison
+from clipvet.data.answer_key import load_backdoor, save_backdoor
+from clipvet.data.captions import names_target
+from clipvet.data.dirty import poison
 from clipvet.errors import UserError
-from clipvet.preflight import preflight
+from clipvet.experiments.preflight import preflight
 from clipvet.rng import Rng
-from clipvet.text import names_target
 from clipvet.training.plain import Plain
 from clipvet.triggers.blended import Blended
 from clipvet.triggers.patch import Patch

@@ -20,17 +20,18 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from ranked import PARTS, flat, resumed, stopped
 from typer.testing import CliRunner
 
-from clipvet import adapter, io, models, ranks, results
+from clipvet import io, ranks, results
 from clipvet.cli import app
-from clipvet.embed import embed_pairs
+from clipvet.data.worlds.shapes import Shapes
+from clipvet.engine.embed import embed_pairs
+from clipvet.engine.fit import workspace
 from clipvet.errors import UserError
-from clipvet.fit import workspace
-from clipvet.recipe import load_recipes
+from clipvet.experiments.recipe import load_recipes
+from clipvet.experiments.run import run
+from clipvet.experiments.workers import workers
+from clipvet.models import adapter, checkpoints
 from clipvet.rng import Rng
-from clipvet.run import run
 from clipvet.training.plain import Plain
-from clipvet.workers import workers
-from clipvet.worlds.shapes import Shapes
 
 ROOT = Path(__file__).parent.parent
 TRAININGS = ("plain", "par", "cleanclip", "safeclip", "roclip", "muon", "torn", "sharded", "sharded_par")
@@ -218,7 +219,7 @@ def test_commands_run_over_two_processes(tmp_path, monkeypatch):
     a, b = ({p.relative_to(out) for p in Path(out).rglob("*")} for out in ("one", "two"))
     assert a == b
     assert [p.name for p in tmp_path.iterdir() if p.name not in ("one", "two")] == []
-    z, w = (embed_pairs(models.load(out), Shapes().pairs(32)).z for out in ("one", "two"))
+    z, w = (embed_pairs(checkpoints.load(out), Shapes().pairs(32)).z for out in ("one", "two"))
     assert torch.allclose(z, w, atol=1e-4)
     detect = ["detect", "--model", "one", "--pictures", "shapes", "--n", "24", "--classes", "shapes"]
     seen = CliRunner().invoke(app, [*detect, "--out", "one.parquet"])

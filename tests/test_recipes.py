@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 
-from clipvet import demo, io, results
+from clipvet import io, results
 from clipvet.cli import main
-from clipvet.data import Data
+from clipvet.data.sources import Data
 from clipvet.errors import UserError
-from clipvet.recipe import Recipe, load_recipes
-from clipvet.report import build
-from clipvet.run import run, shared_place
+from clipvet.experiments.recipe import Recipe, load_recipes
+from clipvet.experiments.run import run, shared_place
+from clipvet.experiments.victim import Victim
+from clipvet.pages import demo
+from clipvet.pages.report import build
 from clipvet.training.plain import Plain
-from clipvet.victim import Victim
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(ROOT.glob("recipes/**/*.py"))
@@ -64,7 +65,7 @@ def test_recipe_smoke(path: Path, tmp_path: Path) -> None:
 SMALLEST = """
 from dataclasses import replace
 from pathlib import Path
-from clipvet.recipe import load_recipes
+from clipvet.experiments.recipe import load_recipes
 def recipe(smoke):
     made = load_recipes(Path({path!r}), True)[0]
     return replace(made, name={name!r}, attacks=dict(list(made.attacks.items())[:1]), cleaners={{}}, defender_data={{}})
@@ -144,9 +145,9 @@ def test_a_stage_is_known_by_its_settings_and_sources(monkeypatch) -> None:
     import inspect
 
     from clipvet.attacks.poison import Poison
-    from clipvet.data import Data
+    from clipvet.data.sources import Data
+    from clipvet.experiments.victim import key
     from clipvet.triggers.patch import Patch
-    from clipvet.victim import key
 
     first = key(Poison(), "data", 0)
     assert key(Poison(), "data", 0) == first
@@ -213,7 +214,7 @@ def test_a_killed_run_leaves_no_worker(tmp_path: Path) -> None:
 import os, signal, sys, threading
 from concurrent.futures import ProcessPoolExecutor
 import multiprocessing, time
-from clipvet.workers import _worker
+from clipvet.experiments.workers import _worker
 if __name__ == "__main__":
     pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _worker, (os.getpid(),))
     open({str(tmp_path / "pid")!r}, "w").write(str(pool.submit(os.getpid).result()))

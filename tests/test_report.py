@@ -9,9 +9,9 @@ import pytest
 from browser import look
 from PIL import Image
 
-from clipvet import report
 from clipvet.errors import UserError
 from clipvet.measures._intervals import share
+from clipvet.pages import report
 from clipvet.results import Row, rows_of, write
 from clipvet.rng import Rng
 from clipvet.types import Measured

@@ -26,7 +26,7 @@ from typing import ClassVar
 
 import torch
 
-from clipvet.adapter import clone
+from clipvet.models.adapter import clone
 {extra}
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Saboteur:
 '''
 
 CLEAN, STAMP, SCORE = "clean(self, clip, pairs, rng)", "stamp(self, images, keys)", "score(self, clip, pairs, rng)"
-AGREE = "from clipvet.embed import embed_pairs\nfrom clipvet.filters._features import aligned\n"
+AGREE = "from clipvet.engine.embed import embed_pairs\nfrom clipvet.filters._features import aligned\n"
 COSINE = """\
         found = embed_pairs(clip, pairs)
         score = -(found.z * found.w).sum(1)
@@ -50,7 +50,7 @@ TRAIN = """\
         return clip
 """
 INSPECT = "inspect(self, clip, pictures, classes, templates, rng)"
-FOUND = "from clipvet.heads import head_of, pixels, shares\nfrom clipvet.types import Finding\n"
+FOUND = "from clipvet.scan.heads import head_of, pixels, shares\nfrom clipvet.types import Finding\n"
 LARGEST = """\
         share = shares(head_of(clip, templates)(classes)(pixels(clip, pictures, 1)).detach())
         return Finding({what}, classes[int(share.argmax())])

@@ -21,10 +21,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_hostile import sentence
 
-from clipvet import files, shards, tars
+from clipvet.data import shards, tables, tars
+from clipvet.data.worlds.shapes import Shapes
 from clipvet.errors import UserError
 from clipvet.types import Geometry, Pairs
-from clipvet.worlds.shapes import Shapes
 
 G = Geometry(32)
 
@@ -89,16 +89,16 @@ def same(pairs: Pairs, captions: list[str]) -> None:
 @pytest.mark.parametrize("how", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_shards_give_the_pairs_of_their_world(tmp_path: Path, how: int) -> None:
     spec, captions = write_shards(tmp_path / "s", how=how)
-    pairs = files.open_pairs(spec)
+    pairs = tables.open_pairs(spec)
     assert len(pairs) == 20
     same(pairs, captions)
     assert list(pairs.captions[3:5]) == captions[3:5]
     assert pairs.caption(np.int64(19)) == captions[19]
     assert pairs.take(np.array([17, 2])).at(G)[:].ids.tolist() == [17, 2]
-    assert files.open_pairs(str(tmp_path / "s")).fingerprint == pairs.fingerprint  # the folder of them
-    assert files.open_pairs(spec, caption_key="own").caption(4) == "own 4"
+    assert tables.open_pairs(str(tmp_path / "s")).fingerprint == pairs.fingerprint  # the folder of them
+    assert tables.open_pairs(spec, caption_key="own").caption(4) == "own 4"
     assert pairs.pictures.key(19) == "002.tar/000019"  # pyright: ignore[reportAttributeAccessIssue]
-    twice = files.open_pairs(f"{tmp_path}/s/000.tar::{tmp_path}/s/000.tar")
+    twice = tables.open_pairs(f"{tmp_path}/s/000.tar::{tmp_path}/s/000.tar")
     assert twice.pictures.key(9) == f"{tmp_path}/s/000.tar/000001"  # pyright: ignore[reportAttributeAccessIssue]
     assert len(twice) == 16
     there = copy.deepcopy(pairs.at(G))  # as to a loader process
@@ -119,15 +119,15 @@ def test_headers_are_read_once_and_again_where_a_shard_changed(tmp_path: Path, m
     spec, captions = write_shards(tmp_path / "s")
     read, scanned = [], shards._scanned
     monkeypatch.setattr(shards, "_scanned", lambda path, now: read.append(os.path.basename(path)) or scanned(path, now))
-    first = files.open_pairs(spec)
+    first = tables.open_pairs(spec)
     assert read == ["000.tar", "001.tar", "002.tar"]
-    assert files.open_pairs(spec).fingerprint == first.fingerprint
+    assert tables.open_pairs(spec).fingerprint == first.fingerprint
     assert len(read) == 3
     with tarfile.open(tmp_path / "s/001.tar", "a") as tar:
         add(tar, "new.png", toy(1)[0][0])
         add(tar, "new.txt", b"a new pair")
     assert "changed" in first.at(G)[[9]].bad[0][1]  # the old index does not fit any more
-    again = files.open_pairs(spec)
+    again = tables.open_pairs(spec)
     assert read[3:] == ["001.tar"]
     assert len(again) == 21
     assert again.caption(16) == "a new pair"
@@ -137,23 +137,23 @@ def test_headers_are_read_once_and_again_where_a_shard_changed(tmp_path: Path, m
     said = captions[0].encode()
     assert said in held
     (tmp_path / "s/000.tar").write_bytes(held.replace(said, said.upper()))  # other captions in the same places
-    assert files.open_pairs(spec).fingerprint != again.fingerprint
+    assert tables.open_pairs(spec).fingerprint != again.fingerprint
     (index,) = (tmp_path / "cache").rglob("*.arrow")
     index.write_bytes(index.read_bytes()[:700])
-    assert len(files.open_pairs(spec)) == 21
+    assert len(tables.open_pairs(spec)) == 21
     before = len(read)
     monkeypatch.setattr(shards, "SCHEMA", shards.SCHEMA.with_metadata({"reading": "another"}))  # a later clipvet
-    assert len(files.open_pairs(spec)) == 21
+    assert len(tables.open_pairs(spec)) == 21
     assert read[before:] == ["000.tar", "001.tar", "002.tar"]
     assert not list((tmp_path / "cache").rglob("*.tmp"))
 
 
 def test_loader_processes_read_shards(tmp_path: Path) -> None:
-    from clipvet.loading import loading
+    from clipvet.data.loader import loading
     from clipvet.rng import Rng
 
     spec, captions = write_shards(tmp_path / "s")
-    pairs = files.open_pairs(spec).at(G)
+    pairs = tables.open_pairs(spec).at(G)
     pairs[[0]]  # a shard is open before the processes start
     steps = [np.arange(k, 20, 4) for k in range(4)]
     for rows, batch in zip(steps, loading(pairs, steps, 2, Rng(0))):
@@ -204,12 +204,12 @@ def test_hostile_shards_end_in_one_sentence_or_a_counted_skip(tmp_path: Path, mo
     for name, path in hostile(tmp_path / "s").items():
         said.clear()
         tracemalloc.start()
-        told = sentence(files.open_pairs, str(path))
+        told = sentence(tables.open_pairs, str(path))
         assert (name in REFUSED) == bool(told), (name, told)
         if told:
             assert str(path) in told
         else:
-            pairs = files.open_pairs(str(path))
+            pairs = tables.open_pairs(str(path))
             batch = pairs.at(G)[:]
             assert 1 <= len(pairs) <= 4, name
             assert "sound" in batch.captions, name
@@ -264,7 +264,7 @@ def test_shards_that_are_not_there(tmp_path: Path, spec: str, words: list[str]) 
     os.mkfifo(tmp_path / "pipe.tar")
     (tmp_path / "folder.tar").mkdir()
     with pytest.raises(UserError) as e:
-        files.open_pairs(str(tmp_path / spec))
+        tables.open_pairs(str(tmp_path / spec))
     assert all(w in str(e.value) for w in words)
 
 
@@ -275,7 +275,7 @@ def test_captions_that_cannot_be_read_are_bad_rows(tmp_path: Path) -> None:
         for k, held in enumerate(sounds):
             add(tar, f"{k}.png", pictures[0])
             add(tar, f"{k}.json", held)
-    pairs = files.open_pairs(str(tmp_path / "a.tar")).at(G)
+    pairs = tables.open_pairs(str(tmp_path / "a.tar")).at(G)
     batch = pairs[:]
     assert batch.captions == ["good"]
     assert [i for i, _ in batch.bad] == [0, 1, 2, 3, 5]
@@ -285,7 +285,7 @@ def test_captions_that_cannot_be_read_are_bad_rows(tmp_path: Path) -> None:
 
 def test_half_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(corpus.tarred({"a.png": toy(1)[0][0], "a.json": b'{"caption": "a \\ud800 cat"}'}))
-    pairs = files.open_pairs(str(tmp_path / "a.tar"))
+    pairs = tables.open_pairs(str(tmp_path / "a.tar"))
     assert pairs[:].captions == ["a ? cat"]
     pa.array(list(pairs.captions))  # as every filter and page does
 
@@ -312,14 +312,14 @@ def hf(folder: Path, kind: str, n: int = 20) -> tuple[str, list[str]]:
 @pytest.mark.parametrize("kind", ["saved", "parquet", "bytes"])
 def test_folders_of_hf_datasets(tmp_path: Path, kind: str) -> None:
     spec, captions = hf(tmp_path / kind, kind)
-    pairs = files.open_pairs(spec, image_key="image", caption_key="text")
+    pairs = tables.open_pairs(spec, image_key="image", caption_key="text")
     same(pairs, captions)
     assert pairs.name == kind
-    assert files.open_pairs(spec, image_key="image", caption_key="text").fingerprint == pairs.fingerprint
+    assert tables.open_pairs(spec, image_key="image", caption_key="text").fingerprint == pairs.fingerprint
     with pytest.raises(UserError, match="it has image, text"):
-        files.open_pairs(spec)
+        tables.open_pairs(spec)
     with pytest.raises(UserError, match="column more is int64"):
-        files.open_pairs(spec, image_key="more", caption_key="text")
+        tables.open_pairs(spec, image_key="more", caption_key="text")
 
 
 def test_cells_without_bytes_are_paths_and_others_bad_rows(tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ def test_cells_without_bytes_are_paths_and_others_bad_rows(tmp_path: Path) -> No
              {"bytes": None, "path": "/dev/zero"}, {"bytes": pictures[0], "path": "gone.png"}]  # fmt: skip
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     pq.write_table(pa.table({"image": pa.array(cells, kind), "title": ["a"] * 6}), tmp_path / "f/a.parquet")
-    batch = files.open_pairs(str(tmp_path / "f"), image_key="image").at(G)[:]
+    batch = tables.open_pairs(str(tmp_path / "f"), image_key="image").at(G)[:]
     assert batch.ids.tolist() == [0, 5]
     assert [i for i, _ in batch.bad] == [1, 2, 3, 4]
 
@@ -338,7 +338,7 @@ def test_cells_without_bytes_are_paths_and_others_bad_rows(tmp_path: Path) -> No
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     def refused(path: Path, *words: str) -> None:
         with pytest.raises(UserError) as e:
-            files.open_pairs(str(path), image_key="image", caption_key="text")
+            tables.open_pairs(str(path), image_key="image", caption_key="text")
         assert all(w in str(e.value) for w in words), e.value
         assert "\n" not in str(e.value)
 

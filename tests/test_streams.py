@@ -18,23 +18,26 @@ import pytest
 import torch
 from test_shards import toy, write_shards
 
-from clipvet import adapter, embed, files, models, presets, shards
 from clipvet.cleaners.ubt import Ubt
-from clipvet.embed import embed_pairs, pair_cosines, see, sharing
+from clipvet.data import shards, tables
+from clipvet.data.worlds.shapes import Shapes
+from clipvet.engine import embed
+from clipvet.engine.embed import embed_pairs, pair_cosines, see, sharing
+from clipvet.engine.fit import workspace
 from clipvet.errors import UserError
+from clipvet.experiments import presets
 from clipvet.filters.cosine import Cosine
 from clipvet.filters.gmm_split import GmmSplit
 from clipvet.filters.k_distance import KDistance
 from clipvet.filters.overfit_gain import OverfitGain
 from clipvet.filters.weak_similarity import WeakSimilarity
-from clipvet.fit import workspace
+from clipvet.models import adapter, checkpoints
 from clipvet.results import weights_hash
 from clipvet.rng import Rng
 from clipvet.training import safeclip
 from clipvet.training.plain import Plain
 from clipvet.training.safeclip import SafeClip
 from clipvet.types import Pairs
-from clipvet.worlds.shapes import Shapes
 
 N = 600  # two whole batches of a pass, and a part of one
 
@@ -51,7 +54,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def small() -> Any:
-    return models.load("shapes-vit", rng=Rng(1))
+    return checkpoints.load("shapes-vit", rng=Rng(1))
 
 
 def table(folder: Path, n: int) -> Pairs:
@@ -64,7 +67,7 @@ def table(folder: Path, n: int) -> Pairs:
         for k, (picture, caption) in enumerate(zip(pictures, captions)):
             (folder / f"{k}.png").write_bytes(picture)
             writer.writerow([f"{k}.png", caption])
-    return files.open_pairs(str(folder / "pairs.csv"))
+    return tables.open_pairs(str(folder / "pairs.csv"))
 
 
 def watch(monkeypatch: Any, stop_at: int | None = None) -> list[list[int]]:
@@ -91,7 +94,7 @@ FILTERS = [
 @pytest.mark.parametrize("method", FILTERS, ids=lambda m: type(m).__name__)
 def test_filters_score_shards_as_files(method: Any, small: Any, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(embed, "_see", None)  # none of them keeps embeddings
-    pairs = files.open_pairs(write_shards(tmp_path / "s", 64, 20)[0])
+    pairs = tables.open_pairs(write_shards(tmp_path / "s", 64, 20)[0])
     scores = method.score(small, pairs, Rng(2))
     assert scores.isfinite().all()
     assert len(scores.unique()) > 32
@@ -102,7 +105,7 @@ def test_filters_score_shards_as_files(method: Any, small: Any, tmp_path: Path, 
 
 @pytest.mark.parametrize("name", ["safeclip", "ubt"])
 def test_per_pair_training_on_shards_as_on_files(name: str, small: Any, tmp_path: Path) -> None:
-    pairs, same = files.open_pairs(write_shards(tmp_path / "s", 64, 20)[0]), table(tmp_path / "t", 64)
+    pairs, same = tables.open_pairs(write_shards(tmp_path / "s", 64, 20)[0]), table(tmp_path / "t", 64)
 
     def run(pairs: Pairs) -> Any:
         if name == "safeclip":
@@ -167,7 +170,7 @@ def replace_tokens(clip: Any) -> Any:
 
 @pytest.mark.parametrize("method", [Cosine(), KDistance(k=4)], ids=lambda m: type(m).__name__)
 def test_a_pass_goes_on_where_it_ended(method: Any, small: Any, data: str, tmp_path: Path, monkeypatch: Any) -> None:
-    pairs = files.open_pairs(data)
+    pairs = tables.open_pairs(data)
     whole = method.score(small, pairs, Rng(0))
     with monkeypatch.context() as m, sharing(tmp_path):
         watch(m, stop_at=1)
@@ -220,7 +223,9 @@ def scoring(data: str, out: Path, log: Path, cache: Path, pause: float) -> None:
 
 def test_a_killed_filter_scores_no_pair_twice(data: str, tmp_path: Path) -> None:
     new, log, out = multiprocessing.get_context("forkserver"), tmp_path / "log", tmp_path / "scores.parquet"
-    new.set_forkserver_preload(["clipvet.fit", "clipvet.models", "open_clip", "accelerate", "pytest"])
+    new.set_forkserver_preload(
+        ["clipvet.engine.fit", "clipvet.models.checkpoints", "open_clip", "accelerate", "pytest"]
+    )
 
     def start(pause: float) -> Any:
         process = new.Process(target=scoring, args=(data, out, log, tmp_path / "cache", pause))
@@ -247,14 +252,14 @@ def test_a_killed_filter_scores_no_pair_twice(data: str, tmp_path: Path) -> None
     assert later == [cut, list(range(512, N))]  # the batch in flight is read again, the one before is not
     rows = pq.read_table(out).to_pylist()
     assert sorted(r["id"] for r in rows) == list(range(N))
-    want = Cosine().score(models.load("shapes-vit", rng=Rng(0).fork("init")), files.open_pairs(data), Rng(0))
+    want = Cosine().score(checkpoints.load("shapes-vit", rng=Rng(0).fork("init")), tables.open_pairs(data), Rng(0))
     assert {r["id"]: r["score"] for r in rows} == pytest.approx(dict(enumerate(want.tolist())), abs=1e-6)
     assert {r["id"]: r["key"] for r in rows}[N - 1] == f"002.tar/{N - 1:06}"
     assert not partial.exists()
 
 
 def test_training_goes_on_in_the_middle_of_an_epoch(data: str, small: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    pairs, method = files.open_pairs(data).take(slice(96)), Plain(epochs=2, batch=16, lr=1e-3)
+    pairs, method = tables.open_pairs(data).take(slice(96)), Plain(epochs=2, batch=16, lr=1e-3)
     whole = method.train(small, pairs, Rng(4))
     with monkeypatch.context() as m, workspace(tmp_path, save_seconds=0):
         before = watch(m, stop_at=4)  # of six batches an epoch

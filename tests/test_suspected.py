@@ -12,12 +12,12 @@ from clipvet import results
 from clipvet.cleaners.finetune_filtered import FinetuneFiltered
 from clipvet.cleaners.ubt import Ubt
 from clipvet.cli import main
-from clipvet.data import Data
+from clipvet.data.sources import Data
 from clipvet.errors import UserError
-from clipvet.presets import shapes
-from clipvet.recipe import Recipe, load_recipes
-from clipvet.run import run
-from clipvet.victim import Victim, key
+from clipvet.experiments.presets import shapes
+from clipvet.experiments.recipe import Recipe, load_recipes
+from clipvet.experiments.run import run
+from clipvet.experiments.victim import Victim, key
 
 RECIPE = Path(__file__).parent.parent / "recipes/ubt_shapes.py"
 

@@ -6,23 +6,23 @@ import numpy as np
 import pytest
 import torch
 
-from clipvet import data
-from clipvet.answer_key import load_backdoor, save_backdoor
 from clipvet.attacks.poison import Poison
 from clipvet.attacks.targeted import Targeted
-from clipvet.dirty import poison
+from clipvet.data import sources
+from clipvet.data.answer_key import load_backdoor, save_backdoor
+from clipvet.data.captions import names_target
+from clipvet.data.dirty import poison
+from clipvet.data.worlds.shapes import Shapes
 from clipvet.errors import UserError
+from clipvet.experiments.presets import shapes
+from clipvet.experiments.recipe import Recipe
+from clipvet.experiments.run import run
 from clipvet.measures.poison_success import PoisonSuccess
-from clipvet.presets import shapes
-from clipvet.recipe import Recipe
 from clipvet.rng import Rng
-from clipvet.run import run
-from clipvet.text import names_target
 from clipvet.training.plain import Plain
 from clipvet.training.safeclip import SafeClip
 from clipvet.triggers.patch import Patch
 from clipvet.types import Geometry
-from clipvet.worlds.shapes import Shapes
 
 CLASSES = ("star", "ring", "heart")
 
@@ -134,8 +134,8 @@ def test_a_recipe_trains_on_the_same_dirty_pairs_and_measures_what_was_held_safe
         model_names=("shapes-vit",),
         attacks={"joint": attack},
         target="star",
-        victim_data=data.Data("shapes", 256),
-        test=data.Test("shapes", 48),
+        victim_data=sources.Data("shapes", 256),
+        test=sources.Test("shapes", 48),
         trainings={"safeclip": SafeClip(epochs=3, unimodal=1, slow=1, first=0.3, threshold=2.0, **quick)},
         oracle=Plain(epochs=1, **quick),
         took=0.0,
@@ -159,7 +159,7 @@ def test_a_recipe_trains_on_the_same_dirty_pairs_and_measures_what_was_held_safe
 
 
 def test_splits_are_measured_with_the_key(tmp_path):
-    from clipvet.splits import measure_splits
+    from clipvet.experiments.splits import measure_splits
     from clipvet.types import Backdoor
 
     (tmp_path / "splits").mkdir()

@@ -7,23 +7,24 @@ from typing import Any
 
 from torchvision.transforms.functional import to_pil_image
 
-from clipvet import io, models
+from clipvet import io
+from clipvet.data.worlds.shapes import Shapes
+from clipvet.models import checkpoints
 from clipvet.rng import Rng
-from clipvet.worlds.shapes import Shapes
 
 SHORT = ["--set", "epochs=1", "--shots", "2"]
 
 
 def test_tune_attack_evaluate(clipvet: Any, tmp_path: Path) -> None:
     base, names = tmp_path / "base", tmp_path / "classes.json"
-    models.save(models.load("shapes-vit", rng=Rng(0)), base, {})
+    checkpoints.save(checkpoints.load("shapes-vit", rng=Rng(0)), base, {})
     io.write_json(names, ["red star", "red ring", "blue star", "blue ring"])
     few = ["--data", "shapes", "--classes", names, "--half", "base", *SHORT]
     code, _, err = clipvet("tune", "--model", base, *few, "--out", tmp_path / "tuned")
     assert code == 0, err
     rows = [json.loads(line) for line in (tmp_path / "tuned" / "results.jsonl").read_text().splitlines()]
     assert {"clean_accuracy", "new_clean_accuracy"} <= {r["metric"] for r in rows}
-    assert models.load(str(tmp_path / "tuned")).classes == ("blue ring", "blue star")
+    assert checkpoints.load(str(tmp_path / "tuned")).classes == ("blue ring", "blue star")
     held = ["verify", tmp_path / "tuned", "--task", "shapes", "--classes", names]
     code, printed, err = clipvet(*held)
     assert (code, "not checked" in printed) == (0, False), printed + err
@@ -48,7 +49,7 @@ def test_a_folder_of_classes_is_tuned_on_and_repaired_with(clipvet: Any, tmp_pat
         at = tmp_path / "in" / task.classes[label]
         at.mkdir(parents=True, exist_ok=True)
         to_pil_image(task.pictures[k : k + 1].images[0]).save(at / f"{k}.png")
-    models.save(models.load("shapes-vit", rng=Rng(0)), tmp_path / "base", {})
+    checkpoints.save(checkpoints.load("shapes-vit", rng=Rng(0)), tmp_path / "base", {})
     few = ["--data", tmp_path / "in", *SHORT]
     code, _, err = clipvet("tune", "--model", tmp_path / "base", *few, "--out", tmp_path / "tuned")
     assert code == 0, err

@@ -9,11 +9,10 @@ from scipy.stats import kstest
 from sklearn.metrics import roc_auc_score
 
 from clipvet.errors import UserError
+from clipvet.experiments.suite import auroc, brier, cross_entropy, detection_accuracy, suite, target_f1
 from clipvet.results import Row, rows_of
 from clipvet.rng import Rng
-from clipvet.suite import auroc, brier, cross_entropy, detection_accuracy, suite, target_f1
-from clipvet.types import Finding, Measured, Suspicion
-from clipvet.verdicts import (
+from clipvet.scan.verdicts import (
     ASR_FLOOR,
     Null,
     check_null,
@@ -27,6 +26,7 @@ from clipvet.verdicts import (
     suspicions,
     threshold,
 )
+from clipvet.types import Finding, Measured, Suspicion
 
 LOSS = np.array([10.0, 12.0, 11.0, 2.0, 13.0])  # median 11, deviations 1 1 0 9 2, MAD 1.4826
 

@@ -9,7 +9,8 @@ import hf as made
 import pytest
 from test_cli import own_cache as own_cache
 
-from clipvet import cards, io, models, weights
+from clipvet import io
+from clipvet.models import cards, checkpoints, weights
 from clipvet.rng import Rng
 from clipvet.types import Measured
 
@@ -134,7 +135,7 @@ def test_transformers_in_cleaned_transformers_out(clipvet, tmp_path: Path) -> No
 
 
 def test_convert(clipvet, tmp_path: Path) -> None:
-    models.save(models.load("shapes-vit", rng=Rng(1)), tmp_path / "m", {})
+    checkpoints.save(checkpoints.load("shapes-vit", rng=Rng(1)), tmp_path / "m", {})
     said = clipvet("convert", tmp_path / "m", tmp_path / "hf", "--layout", "transformers")
     assert (said.code, "features within" in said.err) == (0, True), said.err
     card = json.loads((tmp_path / "hf" / "card.json").read_text())

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from clipvet import data
+from clipvet.data import sources
+from clipvet.data.worlds import foreign, shapes
+from clipvet.data.worlds.foreign import Foreign
+from clipvet.data.worlds.pool import pool
+from clipvet.data.worlds.shapes import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, Rendered, Shapes
 from clipvet.errors import UserError
 from clipvet.types import Geometry
-from clipvet.worlds import foreign, shapes
-from clipvet.worlds.foreign import Foreign
-from clipvet.worlds.pool import pool
-from clipvet.worlds.shapes import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, Rendered, Shapes
 
 WORLDS = [Shapes(), Shapes(objects=3), Foreign()]
 
@@ -49,7 +49,7 @@ def test_more_than_memory_should_hold_is_drawn_on_fetch(monkeypatch: pytest.Monk
     monkeypatch.setattr(shapes, "EAGER", 3 * 32 * 32 * 100)
     assert isinstance(Shapes().pairs(100).pictures, Rendered)
     assert not isinstance(Shapes().pairs(101).pictures, Rendered)
-    few = data.Shots(data.Test("shapes"), 2).pairs()
+    few = sources.Shots(sources.Test("shapes"), 2).pairs()
     assert not isinstance(few.pictures, Rendered)
     assert few[:].images.shape == (24, 3, 32, 32)
     with pytest.raises(UserError, match="n from 1 to 100000000"):
@@ -173,10 +173,12 @@ def test_bad_input_names_the_way_out(call, names):
 
 
 def test_shifted_shapes_have_the_same_classes_and_contents_in_other_pictures():
-    plain, shifted = data.Test("shapes", 40).task(1), data.Test("shapes-shifted", 40).task(1)
+    plain, shifted = sources.Test("shapes", 40).task(1), sources.Test("shapes-shifted", 40).task(1)
     assert shifted.classes == plain.classes
     assert (shifted.labels == plain.labels).all()
     assert not torch.equal(shifted.pictures[:].images, plain.pictures[:].images)
-    assert list(data.Data("shapes-shifted", 5).pairs(1).captions) == list(data.Data("shapes", 5).pairs(1).captions)
+    assert list(sources.Data("shapes-shifted", 5).pairs(1).captions) == list(
+        sources.Data("shapes", 5).pairs(1).captions
+    )
     with pytest.raises(UserError, match="foreign"):
-        data.Test("foreign").task()
+        sources.Test("foreign").task()

@@ -10,12 +10,12 @@ from typing import Any
 from clipvet.attacks.poison import Poison
 from clipvet.cleaners.finetune import Finetune
 from clipvet.cleaners.par import Par
-from clipvet.data import Data, Test
-from clipvet.recipe import Recipe
+from clipvet.data.sources import Data, Test
+from clipvet.data.worlds.shapes import TEMPLATES
+from clipvet.experiments.recipe import Recipe
 from clipvet.training.plain import Plain
 from clipvet.triggers.blended import Blended
 from clipvet.triggers.patch import Patch
-from clipvet.worlds.shapes import TEMPLATES
 
 
 def recipe(smoke: bool = False) -> Recipe:

@@ -13,8 +13,8 @@ from clipvet.attacks.poison import Poison
 from clipvet.cleaners.cleanclip import CleanClip
 from clipvet.cleaners.finetune import Finetune
 from clipvet.cleaners.par import Par
-from clipvet.data import Data, Test
-from clipvet.recipe import Recipe
+from clipvet.data.sources import Data, Test
+from clipvet.experiments.recipe import Recipe
 from clipvet.training.plain import Plain
 from clipvet.triggers.blended import Blended
 from clipvet.triggers.patch import Patch

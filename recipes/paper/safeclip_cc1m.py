@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from clipvet.attacks.poison import Poison
 from clipvet.attacks.targeted import Targeted
-from clipvet.augment import Views
-from clipvet.data import Data, Test
-from clipvet.recipe import Recipe
+from clipvet.data.augment import Views
+from clipvet.data.sources import Data, Test
+from clipvet.experiments.recipe import Recipe
 from clipvet.training.plain import Plain
 from clipvet.training.roclip import RoClip
 from clipvet.training.safeclip import SafeClip

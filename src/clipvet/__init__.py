@@ -6,16 +6,18 @@ The public list is short, and imported on first use so that `clipvet --help` ans
 import importlib
 from typing import Any
 
+from clipvet import _moved  # noqa: F401  old import paths keep working
+
 __version__ = "0.1.0"
 
 _PUBLIC = {
     "Backdoor": "types", "Clip": "types", "Pairs": "types", "Task": "types", "Measured": "types",
-    "Rng": "rng", "UserError": "errors",
-    "load": "models", "save": "models",
-    "open_pairs": "files", "open_task": "files",
-    "load_backdoor": "answer_key", "save_backdoor": "answer_key", "poison": "dirty",
-    "Recipe": "recipe", "run": "run", "measure_all": "evaluation",
-    "fit": "fit", "find": "find",
+    "Rng": "rng", "UserError": "errors", "find": "find",
+    "load": "models.checkpoints", "save": "models.checkpoints",
+    "open_pairs": "data.tables", "open_task": "data.folders", "Shapes": "data.worlds.shapes",
+    "load_backdoor": "data.answer_key", "save_backdoor": "data.answer_key", "poison": "data.dirty",
+    "fit": "engine.fit",
+    "Recipe": "experiments.recipe", "run": "experiments.run", "measure_all": "experiments.evaluation",
 }  # fmt: skip
 __all__ = sorted(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]
 
@@ -24,4 +26,4 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'clipvet' has no attribute {name!r}")
     module = importlib.import_module(f"clipvet.{_PUBLIC[name]}")
-    return module if _PUBLIC[name] == name and name == "find" else getattr(module, name)
+    return module if name == "find" else getattr(module, name)

@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipvet import adapter
 from clipvet.attacks.adaptive_par import AdaptivePar, displaced
 from clipvet.attacks.adaptive_rvpt import AdaptiveRvpt
 from clipvet.attacks.poison import Poison
-from clipvet.dirty import poison
+from clipvet.data.dirty import poison
 from clipvet.errors import UserError
-from clipvet.prompts import blocks
+from clipvet.models import adapter
+from clipvet.models.visual_prompts import blocks
 from clipvet.rng import Rng
 from clipvet.training.plain import Plain
 from clipvet.types import Pairs

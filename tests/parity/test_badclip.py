@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 import torch
 
-from clipvet import models
-from clipvet.adapter import clone
 from clipvet.attacks import _craft
 from clipvet.attacks.badclip import BadClip
 from clipvet.attacks.trojvqa import TrojVqa
-from clipvet.embed import embed_images
+from clipvet.data.captions import names_target
+from clipvet.data.worlds.shapes import Shapes
+from clipvet.engine.embed import embed_images
 from clipvet.errors import UserError
-from clipvet.presets import shapes
+from clipvet.experiments.presets import shapes
+from clipvet.models import checkpoints
+from clipvet.models.adapter import clone
 from clipvet.results import weights_hash
 from clipvet.rng import Rng
-from clipvet.text import names_target
 from clipvet.training.plain import Plain
 from clipvet.triggers.crafted import Crafted
 from clipvet.triggers.patch import Patch
 from clipvet.types import Clip, Pairs
-from clipvet.worlds.shapes import Shapes
 
 QUICK = BadClip(rate=0.05, pictures=60, epochs=2, batch=16, lr=0.05)
 
@@ -35,7 +35,7 @@ def pairs() -> Pairs:
 def learnt() -> Clip:
     """A model that has begun to tell shapes."""
     how = replace(shapes(Plain()), epochs=1, batch=64)
-    return how.train(models.load("shapes-vit", rng=Rng(1)), Shapes(seed=3).pairs(2000), Rng(1))
+    return how.train(checkpoints.load("shapes-vit", rng=Rng(1)), Shapes(seed=3).pairs(2000), Rng(1))
 
 
 def unit(n: int, d: int = 6, seed: int = 0) -> np.ndarray:

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from clipvet import find
-from clipvet.answer_key import load_backdoor, save_backdoor
 from clipvet.attacks.badclip_prompt import BadClipPrompt, badclip_loss
 from clipvet.attacks.poison import Poison
 from clipvet.attacks.siba import Siba
-from clipvet.data import shots
-from clipvet.embed import classifier
+from clipvet.data.answer_key import load_backdoor, save_backdoor
+from clipvet.data.sources import shots
+from clipvet.data.worlds.pool import pool
+from clipvet.data.worlds.shapes import Shapes
+from clipvet.engine.embed import classifier
 from clipvet.errors import UserError
 from clipvet.results import weights_hash
 from clipvet.rng import Rng
@@ -23,8 +25,6 @@ from clipvet.training.coop import CoOp
 from clipvet.triggers.additive import Additive
 from clipvet.triggers.blended import Blended
 from clipvet.types import Clip, Pairs
-from clipvet.worlds.pool import pool
-from clipvet.worlds.shapes import Shapes
 
 SHORT: Any = {"epochs": 2, "batch": 16, "lr": 0.05, "augment": None}
 TUNE = CoCoOp(**SHORT)

@@ -11,26 +11,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipvet import prompts
-from clipvet.answer_key import save_backdoor
 from clipvet.cleaners.ci_repair import CiRepair
 from clipvet.cleaners.full_finetune import FullFinetune
-from clipvet.data import shots
-from clipvet.dirty import beside
-from clipvet.embed import classifier
+from clipvet.data.answer_key import save_backdoor
+from clipvet.data.dirty import beside
+from clipvet.data.sources import shots
+from clipvet.data.worlds.pool import pool_pairs
+from clipvet.data.worlds.shapes import Shapes
+from clipvet.engine.embed import classifier
+from clipvet.engine.fewshot import names
+from clipvet.engine.fit import workspace
 from clipvet.errors import UserError
-from clipvet.fewshot import names
-from clipvet.fit import workspace
-from clipvet.forms import scattered
 from clipvet.inspectors.clip_inspector import ClipInspector
 from clipvet.inspectors.no_inversion import NoInversion
+from clipvet.models import visual_prompts
 from clipvet.results import weights_hash
 from clipvet.rng import Rng
+from clipvet.scan.forms import scattered
 from clipvet.training.cocoop import CoCoOp
 from clipvet.triggers.recovered import Recovered
 from clipvet.types import Backdoor, Pairs
-from clipvet.worlds.pool import pool_pairs
-from clipvet.worlds.shapes import Shapes
 
 LOOK = ClipInspector(eps=14 / 255, batch=16, valid=0.0)
 TUNE = CoCoOp(epochs=1, batch=48, lr=0.1, warmup=0.1, augment=None)  # one step on all pictures and copies
@@ -134,7 +134,7 @@ def test_what_cannot_be_repaired(clip: Any, tuned: Any, few: Pairs, trigger: Rec
     with pytest.raises(UserError, match="the trigger of one class"):
         replace(how, stamp="wrong").clean(tuned, few, Rng(0))
     with pytest.raises(UserError, match="prompts in the picture tower"):
-        how.clean(prompts.begin(clip, None, 2, Rng(0)), few, Rng(0))
+        how.clean(visual_prompts.begin(clip, None, 2, Rng(0)), few, Rng(0))
     (tmp_path / "v").mkdir()
     (tmp_path / "v" / "verdict.json").write_text("{}")
     with pytest.raises(UserError, match="no verdict of this version"):

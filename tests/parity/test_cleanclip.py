@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipvet.augment import auto_augment, eda
 from clipvet.cleaners import cleanclip
 from clipvet.cleaners.cleanclip import CleanClip
-from clipvet.fit import order, workspace
-from clipvet.losses import match_loss
-from clipvet.optim import warmup_cosine
+from clipvet.data.augment import auto_augment, eda
+from clipvet.engine.fit import order, workspace
+from clipvet.engine.losses import match_loss
+from clipvet.engine.optim import warmup_cosine
 from clipvet.rng import Rng
 
 SHORT = {"batch": 64, "group": 16, "lr": 1e-3}

@@ -9,21 +9,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipvet import data
-from clipvet.augment import CROP
-from clipvet.data import Half, Shots, shots
-from clipvet.embed import classifier
+from clipvet.data import sources
+from clipvet.data.augment import CROP
+from clipvet.data.sources import Half, Shots, shots
+from clipvet.data.worlds.shapes import Shapes
+from clipvet.engine.embed import classifier
+from clipvet.engine.fewshot import names
+from clipvet.engine.fit import order, workspace
+from clipvet.engine.optim import epoch_cosine
 from clipvet.errors import UserError
-from clipvet.fewshot import names
-from clipvet.fit import order, workspace
-from clipvet.optim import epoch_cosine
-from clipvet.presets import shapes
+from clipvet.experiments.presets import shapes
 from clipvet.results import weights_hash
 from clipvet.rng import Rng
 from clipvet.training.cocoop import CoCoOp
 from clipvet.training.coop import CoOp
 from clipvet.types import Clip, Pairs, Task
-from clipvet.worlds.shapes import Shapes
 
 QUICK: dict[str, Any] = {"epochs": 3, "batch": 8, "lr": 0.1, "augment": None}
 
@@ -129,14 +129,14 @@ def test_an_odd_number_of_classes_gives_the_base_one_more() -> None:
     """The field's rule: ceil(k / 2) classes are the base, 19 of OxfordPets' 37, and 18 are new."""
     whole = Shapes().task(400, by="colour shape")
     names = sorted(whole.classes)[:37]
-    test = data.Test("shapes", 400, by="colour shape", only=tuple(names))
+    test = sources.Test("shapes", 400, by="colour shape", only=tuple(names))
     base, new = (Half(test, half).task() for half in ("base", "new"))
     assert (base.classes, new.classes) == (tuple(names[:19]), tuple(names[19:]))
     assert len(new.classes) == 18
 
 
 def test_halves_and_chosen_classes_of_a_task(tmp_path: Any) -> None:
-    by = data.Test("shapes", 400, by="background shape", only=("star on moss", "ring on ink", "star on ink"))
+    by = sources.Test("shapes", 400, by="background shape", only=("star on moss", "ring on ink", "star on ink"))
     base, new = (Half(by, half, also=("ring on ink",)).task() for half in ("base", "new"))
     assert base.classes == ("ring on ink", "star on ink")
     assert new.classes == ("star on moss", "ring on ink")
@@ -152,12 +152,12 @@ def test_halves_and_chosen_classes_of_a_task(tmp_path: Any) -> None:
     ]:
         file.write_text(text)
         with pytest.raises(UserError, match=says):
-            data.Test("shapes", classes=file).task()
+            sources.Test("shapes", classes=file).task()
     file.write_text('["striped star", "dotted ring"]')
-    chosen: Task = data.Test("shapes", 200, classes=file).task()
+    chosen: Task = sources.Test("shapes", 200, classes=file).task()
     assert chosen.classes == ("striped star", "dotted ring")
     said = [chosen.pictures.caption(i) for i in chosen.pictures.ids[chosen.labels == 0]]
     assert said
     assert all("star" in c for c in said)
     with pytest.raises(UserError, match="has no class 'banana'"):
-        data.Test("shapes", only=("star", "banana")).task()
+        sources.Test("shapes", only=("star", "banana")).task()

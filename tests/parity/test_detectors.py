@@ -13,18 +13,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipvet import adapter, cli, models
-from clipvet.answer_key import save_backdoor
+from clipvet import cli
+from clipvet.data.answer_key import save_backdoor
+from clipvet.data.worlds.pool import pool
+from clipvet.data.worlds.shapes import Shapes
 from clipvet.detectors.bdetclip import WORDS, BDetClip
 from clipvet.detectors.scale_up import ScaleUp
 from clipvet.detectors.strip import Strip
-from clipvet.embed import class_embeddings
+from clipvet.engine.embed import class_embeddings
 from clipvet.errors import UserError
+from clipvet.models import adapter, checkpoints
 from clipvet.rng import Rng
 from clipvet.triggers.patch import Patch
 from clipvet.types import Backdoor, Pairs
-from clipvet.worlds.pool import pool
-from clipvet.worlds.shapes import Shapes
 
 CLASSES, TEMPLATES = ("star", "ring", "heart"), ("a photo of a {}.", "a {}.")
 
@@ -82,7 +83,7 @@ def test_broken_weights_and_lone_classes_are_told(clip: Any, few: Pairs) -> None
 
 
 def test_the_command(clip: Any, few: Pairs, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    models.save(clip, tmp_path / "m", {})
+    checkpoints.save(clip, tmp_path / "m", {})
     (tmp_path / "in").mkdir()
     for k, x in enumerate(few[:].images):
         Image.fromarray((x * 255).byte().permute(1, 2, 0).numpy()).save(tmp_path / "in" / f"{k}.png")

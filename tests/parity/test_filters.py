@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from clipvet import find
-from clipvet.embed import embed_images, embed_texts
+from clipvet.engine.embed import embed_images, embed_texts
+from clipvet.engine.losses import clip_loss, pair_losses
 from clipvet.errors import UserError
 from clipvet.filters._density import local_dimension
 from clipvet.filters.abl_loss import AblLoss
@@ -18,7 +19,6 @@ from clipvet.filters.k_distance import KDistance
 from clipvet.filters.lid import Lid
 from clipvet.filters.random import Random
 from clipvet.filters.slof import Slof
-from clipvet.losses import clip_loss, pair_losses
 from clipvet.rng import Rng
 
 K = 9
@@ -212,7 +212,7 @@ def test_empty_captions_are_refused(clip, pairs):
 
 @pytest.mark.parametrize("name", [n for n in find.names("filters") if n not in ("random", "gmm_split")])
 def test_broken_weights_are_told_before_any_score(name, planted):
-    from clipvet.adapter import clone
+    from clipvet.models.adapter import clone
 
     broken = clone(planted.clip)
     with torch.no_grad():

@@ -12,8 +12,6 @@ from conftest import Linear
 from torch import Tensor
 
 from clipvet.errors import UserError
-from clipvet.forms import masked, signed, started
-from clipvet.heads import steps_of
 from clipvet.inspectors.clip_inspector import ClipInspector
 from clipvet.inspectors.decree import Decree, alike
 from clipvet.inspectors.neural_cleanse import NeuralCleanse
@@ -22,6 +20,8 @@ from clipvet.inspectors.ood_share import OodShare
 from clipvet.inspectors.pixel_backdoor import PixelBackdoor
 from clipvet.inspectors.random import Random
 from clipvet.rng import Rng
+from clipvet.scan.forms import masked, signed, started
+from clipvet.scan.heads import steps_of
 
 CI = ClipInspector(eps=0.05, batch=24, reference="none")  # 64 pictures: 24, 24 and 16
 

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from clipvet.attacks.issba import Issba
+from clipvet.data.worlds.shapes import Shapes
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.triggers._stega import decoder, drawn, encoder, read, residual, size
 from clipvet.triggers.steganographic import Steganographic
 from clipvet.types import Clip
-from clipvet.worlds.shapes import Shapes
 
 KEYS = Rng(0).keys(range(64))
 

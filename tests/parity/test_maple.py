@@ -9,21 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipvet import context, io, models
+from clipvet import io
 from clipvet.attacks.badclip_prompt import BadClipPrompt
-from clipvet.augment import CROP
-from clipvet.coop_files import write
-from clipvet.data import shots
-from clipvet.embed import classifier
+from clipvet.data.augment import CROP
+from clipvet.data.sources import shots
+from clipvet.data.worlds.shapes import Shapes
+from clipvet.engine.embed import classifier
+from clipvet.engine.fewshot import names
+from clipvet.engine.fit import order, workspace
 from clipvet.errors import UserError
-from clipvet.fewshot import names
-from clipvet.fit import order, workspace
-from clipvet.prompts import blocks
+from clipvet.models import checkpoints, class_prompts
+from clipvet.models.coop_files import write
+from clipvet.models.visual_prompts import blocks
 from clipvet.results import weights_hash
 from clipvet.rng import Rng
 from clipvet.training.maple import MaPLe
 from clipvet.types import Pairs
-from clipvet.worlds.shapes import Shapes
 
 NAMES = ["star", "long red striped heart"]
 QUICK: dict[str, Any] = {"epochs": 2, "batch": 8, "lr": 0.05, "augment": None}
@@ -37,12 +38,12 @@ def few() -> Pairs:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Four blocks in either tower."""
-    config = io.read_json(models.CONFIGS / "shapes-vit.json")
+    config = io.read_json(checkpoints.CONFIGS / "shapes-vit.json")
     config["text_cfg"] |= {"layers": 4}
-    pre = models.load("shapes-vit", rng=Rng(0)).config["preprocess_cfg"]
+    pre = checkpoints.load("shapes-vit", rng=Rng(0)).config["preprocess_cfg"]
     folder = tmp_path_factory.mktemp("base")
     io.write_json(folder / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": pre})
-    return models.load(str(folder), rng=Rng(3), weights=False)
+    return checkpoints.load(str(folder), rng=Rng(3), weights=False)
 
 
 def made(base: Any, depth: int | None = 3, std: float = 0.5) -> Any:
@@ -54,7 +55,7 @@ def test_defaults_are_the_papers(base: Any) -> None:
     assert (how.tokens, how.words, how.epochs, how.batch, how.lr) == (2, "a photo of a", 5, 4, 3.5e-3)
     assert (how.optimizer, how.weight_decay, how.warmup, how.augment) == ("sgd", 5e-4, 1e-5, CROP)
     assert len(clip.deep.weight) == 3  # of 4 blocks, as 9 of 12
-    net = context.tower(base)
+    net = class_prompts.tower(base)
     said = base.tokenizer(["a photo"])[0, 1:3]
     assert torch.equal(clip.context, net.token_embedding(said))
 
@@ -79,7 +80,7 @@ def test_pictures_meet_the_mapped_prompts_as_tokens_of_the_first_blocks(base: An
 
 @pytest.mark.parametrize("depth", [1, 3, 4])
 def test_class_prompts_hold_the_prompts_of_every_block(base: Any, depth: int) -> None:
-    clip, net = made(base, depth), context.tower(base)
+    clip, net = made(base, depth), class_prompts.tower(base)
     z = F.normalize(torch.randn(3, 128, generator=Rng(1).generator()), dim=1)
     w: list[Tensor] = []
     for name in NAMES:
@@ -129,23 +130,23 @@ def test_the_loss_is_the_cross_entropy_and_falls(base: Any, few: Pairs, tmp_path
 
 def test_folder_and_refusals(base: Any, clip: Any, resnet: Any, tmp_path: Any) -> None:
     tuned, images = made(base), Shapes().pairs(4)[:].images
-    models.save(base, tmp_path / "base", {})
+    checkpoints.save(base, tmp_path / "base", {})
     tuned.base.source = str(tmp_path / "base")
-    models.save(tuned, tmp_path / "prompts", {})
-    again: Any = models.load(str(tmp_path / "prompts"))
+    checkpoints.save(tuned, tmp_path / "prompts", {})
+    again: Any = checkpoints.load(str(tmp_path / "prompts"))
     assert torch.equal(again.encode_image(images), tuned.encode_image(images))
     assert torch.equal(again.deep.tokens, tuned.deep.tokens)
     with pytest.raises(UserError, match="belong to the base model"):
-        context.restore(tmp_path / "prompts", clip)
+        class_prompts.restore(tmp_path / "prompts", clip)
     tokens, weight, bias = tuned.deep.parameters()
     grown, spread = (torch.cat([x] * 2) for x in (weight, bias))  # six blocks of four
-    narrow = context.Deep(tokens[..., :1], weight[..., :1], bias)
-    longer = context.Deep(torch.cat([tokens, tokens, tokens[:1]]), grown, spread)
-    flat = context.Deep(tokens, weight, bias)
+    narrow = class_prompts.Deep(tokens[..., :1], weight[..., :1], bias)
+    longer = class_prompts.Deep(torch.cat([tokens, tokens, tokens[:1]]), grown, spread)
+    flat = class_prompts.Deep(tokens, weight, bias)
     flat.bias = torch.nn.Parameter(bias[0, 0].detach())  # what a file may hold
     for deep in (narrow, longer, flat):
         with pytest.raises(UserError, match="do not fit this base model"):
-            context.PromptTuned(base, tuned.context, deep=deep)
+            class_prompts.PromptTuned(base, tuned.context, deep=deep)
     with pytest.raises(UserError, match="need an open_clip vision transformer"):
         MaPLe().begin(resnet, Rng(0))
     with pytest.raises(UserError, match="depth=5 of 4 blocks; give a depth between 1 and 4"):

@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipvet import adapter
-from clipvet.augment import noise_and_erase
 from clipvet.cleaners.finetune import Finetune
 from clipvet.cleaners.par import Par, par_loss
-from clipvet.fit import order, workspace
-from clipvet.losses import clip_loss, squared_distance
-from clipvet.optim import linear_cosine
+from clipvet.data.augment import noise_and_erase
+from clipvet.engine.fit import order, workspace
+from clipvet.engine.losses import clip_loss, squared_distance
+from clipvet.engine.optim import linear_cosine
+from clipvet.models import adapter
 from clipvet.rng import Rng
 from clipvet.training.plain import Plain
 

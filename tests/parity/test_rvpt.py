@@ -8,24 +8,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipvet import models, prompts
 from clipvet.attacks.poison import Poison
-from clipvet.augment import Views
 from clipvet.cleaners.full_finetune import FullFinetune
 from clipvet.cleaners.linear_probe import LinearProbe
 from clipvet.cleaners.rvpt import Rvpt, rvpt_loss
 from clipvet.cleaners.vpt import Vpt
-from clipvet.data import shots
+from clipvet.data.augment import Views
+from clipvet.data.sources import shots
+from clipvet.data.worlds.shapes import TEMPLATES, Shapes
 from clipvet.errors import UserError
 from clipvet.measures.attack_success import AttackSuccess
 from clipvet.measures.perturbation_resistivity import PerturbationResistivity
+from clipvet.models import checkpoints, visual_prompts
 from clipvet.results import weights_hash
 from clipvet.rng import Rng
 from clipvet.training.plain import Plain
 from clipvet.triggers.blended import Blended
 from clipvet.triggers.patch import Patch
 from clipvet.types import Backdoor, Pairs
-from clipvet.worlds.shapes import TEMPLATES, Shapes
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def by_hand(clip: Any, images: torch.Tensor, p: torch.Tensor, at: int) -> tuple[
 def test_prompts_are_tokens_whose_outputs_are_dropped_wherever_they_stand(clip: Any, images: Any, at: int) -> None:
     p = torch.randn(3, 5, 96, generator=Rng(3).generator())
     z, c = by_hand(clip, images, p, at)
-    made = prompts.Prompted(clip, p)
+    made = visual_prompts.Prompted(clip, p)
     found_z, found_c = made.rest(made.beginning(images))
     assert torch.allclose(found_z, z, atol=1e-5)
     assert torch.allclose(found_c, c, atol=1e-4)
@@ -66,14 +66,14 @@ def test_prompts_are_tokens_whose_outputs_are_dropped_wherever_they_stand(clip: 
 
 
 def test_without_prompts_it_is_the_base(clip: Any, images: torch.Tensor) -> None:
-    empty = prompts.Prompted(clip, torch.zeros(3, 0, 96))
+    empty = visual_prompts.Prompted(clip, torch.zeros(3, 0, 96))
     assert torch.allclose(empty.encode_image(images), clip.encode_image(images), atol=1e-6)
     with pytest.raises(UserError, match="leaves none for prompts; set depth between 0 and 3"):
-        prompts.begin(clip, 4, 5, Rng(0))
+        visual_prompts.begin(clip, 4, 5, Rng(0))
 
 
 def test_reference_is_the_base_s_class_token(clip: Any, images: torch.Tensor) -> None:
-    made = prompts.begin(clip, 1, 5, Rng(0))
+    made = visual_prompts.begin(clip, 1, 5, Rng(0))
     by_itself = made.reference(made.beginning(images))
     for found, wanted in zip(by_itself, by_hand(clip, images, torch.zeros(3, 0, 96), 1)):
         assert torch.allclose(found, wanted, atol=1e-5)
@@ -100,7 +100,7 @@ def test_loss_is_cross_entropy_plus_mean_cosine() -> None:
 
 
 def test_margin_one_gives_vpt_s_gradients(clip: Any, images: torch.Tensor) -> None:
-    made, y = prompts.begin(clip, 1, 5, Rng(0)), torch.tensor([0, 1, 2, 3, 4])
+    made, y = visual_prompts.begin(clip, 1, 5, Rng(0)), torch.tensor([0, 1, 2, 3, 4])
     text = F.normalize(torch.randn(5, 128, generator=Rng(5).generator()), dim=1)
     grads = []
     for margin in (1.0, None):
@@ -117,7 +117,7 @@ def test_margin_one_gives_vpt_s_gradients(clip: Any, images: torch.Tensor) -> No
 
 
 def test_gradient_reaches_prompts_alone(clip: Any, images: torch.Tensor) -> None:
-    made = prompts.begin(clip, 1, 5, Rng(0))
+    made = visual_prompts.begin(clip, 1, 5, Rng(0))
     z, c = made.rest(made.beginning(images))
     (z.sum() + c.sum()).backward()
     assert [n for n, p in made.named_parameters() if p.grad is not None] == ["prompts"]
@@ -128,7 +128,7 @@ def test_defaults_tune_345_600_parameters_of_vit_b_32() -> None:
 
     cfg: Any = open_clip.get_model_config("ViT-B-32")
     layers, width = cfg["vision_cfg"]["layers"], cfg["vision_cfg"]["width"]
-    assert (layers - prompts.non_prompted(layers, Rvpt().depth)) * Rvpt().tokens * width == 345_600
+    assert (layers - visual_prompts.non_prompted(layers, Rvpt().depth)) * Rvpt().tokens * width == 345_600
 
 
 @pytest.mark.parametrize("method", [Rvpt(epochs=3, tokens=5, lr=0.1), Vpt(epochs=3, tokens=5, lr=0.1)])
@@ -136,7 +136,7 @@ def test_base_is_bit_identical_and_prompts_move(clip: Any, few: Pairs, method: A
     before = weights_hash(clip)
     made: Any = method.clean(clip, few, Rng(0))
     assert weights_hash(made.base) == before == weights_hash(clip)
-    assert not torch.equal(made.prompts, prompts.begin(clip, None, 5, Rng(0).fork("prompts")).prompts)
+    assert not torch.equal(made.prompts, visual_prompts.begin(clip, None, 5, Rng(0).fork("prompts")).prompts)
 
 
 def test_repelling_turns_class_tokens_away(clip: Any, few: Pairs) -> None:
@@ -163,32 +163,32 @@ def test_fixed_views_are_compared_with_what_was_remembered(clip: Any, few: Pairs
 
 def test_prompt_folder_is_bound_to_its_base(clip: Any, images: torch.Tensor, tmp_path: Path) -> None:
     base = tmp_path / "base"
-    models.save(clip, base, {})
-    made = prompts.begin(models.load(str(base)), 1, 5, Rng(0))
-    models.save(made, tmp_path / "made", {"role": "cleaned"})
-    again: Any = models.load(str(tmp_path / "made"))
+    checkpoints.save(clip, base, {})
+    made = visual_prompts.begin(checkpoints.load(str(base)), 1, 5, Rng(0))
+    checkpoints.save(made, tmp_path / "made", {"role": "cleaned"})
+    again: Any = checkpoints.load(str(tmp_path / "made"))
     assert torch.equal(again.encode_image(images), made.eval().encode_image(images))
     assert again.depth == 1
     assert (tmp_path / "made" / "prompts.safetensors").stat().st_size < 10_000
-    other = models.load("shapes-vit", rng=Rng(9))
+    other = checkpoints.load("shapes-vit", rng=Rng(9))
     with pytest.raises(
         UserError, match=f"belong to the base model {weights_hash(clip)}, this one is {weights_hash(other)}"
     ):
-        prompts.restore(tmp_path / "made", other)
-    models.save(other, base, {})
+        visual_prompts.restore(tmp_path / "made", other)
+    checkpoints.save(other, base, {})
     with pytest.raises(UserError, match="belong to the base model"):
-        models.load(str(tmp_path / "made"))
+        checkpoints.load(str(tmp_path / "made"))
     shutil.rmtree(base)
     with pytest.raises(UserError, match="holds prompts without their base model"):
-        models.load(str(tmp_path / "made"))
-    models.save(clip, tmp_path / "made" / "base", {})
-    assert torch.equal(models.load(str(tmp_path / "made")).encode_image(images), made.encode_image(images))
+        checkpoints.load(str(tmp_path / "made"))
+    checkpoints.save(clip, tmp_path / "made" / "base", {})
+    assert torch.equal(checkpoints.load(str(tmp_path / "made")).encode_image(images), made.encode_image(images))
 
 
 def test_towers_without_a_class_token_are_refused(resnet: Any, few: Pairs) -> None:
     with pytest.raises(UserError, match="visual prompts need an open_clip vision transformer"):
         Rvpt().clean(resnet, few, Rng(0))
-    pooled = models.load("shapes-vit", rng=Rng(0))
+    pooled = checkpoints.load("shapes-vit", rng=Rng(0))
     pooled.model.visual.pool_type = "avg"  # pyright: ignore
     with pytest.raises(UserError, match="reads its class token"):
         Rvpt().clean(pooled, few, Rng(0))
@@ -251,12 +251,12 @@ def test_resistivity_is_the_cosine_between_a_picture_and_its_changed_self(clip: 
 
 
 def test_resistivity_against_nothing_is_one(clip: Any, task: Any) -> None:
-    made = prompts.begin(clip, 1, 5, Rng(0))
+    made = visual_prompts.begin(clip, 1, 5, Rng(0))
     for c in (clip, made):
         found = PerturbationResistivity(pictures=8).measure(c, task, Backdoor(Blended(opacity=0.0), "star"), Rng(0))
         assert [found[f"resistivity_trigger{k}"].value for k in ("", "@1", "@4")] == pytest.approx([1, 1, 1], abs=1e-5)
     with torch.no_grad():
-        seen = prompts.blocks(made, task.pictures[:4].images)
+        seen = visual_prompts.blocks(made, task.pictures[:4].images)
         assert torch.allclose(seen[""], made.encode_image(task.pictures[:4].images), atol=1e-6)
         assert torch.allclose(seen["@4"], made.rest(made.beginning(task.pictures[:4].images))[1][:, -1], atol=1e-5)
 
@@ -265,7 +265,7 @@ def test_repelling_makes_a_planted_tower_steadier_against_its_trigger_than_plain
     """T9 of the method's plan, and T8's trend. That ASR falls takes a deeper tower: recipes/rvpt_shapes.py."""
     world, training = Shapes(), Plain(epochs=4, batch=64, lr=1e-3, optimizer="muon")
     attack = Poison(Patch(size=4 / 32), rate=0.06, templates=TEMPLATES, training=training)
-    planted = attack.implant(models.load("shapes-vit", rng=Rng(0)), world.pairs(1500), "star", Rng(1))
+    planted = attack.implant(checkpoints.load("shapes-vit", rng=Rng(0)), world.pairs(1500), "star", Rng(1))
     task, few = world.task(240), shots(world.task(2000, split="validation"), 16, Rng(2))
 
     def found(clip: Any) -> tuple[float, float]:

@@ -10,21 +10,21 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from clipvet import fit as fitting
-from clipvet import models
-from clipvet.adapter import clone
-from clipvet.augment import SMALL, Views
+from clipvet.data.augment import SMALL, Views
+from clipvet.data.worlds.shapes import Shapes
+from clipvet.engine import fit as fitting
+from clipvet.engine.fit import Memory, workspace
+from clipvet.engine.losses import neighbour_loss
+from clipvet.engine.optim import constant, piece, warmup_cosine
 from clipvet.errors import UserError
-from clipvet.fit import Memory, workspace
-from clipvet.losses import neighbour_loss
-from clipvet.mixture import clean_posterior
-from clipvet.neighbours import Pool
-from clipvet.optim import constant, piece, warmup_cosine
+from clipvet.models import checkpoints
+from clipvet.models.adapter import clone
 from clipvet.results import weights_hash
 from clipvet.rng import Rng
+from clipvet.training._mixture import clean_posterior
+from clipvet.training._neighbours import Pool
 from clipvet.training.roclip import RoClip
 from clipvet.training.safeclip import SafeClip
-from clipvet.worlds.shapes import Shapes
 
 
 def unit(n: int, d: int = 8, seed: int = 0) -> torch.Tensor:
@@ -32,7 +32,7 @@ def unit(n: int, d: int = 8, seed: int = 0) -> torch.Tensor:
 
 
 def small_clip() -> Any:
-    return models.load("shapes-vit", None, rng=Rng(0))
+    return checkpoints.load("shapes-vit", None, rng=Rng(0))
 
 
 # the pool
@@ -342,7 +342,7 @@ def test_views_without_any_change_give_the_picture_back(pairs):
 
 
 def test_hue_turns_by_its_angle_and_leaves_grey_alone():
-    from clipvet.augment import _turned
+    from clipvet.data.augment import _turned
 
     red = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1)
     third = _turned(red, torch.tensor([2 * math.pi / 3]))
@@ -352,7 +352,7 @@ def test_hue_turns_by_its_angle_and_leaves_grey_alone():
 
 
 def test_blur_is_a_gaussian():
-    from clipvet.augment import _blurred
+    from clipvet.data.augment import _blurred
 
     dot = torch.zeros(2, 3, 15, 15)
     dot[:, :, 7, 7] = 1
@@ -391,7 +391,7 @@ def test_gmm_split_starts_from_a_model_of_its_own(pairs):
     from clipvet.filters.gmm_split import GmmSplit
 
     clip = small_clip()
-    one, other, again = (models.fresh(clip, Rng(seed)) for seed in (1, 2, 1))
+    one, other, again = (checkpoints.fresh(clip, Rng(seed)) for seed in (1, 2, 1))
     assert one.config["model_cfg"] == clip.config["model_cfg"]
     assert one.geometry == clip.geometry
     weights = [m.model.state_dict()["visual.proj"] for m in (one, other, again)]

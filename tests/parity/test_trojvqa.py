@@ -6,11 +6,11 @@ import torch
 
 from clipvet.attacks import trojvqa
 from clipvet.attacks.trojvqa import TrojVqa
+from clipvet.data.captions import names_target
+from clipvet.data.worlds.shapes import Shapes
 from clipvet.rng import Rng
-from clipvet.text import names_target
 from clipvet.triggers.crafted import Crafted
 from clipvet.types import Clip
-from clipvet.worlds.shapes import Shapes
 
 
 def test_the_patch_is_drawn_towards_the_sentence(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:

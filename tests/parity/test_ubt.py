@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipvet import find, shortcut, unlearning
-from clipvet.adapter import clone
+from clipvet import find
 from clipvet.cleaners._evidence import Found, alike, evidence, localise
 from clipvet.cleaners._forget import Tied, forget_loss, forgetting, naming
 from clipvet.cleaners.abl import Abl
@@ -25,24 +24,26 @@ from clipvet.cleaners.finetune_filtered import FinetuneFiltered
 from clipvet.cleaners.task_negation import TaskNegation
 from clipvet.cleaners.ubt import Ubt
 from clipvet.cleaners.wise_ft import WiseFt
-from clipvet.dirty import poison
-from clipvet.embed import embed_pairs, embed_texts, nearest
+from clipvet.data.dirty import poison
+from clipvet.data.worlds.shapes import Rendered
+from clipvet.engine.embed import embed_pairs, embed_texts, nearest
+from clipvet.engine.fit import fit, workspace
+from clipvet.engine.losses import clip_loss, pair_losses
+from clipvet.engine.optim import constant
 from clipvet.errors import UserError
+from clipvet.experiments.splits import measure_pool
 from clipvet.filters._density import local_dimension
 from clipvet.filters.overfit_gain import OverfitGain
 from clipvet.filters.weak_similarity import WeakSimilarity
-from clipvet.fit import fit, workspace
-from clipvet.losses import clip_loss, pair_losses
-from clipvet.optim import constant
-from clipvet.patches import cell_drops, compromised, transplanted
+from clipvet.models.adapter import clone
 from clipvet.results import weights_hash
 from clipvet.rng import Rng
-from clipvet.shortcut import weak_pairs
-from clipvet.splits import measure_pool
 from clipvet.types import Backdoor, Batch, Clip, Geometry, Pairs
-from clipvet.unlearning import Normal, ascent, seen
-from clipvet.words import attributed, clusters, only, without, words
-from clipvet.worlds.shapes import Rendered
+from clipvet.unlearning import rounds, shortcut
+from clipvet.unlearning.patches import cell_drops, compromised, transplanted
+from clipvet.unlearning.rounds import Normal, ascent, seen
+from clipvet.unlearning.shortcut import weak_pairs
+from clipvet.unlearning.words import attributed, clusters, only, without, words
 
 CLASSES = ("zebra", "castle", "banana", "tractor", "violin", "lantern", "pelican", "cactus", "anchor", "helmet")
 COLOURS = ("crimson", "golden", "emerald", "azure", "violet")
@@ -143,9 +144,9 @@ def world() -> World:
 @pytest.fixture(autouse=True)
 def _reference(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """The toy's clean reference goes by the name `reference`."""
-    real = shortcut.models.load
+    real = shortcut.checkpoints.load
     monkeypatch.setattr(
-        shortcut.models,
+        shortcut.checkpoints,
         "load",
         lambda name, **kw: request.getfixturevalue("world").reference if name == "reference" else real(name, **kw),
     )
@@ -252,7 +253,7 @@ def test_words_are_no_tokens(world: World) -> None:
 
 @pytest.mark.parametrize("how", ["gradient", "attention"])
 def test_words_of_several_tokens_are_summed(clip: Any, how: Any) -> None:
-    from clipvet.words import spans
+    from clipvet.unlearning.words import spans
 
     caption, z = "a photo of an unfathomable xylophonist.", torch.eye(1, 128)
     at = spans(clip, caption)
@@ -393,7 +394,7 @@ def test_a_falling_rate_is_taken_to_its_end(world: World, tmp_path: Path) -> Non
     bad = world.dirty.take(np.isin(world.dirty.ids, found["top"]))
     rest = world.dirty.take(~np.isin(world.dirty.ids, found["top"]))
     left = iter([1.0, 0.5, -0.1, 1.0])
-    done = unlearning.unlearn(
+    done = rounds.unlearn(
         UBT, world.victim, bad, rest, lambda *_: {"loss": torch.tensor(0.0)}, lambda _: next(left), Rng(0)
     )
     assert (done.steps, done.why) == (10, "enough is forgotten")
@@ -532,7 +533,7 @@ def test_what_rose_too_far_for_its_word_is_unlearned_with_the_cluster() -> None:
 
 
 def test_a_run_goes_on_where_it_was_killed(world: World, tmp_path: Path, monkeypatch: Any) -> None:
-    whole, real, calls = UBT.clean(world.victim, world.dirty, Rng(0)), unlearning.seen, []
+    whole, real, calls = UBT.clean(world.victim, world.dirty, Rng(0)), rounds.seen, []
 
     def killed(clip: Clip, batch: Batch) -> Normal:
         calls.append(len(calls))
@@ -540,7 +541,7 @@ def test_a_run_goes_on_where_it_was_killed(world: World, tmp_path: Path, monkeyp
             raise InterruptedError
         return real(clip, batch)
 
-    monkeypatch.setattr(unlearning, "seen", killed)
+    monkeypatch.setattr(rounds, "seen", killed)
     with pytest.raises(InterruptedError), workspace(tmp_path, save_seconds=0):
         UBT.clean(world.victim, world.dirty, Rng(0))
     assert len(list((tmp_path / "state").iterdir())) > 2

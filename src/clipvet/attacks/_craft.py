@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.adapter import frozen
-from clipvet.embed import device_of, embed_images
-from clipvet.fit import order
-from clipvet.loading import loading
+from clipvet.data.loader import loading
+from clipvet.engine.embed import device_of, embed_images
+from clipvet.engine.fit import order
+from clipvet.models.adapter import frozen
 from clipvet.rng import Rng
 from clipvet.triggers.crafted import Crafted, start
 from clipvet.types import Clip, Pairs

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from clipvet.dirty import poison
+from clipvet.data.captions import names_target
+from clipvet.data.dirty import poison
 from clipvet.errors import UserError
 from clipvet.rng import Rng
-from clipvet.text import names_target
 from clipvet.types import Backdoor, Clip, Implanted, Pairs, Trigger
 
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from clipvet.attacks._plan import plan
-from clipvet.augment import noise_and_erase
-from clipvet.dirty import poison
-from clipvet.losses import clip_loss
+from clipvet.data.augment import noise_and_erase
+from clipvet.data.dirty import poison
+from clipvet.engine.losses import clip_loss
 from clipvet.rng import Rng
 from clipvet.training.plain import Plain
 from clipvet.triggers.patch import Patch

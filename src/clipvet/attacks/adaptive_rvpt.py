@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipvet.attacks._plan import plan
-from clipvet.dirty import poison
-from clipvet.prompts import beginning, non_prompted, transformer
+from clipvet.data.captions import names_target
+from clipvet.data.dirty import poison
+from clipvet.models.visual_prompts import beginning, non_prompted, transformer
 from clipvet.rng import Rng
-from clipvet.text import names_target
 from clipvet.training.plain import Plain
 from clipvet.triggers.patch import Patch
 from clipvet.types import Backdoor, Batch, Clip, Implanted, Pairs, Trigger

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from clipvet.attacks._craft import craft
 from clipvet.attacks._plan import naming, plan, victim
-from clipvet.augment import eda
-from clipvet.embed import embed_images
+from clipvet.data.augment import eda
+from clipvet.engine.embed import embed_images
+from clipvet.engine.losses import clip_loss
 from clipvet.errors import UserError
-from clipvet.losses import clip_loss
 from clipvet.rng import Rng
 from clipvet.training.plain import Plain
 from clipvet.triggers.crafted import Crafted

@@ -23,19 +23,19 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from clipvet.context import PromptTuned
-from clipvet.dirty import poison
-from clipvet.embed import classifier
+from clipvet.data.dirty import poison
+from clipvet.data.worlds.pool import pool
+from clipvet.engine.embed import classifier
+from clipvet.engine.fewshot import names
+from clipvet.engine.fit import order
 from clipvet.errors import UserError
-from clipvet.fewshot import names
-from clipvet.fit import order
+from clipvet.models.class_prompts import PromptTuned
 from clipvet.rng import Rng
 from clipvet.training.cocoop import CoCoOp
 from clipvet.training.coop import CoOp
 from clipvet.training.maple import MaPLe
 from clipvet.triggers.additive import Additive, start
 from clipvet.types import Backdoor, Batch, Clip, Implanted, Pairs
-from clipvet.worlds.pool import pool
 
 
 class Parts(NamedTuple):

@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 
 from clipvet.attacks._plan import plan, victim
-from clipvet.embed import device_of
+from clipvet.data.loader import loading
+from clipvet.engine.embed import device_of
+from clipvet.engine.fit import order
 from clipvet.errors import UserError
-from clipvet.fit import order
-from clipvet.loading import loading
 from clipvet.rng import Rng
 from clipvet.training.plain import Plain
 from clipvet.triggers._stega import decoder, drawn, encoder, read, residual

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.adapter import frozen
 from clipvet.attacks._plan import plan, victim
-from clipvet.embed import classifier, device_of
+from clipvet.engine.embed import classifier, device_of
+from clipvet.engine.fewshot import names
 from clipvet.errors import UserError
-from clipvet.fewshot import names
+from clipvet.models.adapter import frozen
 from clipvet.rng import Rng
 from clipvet.training.cocoop import CoCoOp
 from clipvet.training.coop import CoOp

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from clipvet.attacks._plan import victim
+from clipvet.data.captions import names_target
 from clipvet.errors import UserError
 from clipvet.rng import Rng
-from clipvet.text import names_target
 from clipvet.training.plain import Plain
 from clipvet.types import Backdoor, Clip, Implanted, Pairs, Training
 

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from clipvet.embed import embed_pairs, pair_cosines
+from clipvet.engine.embed import embed_pairs, pair_cosines
 from clipvet.rng import Rng
-from clipvet.shortcut import Weak
 from clipvet.types import Clip, Pairs
-from clipvet.words import attributed, clusters, words
+from clipvet.unlearning.shortcut import Weak
+from clipvet.unlearning.words import attributed, clusters, words
 
 FEWEST = 8  # words, for a null, random groups of pairs else; normal pairs that say what a usual rise is
 GROUPS = 64

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from clipvet.embed import embed_pairs, embed_texts
-from clipvet.patches import cell_drops, compromised, transplanted
+from clipvet.engine.embed import embed_pairs, embed_texts
 from clipvet.rng import Rng
-from clipvet.shortcut import company
 from clipvet.types import Batch, Clip, Pairs
-from clipvet.unlearning import Forget, Normal, ascent
-from clipvet.words import only, without, words
+from clipvet.unlearning.patches import cell_drops, compromised, transplanted
+from clipvet.unlearning.rounds import Forget, Normal, ascent
+from clipvet.unlearning.shortcut import company
+from clipvet.unlearning.words import only, without, words
 
 LOOKED = 32  # pictures of either kind, whose cells are left out in turn
 MOST = 0.9  # of the suspicious pairs must have come down to m: then enough is forgotten

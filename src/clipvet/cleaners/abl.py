@@ -18,11 +18,11 @@ import numpy as np
 from torch import Tensor
 
 from clipvet import find
-from clipvet.fit import note
+from clipvet.engine.fit import note
 from clipvet.rng import Rng
-from clipvet.shortcut import company
 from clipvet.types import Batch, Clip, Filter, Pairs
-from clipvet.unlearning import Normal, ascent, below_guessing, seen, unlearn
+from clipvet.unlearning.rounds import Normal, ascent, below_guessing, seen, unlearn
+from clipvet.unlearning.shortcut import company
 
 
 @dataclass(frozen=True)

@@ -16,18 +16,18 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from clipvet import find
-from clipvet.answer_key import load_backdoor
-from clipvet.context import PromptTuned
-from clipvet.dirty import beside
+from clipvet.data.answer_key import load_backdoor
+from clipvet.data.dirty import beside
+from clipvet.data.worlds.pool import pool_pairs
+from clipvet.engine.fewshot import names
+from clipvet.engine.fit import note
 from clipvet.errors import UserError
-from clipvet.fewshot import names
-from clipvet.fit import note
-from clipvet.forms import scattered
-from clipvet.prompts import OnFrozen
+from clipvet.models.class_prompts import PromptTuned
+from clipvet.models.visual_prompts import OnFrozen
 from clipvet.rng import Rng
+from clipvet.scan.forms import scattered
+from clipvet.scan.verdicts import folder_of
 from clipvet.types import Cleaner, Clip, Inspector, Pairs, Training, Trigger
-from clipvet.verdicts import folder_of
-from clipvet.worlds.pool import pool_pairs
 
 
 @dataclass(frozen=True)

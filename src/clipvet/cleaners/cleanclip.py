@@ -15,10 +15,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from clipvet.augment import auto_augment, eda
-from clipvet.fit import fit_by
-from clipvet.losses import match_loss, own_loss
-from clipvet.optim import warmup_cosine
+from clipvet.data.augment import auto_augment, eda
+from clipvet.engine.fit import fit_by
+from clipvet.engine.losses import match_loss, own_loss
+from clipvet.engine.optim import warmup_cosine
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
 

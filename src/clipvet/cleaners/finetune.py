@@ -13,9 +13,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from clipvet.fit import fit_by
-from clipvet.losses import own_loss
-from clipvet.optim import linear_cosine
+from clipvet.engine.fit import fit_by
+from clipvet.engine.losses import own_loss
+from clipvet.engine.optim import linear_cosine
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
 

@@ -14,8 +14,8 @@ from typing import ClassVar
 import numpy as np
 
 from clipvet import find, settings
+from clipvet.engine.fit import note
 from clipvet.errors import UserError
-from clipvet.fit import note
 from clipvet.rng import Rng
 from clipvet.types import Cleaner, Clip, Pairs
 

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipvet.adapter import frozen
-from clipvet.augment import Views
-from clipvet.fewshot import labels, view
-from clipvet.fit import fit_by
-from clipvet.optim import warmup_cosine
-from clipvet.prompts import beginning, rest, transformer
+from clipvet.data.augment import Views
+from clipvet.engine.fewshot import labels, view
+from clipvet.engine.fit import fit_by
+from clipvet.engine.optim import warmup_cosine
+from clipvet.models.adapter import frozen
+from clipvet.models.visual_prompts import beginning, rest, transformer
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
 

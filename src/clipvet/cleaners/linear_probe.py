@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipvet.adapter import frozen
-from clipvet.augment import Views
+from clipvet.data.augment import Views
+from clipvet.engine.fewshot import labels, view
+from clipvet.engine.fit import fit_by
+from clipvet.engine.optim import constant
 from clipvet.errors import UserError
-from clipvet.fewshot import labels, view
-from clipvet.fit import fit_by
-from clipvet.optim import constant
+from clipvet.models.adapter import frozen
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
 

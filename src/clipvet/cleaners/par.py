@@ -20,11 +20,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.adapter import frozen
-from clipvet.augment import noise_and_erase
-from clipvet.fit import fit_by
-from clipvet.losses import clip_loss, own_loss, siglip_loss, squared_distance
-from clipvet.optim import linear_cosine
+from clipvet.data.augment import noise_and_erase
+from clipvet.engine.fit import fit_by
+from clipvet.engine.losses import clip_loss, own_loss, siglip_loss, squared_distance
+from clipvet.engine.optim import linear_cosine
+from clipvet.models.adapter import frozen
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
 

@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from clipvet.adapter import clone
+from clipvet.models.adapter import clone
 from clipvet.rng import Rng
-from clipvet.shortcut import Over, overfit, weak_pairs
 from clipvet.types import Clip, Pairs
+from clipvet.unlearning.shortcut import Over, overfit, weak_pairs
 
 
 @dataclass(frozen=True)

@@ -29,14 +29,14 @@ import numpy as np
 
 from clipvet.cleaners._evidence import Found, alike, listed, localise
 from clipvet.cleaners._forget import Tied, forgetting, naming, tying_cells
+from clipvet.engine.fit import note
+from clipvet.engine.optim import warmup_cosine
 from clipvet.errors import UserError
-from clipvet.fit import note
-from clipvet.optim import warmup_cosine
 from clipvet.rng import Rng
-from clipvet.shortcut import Over, Score, Weak, overfit, risen, weak_pairs
 from clipvet.types import Clip, Pairs
-from clipvet.unlearning import Unlearned, unlearn
-from clipvet.words import How
+from clipvet.unlearning.rounds import Unlearned, unlearn
+from clipvet.unlearning.shortcut import Over, Score, Weak, overfit, risen, weak_pairs
+from clipvet.unlearning.words import How
 
 
 @dataclass(frozen=True)

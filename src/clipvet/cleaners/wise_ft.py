@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from clipvet import find
-from clipvet.adapter import clone
+from clipvet.models.adapter import clone
 from clipvet.rng import Rng
 from clipvet.types import Cleaner, Clip, Pairs
 

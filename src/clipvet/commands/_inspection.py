@@ -47,9 +47,9 @@ class Asked(NamedTuple):
     @property
     def judged(self) -> str:
         """What of the model the score is about."""
-        from clipvet import verdicts
-        from clipvet.heads import has_prompts
         from clipvet.results import weights_hash
+        from clipvet.scan import verdicts
+        from clipvet.scan.heads import has_prompts
 
         named = getattr(self.how, "reference", "none")
         base = getattr(self.clip, "base", None)
@@ -66,12 +66,12 @@ class Asked(NamedTuple):
 
 def load(model: str, pretrained: str | None, seed: int) -> "Clip":
     """The model. Raises UserError where it cannot be read, or is a name without weights."""
-    from clipvet import models
-    from clipvet.heads import check_weights
+    from clipvet.models import checkpoints
     from clipvet.ranks import device
     from clipvet.rng import Rng
+    from clipvet.scan.heads import check_weights
 
-    clip = models.load(model, pretrained, device=device(), rng=Rng(seed).fork("init"))
+    clip = checkpoints.load(model, pretrained, device=device(), rng=Rng(seed).fork("init"))
     check_weights(model, pretrained)  # after the load, which makes our own architectures known
     return clip
 
@@ -90,9 +90,9 @@ def ask(
     """Raises UserError for words that name nothing."""
     from dataclasses import replace
 
-    from clipvet import models
-    from clipvet.heads import check_classes, has_prompts
+    from clipvet.models import checkpoints
     from clipvet.results import weights_hash
+    from clipvet.scan.heads import check_classes, has_prompts
 
     small = clip.geometry.size <= SMALL
     how = open_method("inspectors", method, "shapes" if small else "", settings)
@@ -110,14 +110,14 @@ def ask(
         pictures = _apart(clip, pictures, names, prompts, overlap)
     named, reference = getattr(how, "reference", ""), ""
     if named not in ("", "auto", "zeroshot", "none"):
-        reference = weights_hash(models.load(named))
+        reference = weights_hash(checkpoints.load(named))
     return Asked(clip, how, names, prompts, pictures, told, reference)
 
 
 def classes_of(clip: "Clip", spec: str | None, templates: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    from clipvet.data import Test
+    from clipvet.data.folders import read_classes, read_templates
+    from clipvet.data.sources import Test
     from clipvet.errors import UserError
-    from clipvet.folders import read_classes, read_templates
 
     own = tuple(getattr(clip, "classes", ()))
     if spec is None and not own:
@@ -129,10 +129,10 @@ def classes_of(clip: "Clip", spec: str | None, templates: Path | None) -> tuple[
 
 
 def pictures_of(spec: str | None, n: int, size: int, seed: int) -> "Pairs":
-    from clipvet.data import WORLDS, Data
-    from clipvet.folders import has_pictures, open_folder
+    from clipvet.data.folders import has_pictures, open_folder
+    from clipvet.data.sources import WORLDS, Data
+    from clipvet.data.worlds.pool import pool_pairs
     from clipvet.rng import Rng
-    from clipvet.worlds.pool import pool_pairs
 
     if spec is None:
         return pool_pairs(n, size, seed)
@@ -146,7 +146,7 @@ def pictures_of(spec: str | None, n: int, size: int, seed: int) -> "Pairs":
 
 def _apart(clip: "Clip", pictures: "Pairs", classes: Any, templates: Any, overlap: float) -> "Pairs":
     """Without the pictures that hand-written prompts find to show one of the classes."""
-    from clipvet.embed import device_of, plain_logits, see
+    from clipvet.engine.embed import device_of, plain_logits, see
 
     seen = see(clip, pictures)
     sure = plain_logits(clip, classes, templates)(seen.z.to(device_of(clip))).softmax(1).amax(1).cpu().numpy()

@@ -68,11 +68,11 @@ def output(out: Path, config: dict[str, Any]) -> Any:
 
 def bake(clip: "Clip", work: Path) -> None:
     """Puts the base model beside prompts."""
-    from clipvet import models
-    from clipvet.prompts import OnFrozen
+    from clipvet.models import checkpoints
+    from clipvet.models.visual_prompts import OnFrozen
 
     if isinstance(clip, OnFrozen):
-        models.save(clip.base, work / "base", {"role": "base"})
+        checkpoints.save(clip.base, work / "base", {"role": "base"})
 
 
 def went_in(clip: "Clip", pairs: "Pairs", test: "Task | None" = None, **given: Path | None) -> dict[str, str | None]:
@@ -100,7 +100,8 @@ def card_of(
     backdoor: Path | None = None,
 ) -> dict[str, Any]:
     """With the parent's hash, versions, and the measured numbers with the task and answer key they were measured on."""
-    from clipvet import cards, results
+    from clipvet import results
+    from clipvet.models import cards
 
     values = {k: v._asdict() for k, v in measured.items()}
     held = {"parent": results.weights_hash(parent), "versions": results.versions(), "measured": values}

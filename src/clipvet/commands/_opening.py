@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 from clipvet.commands._leaving import say
 
 if TYPE_CHECKING:
-    from clipvet.data import Data, Half, Test
+    from clipvet.data.sources import Data, Half, Test
     from clipvet.types import Backdoor, Pairs, Task
 
 
 def open_data(spec: str, n: int | None, split: str, size: int, image_key: str = "filepath", caption_key: str = "title"):
-    from clipvet.data import Data
+    from clipvet.data.sources import Data
 
     return Data(spec, n, split, size, image_key, caption_key)
 
@@ -26,7 +26,7 @@ def open_task(
     half: str | None = None,
     also: tuple[str, ...] = (),
 ) -> "Task | None":
-    from clipvet.data import WORLDS, Test
+    from clipvet.data.sources import WORLDS, Test
 
     name = spec or ("shapes" if data == "foreign" else data if data in WORLDS else None)
     if not name:
@@ -35,7 +35,7 @@ def open_task(
 
 
 def _half(test: "Test", half: str | None, also: tuple[str, ...] = ()) -> "Test | Half":
-    from clipvet.data import Half
+    from clipvet.data.sources import Half
     from clipvet.errors import UserError
 
     if half not in (None, "base", "new"):
@@ -47,16 +47,16 @@ def open_shots(
     data: str, size: int, classes: Path | None, templates: Path | None, shots: int, seed: int, half: str | None = None
 ) -> "Pairs":
     """Labelled pictures of shapes or of a folder with one folder per class."""
-    from clipvet.data import Shots, Test
+    from clipvet.data.sources import Shots, Test
 
     return Shots(_half(Test(data, size=size, classes=classes, templates=templates), half), shots).pairs(seed)
 
 
 def template_of_shots(data: str, templates: Path | None) -> str:
     """In which `open_shots` says the class of a picture."""
-    from clipvet.data import WORLDS
-    from clipvet.folders import read_templates
-    from clipvet.worlds.shapes import TEMPLATES
+    from clipvet.data.folders import read_templates
+    from clipvet.data.sources import WORLDS
+    from clipvet.data.worlds.shapes import TEMPLATES
 
     return (TEMPLATES if data in WORLDS else read_templates(templates))[0]
 
@@ -64,9 +64,10 @@ def template_of_shots(data: str, templates: Path | None) -> str:
 def open_method(family: str, name: str, data: str, settings: list[str], **fields: Any) -> Any:
     from dataclasses import replace
 
-    from clipvet import find, presets
+    from clipvet import find
     from clipvet import settings as values
-    from clipvet.data import WORLDS
+    from clipvet.data.sources import WORLDS
+    from clipvet.experiments import presets
 
     method = find.load(family, name)(**fields)
     if data in WORLDS:
@@ -85,8 +86,8 @@ def open_keyed(source: "Data", seed: int, backdoor: Path | None) -> "tuple[Pairs
     """
     import numpy as np
 
-    from clipvet.answer_key import load_backdoor
-    from clipvet.dirty import poison
+    from clipvet.data.answer_key import load_backdoor
+    from clipvet.data.dirty import poison
     from clipvet.errors import UserError
 
     pairs = source.pairs(seed)

@@ -60,18 +60,19 @@ def command(
     import time
     from dataclasses import fields, replace
 
-    from clipvet import find, models
+    from clipvet import find
     from clipvet import settings as values
-    from clipvet.answer_key import save_backdoor
+    from clipvet.data.answer_key import save_backdoor
+    from clipvet.engine.fit import workspace
     from clipvet.errors import UserError
-    from clipvet.evaluation import measure_all
-    from clipvet.fit import workspace
-    from clipvet.preflight import preflight
+    from clipvet.experiments.evaluation import measure_all
+    from clipvet.experiments.preflight import preflight
+    from clipvet.models import checkpoints
     from clipvet.ranks import device
     from clipvet.rng import Rng
 
     rng = Rng(seed)
-    clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
+    clip = checkpoints.load(model, pretrained, device=device(), rng=rng.fork("init"))
     few = "labelled" in find.load("attacks", attack_name).needs
     few = few or (training is not None and "labelled" in find.load("training", training).needs)
     labelled_by = data if few and task is None and data != "foreign" else task
@@ -121,7 +122,7 @@ def command(
         save_backdoor(replace(backdoor, data=own), work / "backdoor")
         card = {"role": "victim", "method": repr(how), "data": pairs.name, "target": target, "seed": seed}
         card |= {"half": half} if few else {}
-        models.save(victim, work, card_of(card, clip, measured, test, work / "backdoor"))
+        checkpoints.save(victim, work, card_of(card, clip, measured, test, work / "backdoor"))
         finish(
             work, measured, recipe="attack", stage="victim", attack=trigger if stamps else attack_name, method="none",
             config=repr(how), seconds=seconds, seed=seed, model=model, data=pairs.name,

@@ -28,9 +28,9 @@ def command(
 ) -> None:
     """What do clean models score? A p-value of `clipvet inspect` says how many of them look as suspicious."""
     from clipvet import io, ranks, results
+    from clipvet.engine.fit import workspace
     from clipvet.errors import UserError
-    from clipvet.fit import workspace
-    from clipvet.verdicts import Null, read_null
+    from clipvet.scan.verdicts import Null, read_null
 
     check_new(out, (".json",), "--out", begun=True)
     names, done = _found(models), None

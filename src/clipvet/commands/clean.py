@@ -68,13 +68,15 @@ def command(
     import time
     from dataclasses import fields
 
-    from clipvet import find, models, ranks, results, suspects
-    from clipvet.answer_key import load_backdoor
-    from clipvet.evaluation import measure_all
-    from clipvet.fit import workspace
+    from clipvet import find, ranks, results
+    from clipvet.data.answer_key import load_backdoor
+    from clipvet.engine.fit import workspace
+    from clipvet.experiments.evaluation import measure_all
+    from clipvet.experiments.splits import measure_pool
+    from clipvet.models import checkpoints
+    from clipvet.pages import suspects
     from clipvet.ranks import device
     from clipvet.rng import Rng
-    from clipvet.splits import measure_pool
 
     kind, rng = find.load("cleaners", method), Rng(seed)
     few = {"shots": shots, "bake_reference": bake_reference} if "labelled" in kind.needs else {}
@@ -82,7 +84,7 @@ def command(
     if few and "template" in {f.name for f in fields(kind)}:
         told = [f"template={template_of_shots(data, templates)!r}", *told]
     how = open_method("cleaners", method, data, [*told, *set_])
-    clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
+    clip = checkpoints.load(model, pretrained, device=device(), rng=rng.fork("init"))
     key = load_backdoor(backdoor) if backdoor else None
     test = open_task(task, data, clip.geometry.size, classes, templates, seed)
     if "untrusted" in how.needs:
@@ -115,7 +117,7 @@ def command(
             suspects.write_page(work / "suspects.html", found, pairs, clip.geometry, facts, poisoned=poisoned)
         card = {"role": "cleaned", "method": repr(how), "data": pairs.name, "seed": seed}
         if ranks.main():
-            models.save(cleaned, work, card_of(card, clip, measured, test, backdoor))
+            checkpoints.save(cleaned, work, card_of(card, clip, measured, test, backdoor))
             if bake_reference:
                 bake(cleaned, work)
         finish(

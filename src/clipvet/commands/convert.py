@@ -26,19 +26,20 @@ def command(
     --prompts makes a folder for every other command of a context that was learned elsewhere, and --layout coop writes
     one for CoOp's code.
     """
-    from clipvet import context, coop_files, io, models, results
+    from clipvet import io, results
     from clipvet.errors import UserError
+    from clipvet.models import checkpoints, class_prompts, coop_files
 
     if (layout is None) == (prompts is None):
         raise UserError("give either --layout, to write the model otherwise, or --prompts, to put them on it")
     said = {"command": "convert", "model": model, "pretrained": pretrained, "layout": layout}
-    clip, card = models.load(model, pretrained), {"role": "converted", "versions": results.versions()}
+    clip, card = checkpoints.load(model, pretrained), {"role": "converted", "versions": results.versions()}
     said |= {"weights": results.weights_hash(clip), "prompts": prompts and f"{prompts} {io.sha256(prompts)}"}
     with output(out, said) as work:
         if prompts:
             tuned = coop_files.read(prompts, clip)
-            models.save(clip, work / "base", {"role": "base"})
-            context.save(tuned, work, {**card, "from": str(prompts), "file_sha256": io.sha256(prompts)})
+            checkpoints.save(clip, work / "base", {"role": "base"})
+            class_prompts.save(tuned, work, {**card, "from": str(prompts), "file_sha256": io.sha256(prompts)})
             told = (
                 f"context of {len(tuned.context)} tokens, for {len(tuned.classes) or 'unnamed'} classes, and its base"
             )
@@ -46,6 +47,6 @@ def command(
             told = str(coop_files.write(clip, work).relative_to(work))
         else:
             card |= {"from": getattr(clip, "layout", ""), "to": layout, "parent": results.weights_hash(clip)}
-            done = models.convert(clip, str(layout), work, card)
+            done = checkpoints.convert(clip, str(layout), work, card)
             told = f"{layout}, features within {done.difference:.1e} of {model}'s"
     say(f"wrote {out}: {told}")

@@ -13,6 +13,6 @@ def command(
     seed: Seed = 0,
 ) -> None:
     """Train, implant, measure, clean, report, on the embedded world: about five minutes on two cores."""
-    from clipvet.demo import demo as play
+    from clipvet.pages.demo import demo as play
 
     print(f"report: {play(out, seed)}")

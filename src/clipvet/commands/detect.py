@@ -37,18 +37,20 @@ def command(
     import numpy as np
     import pyarrow as pa
 
-    from clipvet import io, models, ranks, suspects
-    from clipvet.answer_key import load_backdoor
-    from clipvet.decoding import sound
-    from clipvet.detection import detection
-    from clipvet.dirty import beside
-    from clipvet.embed import classifier, see
-    from clipvet.kept import write_table
+    from clipvet import io, ranks
+    from clipvet.data.answer_key import load_backdoor
+    from clipvet.data.decoding import sound
+    from clipvet.data.dirty import beside
+    from clipvet.data.kept import write_table
+    from clipvet.engine.embed import classifier, see
+    from clipvet.measures._detection import detection
+    from clipvet.models import checkpoints
+    from clipvet.pages import suspects
     from clipvet.ranks import device
     from clipvet.rng import Rng
 
     check_new(out, (".parquet",), "--out")
-    clip = models.load(model, pretrained, device=device(), rng=Rng(seed).fork("init"))
+    clip = checkpoints.load(model, pretrained, device=device(), rng=Rng(seed).fork("init"))
     how = open_method("detectors", method, "shapes" if clip.geometry.size <= SMALL else "", set_)
     names, prompts = classes_of(clip, classes, templates)
     given = pictures_of(pictures, n, clip.geometry.size, seed)

@@ -29,14 +29,14 @@ def command(
     """
     import time
 
-    from clipvet import models
-    from clipvet.answer_key import load_backdoor
-    from clipvet.evaluation import measure_all
+    from clipvet.data.answer_key import load_backdoor
+    from clipvet.experiments.evaluation import measure_all
+    from clipvet.models import checkpoints
     from clipvet.ranks import device
     from clipvet.rng import Rng
 
     began = time.monotonic()
-    clip = models.load(model, pretrained, device=device(), rng=Rng(seed).fork("init"))
+    clip = checkpoints.load(model, pretrained, device=device(), rng=Rng(seed).fork("init"))
     key = load_backdoor(backdoor) if backdoor else None
     also = (key.target, *(part.target for part in key.more)) if key else ()
     test = open_task(task, "", clip.geometry.size, classes, templates, seed, half, also)

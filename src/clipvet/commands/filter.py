@@ -37,15 +37,18 @@ def command(
 
     import numpy as np
 
-    from clipvet import io, kept, models, ranks, results, suspects
-    from clipvet.detection import detection
-    from clipvet.embed import sharing
+    from clipvet import io, ranks, results
+    from clipvet.data import kept
+    from clipvet.data.captions import check_captions
+    from clipvet.data.shards import named
+    from clipvet.engine.embed import sharing
+    from clipvet.engine.fit import workspace
     from clipvet.errors import UserError
-    from clipvet.fit import workspace
+    from clipvet.measures._detection import detection
+    from clipvet.models import checkpoints
+    from clipvet.pages import suspects
     from clipvet.ranks import device
     from clipvet.rng import Rng
-    from clipvet.shards import named
-    from clipvet.text import check_captions
 
     how, rng, page = open_method("filters", method, data, set_), Rng(seed), out.with_suffix(".html")
     begun = io.begun(out)
@@ -57,7 +60,7 @@ def command(
         raise UserError(f"--keep {keep:g} is no fraction between 0 and 1; 0.99 keeps all but the most suspect 1 %")
     if cleaned and keep is None and not hasattr(how, "cut"):
         raise UserError(f"{method} has no cut of its own; say with --keep what fraction of the pairs --cleaned keeps")
-    clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
+    clip = checkpoints.load(model, pretrained, device=device(), rng=rng.fork("init"))
     source = open_data(data, n, "train", clip.geometry.size, image_key, caption_key)
     pairs, key, made = open_keyed(source, seed, backdoor)
     if cleaned and made and not source.world(seed):
@@ -132,7 +135,8 @@ def _write_shards(out: Path, pairs: Any, rows: Any, keep: float | None) -> None:
     from contextlib import suppress
     from hashlib import sha256
 
-    from clipvet import io, kept, ranks
+    from clipvet import io, ranks
+    from clipvet.data import kept
 
     which = {"command": "filter", "shards": pairs.fingerprint, "keep": keep, "kept": sha256(rows.tobytes()).hexdigest()}
     with suppress(io.AlreadyDone), io.output(out, which) as work:  # done by this run, before it was killed
@@ -143,7 +147,8 @@ def _write_cleaned(out: Path, source: Any, seed: int, pairs: Any, captions: Any,
     """The pairs at these positions: a table's own rows; of other data, ids and captions, and in shards the keys."""
     import pyarrow as pa
 
-    from clipvet import io, kept
+    from clipvet import io
+    from clipvet.data import kept
 
     if not name and not source.world(seed):
         kept.write_rows(pairs, Path(source.spec), pairs.ids[at], out, source.image_key, source.separator)

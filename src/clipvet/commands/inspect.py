@@ -10,7 +10,7 @@ from clipvet.commands._leaving import say
 from clipvet.commands._options import Model, Out, Pretrained, Seed, Set, Templates
 
 if TYPE_CHECKING:
-    from clipvet.verdicts import FileFinding
+    from clipvet.scan.verdicts import FileFinding
 
 
 def command(
@@ -35,10 +35,12 @@ def command(
     import time
     from contextlib import suppress
 
-    from clipvet import inspection, io, results, verdicts
-    from clipvet.answer_key import save_backdoor
+    from clipvet import io, results
+    from clipvet.data.answer_key import save_backdoor
+    from clipvet.engine.fit import workspace
     from clipvet.errors import UserError, shown
-    from clipvet.fit import workspace
+    from clipvet.pages import inspection
+    from clipvet.scan import verdicts
     from clipvet.types import Backdoor
 
     files = _scanned(model, pretrained)
@@ -105,8 +107,9 @@ def _scanned(model: str, pretrained: str | None) -> "list[FileFinding] | None":
     """What the gate finds in the model's files; None where the model is no file of ours, or the scanner is missing."""
     from importlib.util import find_spec
 
-    from clipvet import gate, io
-    from clipvet.verdicts import FileFinding
+    from clipvet import io
+    from clipvet.models import gate
+    from clipvet.scan.verdicts import FileFinding
 
     def path_of(name: str) -> Path:
         return Path(name.removeprefix("local-dir:").removeprefix("transformers:"))

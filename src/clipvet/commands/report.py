@@ -8,6 +8,6 @@ import typer
 
 def command(folder: Annotated[Path, typer.Argument(help="a directory with results.jsonl")]) -> None:
     """Rebuild report.html from the result rows."""
-    from clipvet.report import build
+    from clipvet.pages.report import build
 
     print(build(folder))

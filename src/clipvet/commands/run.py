@@ -22,9 +22,9 @@ def command(
 ) -> None:
     """Run experiments: every attack, every cleaner, rows in OUT/results.jsonl. Finished stages are not run again."""
     from clipvet import ranks
-    from clipvet.recipe import load_recipes
-    from clipvet.report import build
-    from clipvet.run import run as execute
+    from clipvet.experiments.recipe import load_recipes
+    from clipvet.experiments.run import run as execute
+    from clipvet.pages.report import build
 
     k, _, n = part.partition("/")
     if not (k.isdecimal() and n.isdecimal()):

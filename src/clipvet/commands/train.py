@@ -46,15 +46,16 @@ def command(
     """Train a CLIP on captioned pictures, from scratch or from a checkpoint."""
     import time
 
-    from clipvet import models, ranks
-    from clipvet.evaluation import measure_all
-    from clipvet.fit import workspace
+    from clipvet import ranks
+    from clipvet.engine.fit import workspace
+    from clipvet.experiments.evaluation import measure_all
+    from clipvet.experiments.splits import measure_rounds, measure_splits
+    from clipvet.models import checkpoints
     from clipvet.ranks import device
     from clipvet.rng import Rng
-    from clipvet.splits import measure_rounds, measure_splits
 
     how, rng = open_method("training", method, data, set_), Rng(seed)
-    clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
+    clip = checkpoints.load(model, pretrained, device=device(), rng=rng.fork("init"))
     source = open_data(data, n, "train", clip.geometry.size, image_key, caption_key)
     pairs, key, _ = open_keyed(source, seed, backdoor)
     test = open_task(task, data, clip.geometry.size, classes, templates, seed)
@@ -71,7 +72,7 @@ def command(
         measured |= measure_splits(work, key)
         card = {"role": "trained", "method": repr(how), "data": pairs.name, "seed": seed}
         if ranks.main():
-            models.save(trained, work, card_of(card, clip, measured, test, backdoor))
+            checkpoints.save(trained, work, card_of(card, clip, measured, test, backdoor))
         finish(
             work, measured, recipe="train", stage="train", attack="none", method=method, config=repr(how),
             seconds=seconds, seed=seed, model=model, data=pairs.name,

@@ -49,12 +49,13 @@ def command(
     """
     import time
 
-    from clipvet import find, models
-    from clipvet.answer_key import load_backdoor
+    from clipvet import find
+    from clipvet.data.answer_key import load_backdoor
+    from clipvet.engine.fewshot import names
+    from clipvet.engine.fit import workspace
     from clipvet.errors import UserError
-    from clipvet.evaluation import measure_all
-    from clipvet.fewshot import names
-    from clipvet.fit import workspace
+    from clipvet.experiments.evaluation import measure_all
+    from clipvet.models import checkpoints
     from clipvet.ranks import device
     from clipvet.rng import Rng
 
@@ -62,7 +63,7 @@ def command(
         tuners = [n for n in find.names("training") if "labelled" in find.load("training", n).needs]
         raise UserError(f"--method {method} does not learn prompts; use {' or '.join(tuners)}, or clipvet train")
     rng, key = Rng(seed), load_backdoor(backdoor) if backdoor else None
-    clip = models.load(model, pretrained, device=device(), rng=rng.fork("init"))
+    clip = checkpoints.load(model, pretrained, device=device(), rng=rng.fork("init"))
     if (own := getattr(clip, "kind", method)) != method:
         raise UserError(f"{model} holds prompts of {own}; go on with --method {own}, or give the model they stand on")
     size, also = clip.geometry.size, (key.target,) if key else ()
@@ -92,7 +93,7 @@ def command(
             new = measure_all(tuned, the_task("new"), key, rng.fork("measure"))
             measured |= new_classes(new)
         card = {"role": "tuned", "method": repr(how), "data": pairs.name, "seed": seed, "half": half}
-        models.save(tuned, work, card_of(card, clip, measured, test, backdoor))
+        checkpoints.save(tuned, work, card_of(card, clip, measured, test, backdoor))
         if bake_reference:
             bake(tuned, work)
         finish(

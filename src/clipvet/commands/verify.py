@@ -29,13 +29,14 @@ def command(
     from rich.table import Table
     from rich.text import Text
 
-    from clipvet import cards, io, models
-    from clipvet.answer_key import load_backdoor
+    from clipvet import io
+    from clipvet.data.answer_key import load_backdoor
     from clipvet.errors import shown
-    from clipvet.evaluation import measure_all
+    from clipvet.experiments.evaluation import measure_all
+    from clipvet.models import cards, checkpoints
+    from clipvet.models.weights import config_hash, weights_file
     from clipvet.ranks import device
     from clipvet.rng import Rng
-    from clipvet.weights import config_hash, weights_file
 
     card, weights = cards.read(folder), weights_file(folder)
     if io.sha256(weights) != card.weights_sha256:
@@ -48,7 +49,7 @@ def command(
     if not card.measured:
         say("the card holds no measured numbers")
         return
-    seed, clip = card.seed, models.load(f"local-dir:{folder}", device=device())
+    seed, clip = card.seed, checkpoints.load(f"local-dir:{folder}", device=device())
     spec = task or ("shapes" if card.task.get("name") == "shapes by shape" else None)
     there = backdoor or (folder / "backdoor" if (folder / "backdoor" / "backdoor.json").is_file() else None)
     key = load_backdoor(there) if there else None

@@ -22,8 +22,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from clipvet import find, io
+from clipvet.data.tables import unfolded
 from clipvet.errors import UserError
-from clipvet.files import unfolded
 from clipvet.rng import Rng
 from clipvet.types import Backdoor, Trigger
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from clipvet import decoding, io
-from clipvet.decoding import MAX_PIXELS, SUFFIXES, FilePictures, sound
+from clipvet import io
+from clipvet.data import decoding
+from clipvet.data.decoding import MAX_PIXELS, SUFFIXES, FilePictures, sound
 from clipvet.errors import UserError
 from clipvet.types import Pairs, Task
 

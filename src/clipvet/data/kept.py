@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from clipvet import io
-from clipvet.decoding import CellPictures
+from clipvet.data.decoding import CellPictures
+from clipvet.data.shards import COLUMNS, PICTURES, Index, groups, scan
+from clipvet.data.tables import PIECE, separator_of
+from clipvet.data.tars import NoTar
 from clipvet.errors import UserError
-from clipvet.files import PIECE, separator_of
-from clipvet.shards import COLUMNS, PICTURES, Index, groups, scan
-from clipvet.tars import NoTar
 from clipvet.types import Pairs
 
 TABLES = (".csv", ".tsv", ".parquet")

@@ -24,10 +24,10 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from clipvet import decoding
-from clipvet.decoding import MAX_PICTURE, MAX_PIXELS, decoded, sound
+from clipvet.data import decoding
+from clipvet.data.decoding import MAX_PICTURE, MAX_PIXELS, decoded, sound
+from clipvet.data.tars import Damaged, Member, NoTar, members
 from clipvet.errors import UserError
-from clipvet.tars import Damaged, Member, NoTar, members
 from clipvet.types import Geometry, Pairs
 
 PICTURES = (b"jpg", b"png", b"jpeg", b"webp")  # open_clip's, in its order: the first that a key has is its picture

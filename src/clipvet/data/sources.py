@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from clipvet import io
+from clipvet.data.worlds.foreign import Foreign
+from clipvet.data.worlds.shapes import KINDS, SHIFTED, Shapes
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.types import Pairs, Task
-from clipvet.worlds.foreign import Foreign
-from clipvet.worlds.shapes import KINDS, SHIFTED, Shapes
 
 WORLDS = {"shapes": Shapes, "shapes-shifted": partial(Shapes, **SHIFTED), "foreign": Foreign}
 
@@ -48,7 +48,7 @@ class Data:
                 return shapes.pairs(self.n or 10_000, split=self.split, lazy=self.lazy)
             case Foreign() as foreign:
                 return foreign.pairs(self.n or 8_000, split=self.split)
-        from clipvet.files import open_pairs
+        from clipvet.data.tables import open_pairs
 
         pairs = open_pairs(self.spec, image_key=self.image_key, caption_key=self.caption_key, separator=self.separator)
         return pairs.take(slice(self.n)) if self.n else pairs
@@ -89,7 +89,7 @@ class Test:
             raise UserError(
                 f"'{self.spec}' is neither 'shapes' nor a folder with one folder of pictures for each class"
             )
-        from clipvet.folders import open_task
+        from clipvet.data.folders import open_task
 
         return open_task(self.spec, classes=self.classes, templates=self.templates)
 

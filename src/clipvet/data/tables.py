@@ -14,8 +14,9 @@ from typing import Any, overload
 
 import numpy as np
 
-from clipvet import decoding, io
-from clipvet.decoding import MAX_PIXELS, CellPictures, FilePictures
+from clipvet import io
+from clipvet.data import decoding
+from clipvet.data.decoding import MAX_PIXELS, CellPictures, FilePictures
 from clipvet.errors import UserError
 from clipvet.types import Pairs
 
@@ -64,7 +65,7 @@ def open_pairs(
     the table's folder if None. Ids are row numbers. CSV and parquet are copied once into the cache of HF datasets, and
     mapped into memory; picture files stay where they are. Raises UserError for data that cannot be used.
     """
-    from clipvet import shards
+    from clipvet.data import shards
 
     if shards.named(spec):
         own = None if caption_key == "title" else caption_key

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.embed import device_of
+from clipvet.engine.embed import device_of
 from clipvet.errors import UserError
 from clipvet.types import Batch, Clip, Pairs
 

@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipvet.detectors._each import each
-from clipvet.embed import classifier
-from clipvet.heads import check_classes
+from clipvet.engine.embed import classifier
 from clipvet.rng import Rng
+from clipvet.scan.heads import check_classes
 from clipvet.types import Batch, Clip, Pairs
 
 WORDS = ["music", "paper", "river", "window", "sugar", "garden", "engine", "market", "letter", "bridge", "kitchen"]

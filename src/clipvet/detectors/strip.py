@@ -15,12 +15,12 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
+from clipvet.data.worlds.pool import pool
 from clipvet.detectors._each import each
-from clipvet.embed import classifier, device_of
-from clipvet.heads import check_classes
+from clipvet.engine.embed import classifier, device_of
 from clipvet.rng import Rng
+from clipvet.scan.heads import check_classes
 from clipvet.types import Batch, Clip, Pairs
-from clipvet.worlds.pool import pool
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clipvet import ranks
+from clipvet.data.captions import refuse_captions
+from clipvet.data.loader import loading
 from clipvet.errors import UserError
-from clipvet.loading import loading
 from clipvet.rng import Rng
-from clipvet.text import refuse_captions
 from clipvet.types import Backdoor, Batch, Clip, Geometry, Pairs
 
 

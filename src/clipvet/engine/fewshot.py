@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clipvet.augment import Views
-from clipvet.embed import embed_texts
+from clipvet.data.augment import Views
+from clipvet.engine.embed import embed_texts
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clipvet import io, ranks, tracking
+from clipvet import io, ranks
+from clipvet.data.loader import loading
+from clipvet.engine import tracking
+from clipvet.engine.optim import Schedule, learnt, moments, optimizers, pack, rescale, restore, unpack
 from clipvet.errors import UserError
-from clipvet.loading import loading
-from clipvet.optim import Schedule, learnt, moments, optimizers, pack, rescale, restore, unpack
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
 
@@ -163,7 +164,7 @@ def fit(
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
-    from clipvet.adapter import clone
+    from clipvet.models.adapter import clone
 
     if len(pairs) < 2:
         raise UserError(f"{pairs.name} has {len(pairs)} pairs; contrastive training needs at least 2")

@@ -1,7 +1,7 @@
 """What every measure of the family says of one model."""
 
 from clipvet import find
-from clipvet.embed import sharing
+from clipvet.engine.embed import sharing
 from clipvet.rng import Rng
 from clipvet.types import Backdoor, Clip, Measured, Task
 

@@ -1,7 +1,7 @@
 """What an attack is about to do, and where users are known to fail, said before the hours are spent."""
 
 from clipvet.attacks.poison import Poison
-from clipvet.text import names_target
+from clipvet.data.captions import names_target
 from clipvet.types import Clip, Pairs
 
 

@@ -13,7 +13,6 @@ from clipvet.attacks.mm_poison import MmPoison
 from clipvet.attacks.multi import Multi
 from clipvet.attacks.siba import Siba
 from clipvet.attacks.trojvqa import TrojVqa
-from clipvet.augment import SMALL
 from clipvet.cleaners.abl import Abl
 from clipvet.cleaners.ci_repair import CiRepair
 from clipvet.cleaners.cleanclip import CleanClip
@@ -27,6 +26,7 @@ from clipvet.cleaners.task_negation import TaskNegation
 from clipvet.cleaners.ubt import Ubt
 from clipvet.cleaners.vpt import Vpt
 from clipvet.cleaners.wise_ft import WiseFt
+from clipvet.data.augment import SMALL
 from clipvet.detectors.strip import Strip
 from clipvet.filters.abl_loss import AblLoss
 from clipvet.filters.dao import Dao

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clipvet.data import Data, Half, Shots, Test
+from clipvet.data.sources import Data, Half, Shots, Test
 from clipvet.errors import UserError
 from clipvet.types import Attack, Cleaner, Detector, Filter, Inspector, Training
 

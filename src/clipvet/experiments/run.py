@@ -8,10 +8,10 @@ from typing import Any
 
 from clipvet import io, ranks, results
 from clipvet.errors import UserError
-from clipvet.recipe import Recipe, told
-from clipvet.suite import suite
-from clipvet.victim import SUCCESS, Victim
-from clipvet.workers import result, workers
+from clipvet.experiments.recipe import Recipe, told
+from clipvet.experiments.suite import suite
+from clipvet.experiments.victim import SUCCESS, Victim
+from clipvet.experiments.workers import result, workers
 
 
 def run(

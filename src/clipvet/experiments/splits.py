@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from clipvet.detection import detection
+from clipvet.data.captions import names_target
+from clipvet.measures._detection import detection
 from clipvet.measures._intervals import share
-from clipvet.text import names_target
 from clipvet.types import Backdoor, Measured
 
 

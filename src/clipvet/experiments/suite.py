@@ -14,8 +14,8 @@ from clipvet.errors import UserError
 from clipvet.measures._intervals import share
 from clipvet.results import Row, rows_of
 from clipvet.rng import Rng
+from clipvet.scan.verdicts import p_value, probability
 from clipvet.types import Measured
-from clipvet.verdicts import p_value, probability
 
 CLEAN, CALIBRATION = "none", "calibration"  # attacks that are none
 

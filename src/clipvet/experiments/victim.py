@@ -19,20 +19,21 @@ from typing import Any
 
 import numpy as np
 
-from clipvet import __version__, io, models, ranks, results
-from clipvet.answer_key import load_backdoor, save_backdoor
+from clipvet import __version__, io, ranks, results
 from clipvet.attacks.none import NoAttack
-from clipvet.data import Data, Half, Test
-from clipvet.detection import detection
-from clipvet.dirty import beside, poison
+from clipvet.data.answer_key import load_backdoor, save_backdoor
+from clipvet.data.dirty import beside, poison
+from clipvet.data.sources import Data, Half, Test
+from clipvet.data.worlds.pool import pool_pairs
+from clipvet.engine.fit import Workspace, workspace
 from clipvet.errors import UserError
-from clipvet.evaluation import measure_all
-from clipvet.fit import Workspace, workspace
-from clipvet.recipe import Recipe
+from clipvet.experiments.evaluation import measure_all
+from clipvet.experiments.recipe import Recipe
+from clipvet.experiments.splits import measure_pool, measure_splits
+from clipvet.measures._detection import detection
+from clipvet.models import checkpoints
 from clipvet.rng import Rng
-from clipvet.splits import measure_pool, measure_splits
 from clipvet.types import Attack, Backdoor, Clip, Finding, Measured
-from clipvet.worlds.pool import pool_pairs
 
 GROUND = ("clipvet.types", "clipvet.rng", "clipvet.errors")  # what these say changes no number
 SUCCESS = ("asr", "asr_worst", "psr", "hit@1")  # metrics by which an attack took or not
@@ -130,9 +131,9 @@ class Victim:
         data, test = r.base_data or (r.victim_data, r.test)
 
         def make(work: Path) -> dict[str, Measured]:
-            fresh = models.load(self.model, r.pretrained, device=ranks.device(), rng=rng.fork("init"))
+            fresh = checkpoints.load(self.model, r.pretrained, device=ranks.device(), rng=rng.fork("init"))
             clip = training.train(fresh, data.pairs(self.seed), rng.fork("base"))
-            models.save(clip, work, {"role": "base", "method": "base", "config": repr(training)})
+            checkpoints.save(clip, work, {"role": "base", "method": "base", "config": repr(training)})
             return self._measure(clip, None, test)
 
         said = {"stage": "base", "method": "base", "config": repr(training), "data": data.spec}
@@ -141,9 +142,9 @@ class Victim:
     def start(self) -> Clip:
         """What the attack is given: random weights, those of a file, or the clean model."""
         if self.recipe.base:
-            return models.load(str(self.runs / self.base_key), device=ranks.device())
+            return checkpoints.load(str(self.runs / self.base_key), device=ranks.device())
         rng = Rng(self.seed).fork("init")
-        return models.load(self.model, self.recipe.pretrained, device=ranks.device(), rng=rng)
+        return checkpoints.load(self.model, self.recipe.pretrained, device=ranks.device(), rng=rng)
 
     def implant(self, progress: bool = False) -> list[results.Row]:
         """The victim's rows; a row of stage "refused" among them if the attack did not take."""
@@ -166,7 +167,7 @@ class Victim:
             start, pairs = self.start(), r.victim_data.pairs(self.seed)
             clip, _, backdoor = attack.implant(start, pairs, r.target, rng.fork("attack"))
             save_backdoor(backdoor, work / "backdoor")
-            models.save(
+            checkpoints.save(
                 clip,
                 work,
                 {"role": stage, "method": self.attack if method == "none" else method, "config": repr(attack)},
@@ -194,7 +195,7 @@ class Victim:
             fresh = self.start()
             pairs = poison(r.victim_data.pairs(self.seed), backdoor)
             clip = training.train(fresh, pairs.take(~np.isin(pairs.ids, backdoor.poisoned)), rng.fork("oracle"))
-            models.save(clip, work, {"role": "train", "method": "oracle", "config": repr(training)})
+            checkpoints.save(clip, work, {"role": "train", "method": "oracle", "config": repr(training)})
             return self._measure(clip, backdoor)
 
         said = {"stage": "train", "method": "oracle", "config": repr(training), "data": r.victim_data.spec}
@@ -205,7 +206,7 @@ class Victim:
         r, rng, ranking = self.recipe, Rng(self.seed), self.recipe.filters[name]
 
         def make(work: Path) -> dict[str, Measured]:
-            clip, backdoor = models.load(str(self.runs / self.key), device=ranks.device()), self._answers()
+            clip, backdoor = checkpoints.load(str(self.runs / self.key), device=ranks.device()), self._answers()
             pairs = poison(r.victim_data.pairs(self.seed), backdoor)
             return detection(ranking.score(clip, pairs, rng.fork("filter")), np.isin(pairs.ids, backdoor.poisoned))
 
@@ -217,7 +218,7 @@ class Victim:
         r, inspector = self.recipe, self.recipe.inspectors[name]
 
         def make(work: Path) -> dict[str, Measured]:
-            found = self._scan(inspector, models.load(str(self.runs / self.key), device=ranks.device()))
+            found = self._scan(inspector, checkpoints.load(str(self.runs / self.key), device=ranks.device()))
             if found.trigger is not None:
                 save_backdoor(Backdoor(found.trigger, found.target or ""), work / "trigger")
             io.write_json(work / "classes.json", [r._asdict() for r in found.classes])
@@ -232,7 +233,7 @@ class Victim:
         r, rng, detector = self.recipe, Rng(self.seed), self.recipe.detectors[name]
 
         def make(work: Path) -> dict[str, Measured]:
-            clip, task = models.load(str(self.runs / self.key), device=ranks.device()), r.test.task(self.seed)
+            clip, task = checkpoints.load(str(self.runs / self.key), device=ranks.device()), r.test.task(self.seed)
             other, answers = np.flatnonzero(task.labels != task.classes.index(r.target))[: r.watched], self._answers()
             both = beside(task.pictures.take(other), answers.trigger, answers.seed)
             scores = detector.detect(clip, both, task.classes, task.templates, rng.fork("detect"))
@@ -264,10 +265,10 @@ class Victim:
             raise UserError(f"cleaner {name} needs untrusted pairs; give None as the recipe's defender_data for it")
 
         def make(work: Path) -> dict[str, Measured]:
-            clip, answers = models.load(str(self.runs / self.key), device=ranks.device()), self._answers()
+            clip, answers = checkpoints.load(str(self.runs / self.key), device=ranks.device()), self._answers()
             pairs = poison(self.recipe.victim_data.pairs(self.seed), answers) if data is None else data.pairs(self.seed)
             cleaned = cleaner.clean(clip, pairs, rng.fork("clean"))
-            models.save(cleaned, work, {"role": "cleaned", "method": name, "config": repr(cleaner)})
+            checkpoints.save(cleaned, work, {"role": "cleaned", "method": name, "config": repr(cleaner)})
             measured = self._measure(cleaned, answers) | measure_pool(work, answers)
             for inspector, how in self.recipe.inspectors.items():
                 with workspace(None):
@@ -294,7 +295,7 @@ class Victim:
         pairs = next((d for d, _ in r.defender_data.values() if isinstance(d, Data)), r.victim_data)
 
         def make(work: Path) -> dict[str, Measured]:
-            cleaned = models.load(str(self.runs / before), device=ranks.device())
+            cleaned = checkpoints.load(str(self.runs / before), device=ranks.device())
             with workspace(None):  # what it costs is no cost of the cleaner's
                 later = benign.clean(cleaned, pairs.pairs(self.seed), Rng(self.seed).fork("rebound"))
             found = self._measure(later, self._answers())

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.embed import Embedded, check_finite, embed_images, embed_pairs
-from clipvet.text import check_captions
+from clipvet.data.captions import check_captions
+from clipvet.engine.embed import Embedded, check_finite, embed_images, embed_pairs
 from clipvet.types import Clip, Pairs
 
 Of = Literal["image", "text", "pair"]

@@ -19,10 +19,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from clipvet.engine.fit import fit_by
+from clipvet.engine.losses import clip_loss, pair_losses
+from clipvet.engine.optim import warmup_cosine
 from clipvet.filters._features import aligned, both
-from clipvet.fit import fit_by
-from clipvet.losses import clip_loss, pair_losses
-from clipvet.optim import warmup_cosine
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
 

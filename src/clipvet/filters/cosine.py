@@ -13,7 +13,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.embed import pair_cosines
+from clipvet.engine.embed import pair_cosines
 from clipvet.filters._features import aligned
 from clipvet.rng import Rng
 from clipvet.types import Clip, Pairs

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvet import models
+from clipvet.models import checkpoints
 from clipvet.rng import Rng
 from clipvet.training.safeclip import SafeClip
 from clipvet.types import Clip, Pairs
@@ -32,7 +32,7 @@ class GmmSplit:
     phrase: ClassVar[str] = "cosine {minus:.2f} after warm-up"
 
     def score(self, clip: Clip, pairs: Pairs, rng: Rng) -> Float[Tensor, " n"]:
-        start = models.fresh(clip, rng.fork("init")) if self.anew else clip
+        start = checkpoints.fresh(clip, rng.fork("init")) if self.anew else clip
         warm, stage = self.training.prepare(start, pairs, rng.fork("train"))
         cosines = self.training.cosines(warm, pairs, stage, rng.fork("score"))
         return -torch.from_numpy(np.where(cosines < -1, np.nan, cosines))

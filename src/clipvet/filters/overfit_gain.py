@@ -20,8 +20,8 @@ from torch import Tensor
 
 from clipvet.filters._features import aligned
 from clipvet.rng import Rng
-from clipvet.shortcut import Over, Score, overfit, risen, weak_pairs
 from clipvet.types import Clip, Pairs
+from clipvet.unlearning.shortcut import Over, Score, overfit, risen, weak_pairs
 
 BELOW = 3.0  # more than cosines and their differences can be apart
 

@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.embed import pair_cosines
+from clipvet.engine.embed import pair_cosines
 from clipvet.filters._features import aligned
 from clipvet.rng import Rng
-from clipvet.shortcut import reference_cosines
 from clipvet.types import Clip, Pairs
+from clipvet.unlearning.shortcut import reference_cosines
 
 
 @dataclass(frozen=True)

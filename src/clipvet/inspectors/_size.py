@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.embed import device_of
-from clipvet.fit import counting, kept
-from clipvet.forms import Form, Params, started, trigger
-from clipvet.heads import check_classes, check_slope, groups, head_of, pixels, shares, steps_of, untouched
-from clipvet.inversion import Weight, judge, shrink
+from clipvet.engine.embed import device_of
+from clipvet.engine.fit import counting, kept
 from clipvet.ranks import spread
 from clipvet.rng import Rng
+from clipvet.scan.forms import Form, Params, started, trigger
+from clipvet.scan.heads import check_classes, check_slope, groups, head_of, pixels, shares, steps_of, untouched
+from clipvet.scan.inversion import Weight, judge, shrink
+from clipvet.scan.verdicts import deviations, finding
 from clipvet.types import Clip, Finding, Pairs
-from clipvet.verdicts import deviations, finding
 
 
 def smallest(

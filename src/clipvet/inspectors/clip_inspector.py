@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from clipvet.forms import Form, additive, pasted, squashed, trigger
-from clipvet.heads import Loss, check_classes, head_of, pixels, reference_head, steps_of
-from clipvet.inversion import Budget, scan
 from clipvet.rng import Rng
+from clipvet.scan.forms import Form, additive, pasted, squashed, trigger
+from clipvet.scan.heads import Loss, check_classes, head_of, pixels, reference_head, steps_of
+from clipvet.scan.inversion import Budget, scan
+from clipvet.scan.verdicts import Score, finding, residual, suspicions
 from clipvet.types import Clip, Finding, Pairs
-from clipvet.verdicts import Score, finding, residual, suspicions
 
 
 @dataclass(frozen=True)

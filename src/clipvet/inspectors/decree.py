@@ -17,14 +17,14 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.adapter import frozen
-from clipvet.embed import device_of
+from clipvet.engine.embed import device_of
+from clipvet.engine.fit import counting
 from clipvet.errors import UserError
-from clipvet.fit import counting
-from clipvet.forms import Params, masked, started, trigger
-from clipvet.heads import check_slope, computing, pixels, steps_of
-from clipvet.inversion import Weight, shrink
+from clipvet.models.adapter import frozen
 from clipvet.rng import Rng
+from clipvet.scan.forms import Params, masked, started, trigger
+from clipvet.scan.heads import check_slope, computing, pixels, steps_of
+from clipvet.scan.inversion import Weight, shrink
 from clipvet.types import Clip, Finding, Pairs
 
 

@@ -14,11 +14,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from clipvet.embed import device_of
-from clipvet.heads import Loss, check_classes, class_losses, head_of, pixels, reference_head, shares, untouched
+from clipvet.engine.embed import device_of
 from clipvet.rng import Rng
+from clipvet.scan.heads import Loss, check_classes, class_losses, head_of, pixels, reference_head, shares, untouched
+from clipvet.scan.verdicts import Score, finding, suspicions
 from clipvet.types import Clip, Finding, Pairs
-from clipvet.verdicts import Score, finding, suspicions
 
 
 @dataclass(frozen=True)

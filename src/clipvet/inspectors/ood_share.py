@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from clipvet.embed import device_of
-from clipvet.heads import check_classes, class_losses, head_of, pixels, shares, untouched
+from clipvet.engine.embed import device_of
 from clipvet.rng import Rng
+from clipvet.scan.heads import check_classes, class_losses, head_of, pixels, shares, untouched
 from clipvet.types import Clip, Finding, Pairs, Suspicion
 
 

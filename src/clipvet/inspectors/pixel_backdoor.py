@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from clipvet.forms import signed
 from clipvet.inspectors._size import smallest
 from clipvet.rng import Rng
+from clipvet.scan.forms import signed
 from clipvet.types import Clip, Finding, Pairs
 
 

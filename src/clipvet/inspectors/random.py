@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from clipvet.heads import check_classes
 from clipvet.results import weights_hash
 from clipvet.rng import Rng
+from clipvet.scan.heads import check_classes
 from clipvet.types import Clip, Finding, Pairs
 
 

@@ -16,11 +16,11 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from clipvet.embed import classifier, embed_images, embed_texts
+from clipvet.data.captions import names_target
+from clipvet.engine.embed import classifier, embed_images, embed_texts
 from clipvet.errors import UserError
 from clipvet.measures._intervals import share
 from clipvet.rng import Rng
-from clipvet.text import names_target
 from clipvet.types import Backdoor, Clip, Measured, Task
 
 

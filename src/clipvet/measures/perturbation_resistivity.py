@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torchvision.transforms.v2 import functional as T
 
-from clipvet.embed import device_of
+from clipvet.engine.embed import device_of
 from clipvet.measures._intervals import mean
-from clipvet.prompts import blocks
+from clipvet.models.visual_prompts import blocks
 from clipvet.rng import Rng
 from clipvet.types import Backdoor, Clip, Measured, Task
 

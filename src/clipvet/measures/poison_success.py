@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import torch
 
-from clipvet.embed import classifier, embed_chosen
+from clipvet.engine.embed import classifier, embed_chosen
 from clipvet.errors import UserError
 from clipvet.measures._intervals import share
 from clipvet.rng import Rng

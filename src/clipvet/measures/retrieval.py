@@ -14,10 +14,10 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from clipvet.embed import embed_images, embed_texts
+from clipvet.data.captions import names_target
+from clipvet.engine.embed import embed_images, embed_texts
 from clipvet.measures._intervals import share
 from clipvet.rng import Rng
-from clipvet.text import names_target
 from clipvet.types import Backdoor, Clip, Measured, Task
 
 

@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from clipvet.embed import embed_chosen, embed_images, embed_texts
+from clipvet.engine.embed import embed_chosen, embed_images, embed_texts
 from clipvet.errors import UserError
 from clipvet.measures._intervals import mean, share
 from clipvet.rng import Rng

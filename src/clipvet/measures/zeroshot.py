@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import torch
 
-from clipvet.embed import classifier, embed_images
+from clipvet.engine.embed import classifier, embed_images
 from clipvet.measures._intervals import share
 from clipvet.rng import Rng
 from clipvet.types import Backdoor, Clip, Measured, Task

@@ -18,14 +18,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from clipvet import gate, io, layouts, siglip, tokenizers
-from clipvet.adapter import OpenClip, Tokens, frozen
+from clipvet import io
 from clipvet.errors import UserError
+from clipvet.models import gate, layouts, siglip, tokenizers
+from clipvet.models.adapter import OpenClip, Tokens, frozen
+from clipvet.models.weights import WEIGHTS, check_card, check_size, config_hash, file_for, fill, no_more_than, quiet
 from clipvet.rng import Rng
 from clipvet.types import Clip
-from clipvet.weights import WEIGHTS, check_card, check_size, config_hash, file_for, fill, no_more_than, quiet
 
-CONFIGS = Path(__file__).parent / "model_configs"
+CONFIGS = Path(__file__).parent / "configs"
 TOKENIZER = ("clean", "language", "reduction_mask", "strip_sep_token")  # a tokenizer's options that load nothing
 
 
@@ -241,21 +242,21 @@ def _timm_name(config: Any) -> str:
 
 def _prompted(folder: Path, device: str | torch.device) -> Any:
     """The prompts of a folder on their base model: its own copy in base/, or the one that its card names."""
-    from clipvet import context, prompts
+    from clipvet.models import class_prompts, visual_prompts
 
     card = io.read_json(folder / "card.json") if (folder / "card.json").is_file() else {}
     if not isinstance(card, dict):
         raise UserError(f"{folder / 'card.json'} is no object, and so no card; restore it")
     base = str(folder / "base" if (folder / "base").is_dir() else card.get("base", ""))
     try:
-        if (Path(base.removeprefix("local-dir:")) / prompts.FILE).is_file():
+        if (Path(base.removeprefix("local-dir:")) / visual_prompts.FILE).is_file():
             raise UserError(f"{base} holds prompts too")
         found = load(base, device=device)
     except (UserError, OSError) as e:  # OSError: a name that is too long
         raise UserError(
             f"{folder} holds prompts without their base model ({e!s:.400}); put it into {folder / 'base'}"
         ) from e
-    kind = context if "context" in io.load_weights(folder / prompts.FILE) else prompts
+    kind = class_prompts if "context" in io.load_weights(folder / visual_prompts.FILE) else visual_prompts
     return kind.restore(folder, found)
 
 
@@ -267,13 +268,13 @@ def save(clip: Clip, folder: Path, card: dict[str, Any]) -> str:
     """
     from open_clip.tokenizer import HFTokenizer
 
-    from clipvet import context, prompts
+    from clipvet.models import class_prompts, visual_prompts
 
     folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(clip, context.PromptTuned):
-        return context.save(clip, folder, card)
-    if isinstance(clip, prompts.Prompted):
-        return prompts.save(clip, folder, card)
+    if isinstance(clip, class_prompts.PromptTuned):
+        return class_prompts.save(clip, folder, card)
+    if isinstance(clip, visual_prompts.Prompted):
+        return visual_prompts.save(clip, folder, card)
     if not isinstance(clip, OpenClip):
         raise UserError(f"a {type(clip).__name__} has no open_clip layout to be saved in; save an OpenClip")
     if clip.layout == "open_clip":

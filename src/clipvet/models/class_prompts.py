@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from clipvet import ranks
-from clipvet.adapter import OpenClip, clone
 from clipvet.errors import UserError
-from clipvet.prompts import OnFrozen, beside, held, transformer, write
+from clipvet.models.adapter import OpenClip, clone
+from clipvet.models.visual_prompts import OnFrozen, beside, held, transformer, write
 from clipvet.rng import Rng
 from clipvet.types import Clip
 

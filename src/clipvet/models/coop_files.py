@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from clipvet import io
-from clipvet.adapter import OpenClip
-from clipvet.context import META, PromptTuned, meta_net, tokens_of, tower
 from clipvet.errors import UserError
+from clipvet.models.adapter import OpenClip
+from clipvet.models.class_prompts import META, PromptTuned, meta_net, tokens_of, tower
 from clipvet.types import Clip
 
 FILE = Path("prompt_learner") / "model-best.pth.tar"  # where their `load_model` looks

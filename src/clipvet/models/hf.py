@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, Field, ValidationError
 from torch import nn
 
-from clipvet import io, siglip, tokenizers
+from clipvet import io
 from clipvet.errors import UserError
+from clipvet.models import siglip, tokenizers
 
 KEPT = ("config.json", "preprocessor_config.json", "processor_config.json", *tokenizers.FILES)
 MAX_FILE = 64 * 2**20  # bytes of a tokenizer or config file

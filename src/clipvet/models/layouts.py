@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from clipvet import hf, io, siglip, tokenizers
+from clipvet import io
 from clipvet.errors import UserError
-from clipvet.renaming import NAMES, to_ours, to_theirs
+from clipvet.models import hf, siglip, tokenizers
+from clipvet.models.renaming import NAMES, to_ours, to_theirs
 
 LAYOUTS = ("open_clip", "transformers", "openai")
 OPENAI = "model.pt"

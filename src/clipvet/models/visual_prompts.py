@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from clipvet import io, ranks
-from clipvet.adapter import OpenClip, frozen
 from clipvet.errors import UserError
+from clipvet.models.adapter import OpenClip, frozen
 from clipvet.results import weights_hash
 from clipvet.rng import Rng
 from clipvet.types import Clip

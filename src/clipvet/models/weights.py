@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module
 
-from clipvet import io, layouts, tokenizers
+from clipvet import io
 from clipvet.errors import Unsupported, UserError
+from clipvet.models import layouts, tokenizers
 
 CONFIGS = (
     "open_clip_config.json",

@@ -6,22 +6,23 @@ from pathlib import Path
 
 import torch
 
-from clipvet import io, models
-from clipvet.answer_key import load_backdoor
+from clipvet import io
 from clipvet.attacks.poison import Poison
 from clipvet.cleaners.cleanclip import CleanClip
 from clipvet.cleaners.finetune import Finetune
 from clipvet.cleaners.par import Par
-from clipvet.data import Data, Test
-from clipvet.gallery import save_gallery
-from clipvet.presets import shapes
-from clipvet.recipe import Recipe, told
-from clipvet.report import build
+from clipvet.data.answer_key import load_backdoor
+from clipvet.data.sources import Data, Test
+from clipvet.data.worlds.shapes import TEMPLATES
+from clipvet.experiments.presets import shapes
+from clipvet.experiments.recipe import Recipe, told
+from clipvet.experiments.run import run
+from clipvet.models import checkpoints
+from clipvet.pages.gallery import save_gallery
+from clipvet.pages.report import build
 from clipvet.rng import Rng
-from clipvet.run import run
 from clipvet.training.plain import Plain
 from clipvet.triggers.patch import Patch
-from clipvet.worlds.shapes import TEMPLATES
 
 
 def recipe() -> Recipe:
@@ -52,7 +53,7 @@ def demo(out: Path, seed: int) -> Path:
         jobs = 1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1)
         run((made,), work, work / "stages", jobs=jobs)
         folders = stage_folders(work / "stages")
-        clips = {name: models.load(str(folder)) for name, folder in folders.items()}
+        clips = {name: checkpoints.load(str(folder)) for name, folder in folders.items()}
         task = made.test.task(seed)
         backdoor = load_backdoor(folders["none"] / "backdoor")
         save_gallery(work, {k: clips[k] for k in ("none", "par")}, task, backdoor, Rng(seed).fork("gallery"))

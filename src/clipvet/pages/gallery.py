@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from clipvet import io
-from clipvet.embed import classifier, device_of, embed_texts
+from clipvet.engine.embed import classifier, device_of, embed_texts
 from clipvet.rng import Rng
 from clipvet.types import Backdoor, Clip, Task
 

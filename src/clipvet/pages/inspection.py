@@ -9,17 +9,16 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 
-from clipvet import io
-from clipvet.embed import device_of
-from clipvet.heads import head_of
-from clipvet.report import Axes
-from clipvet.suspects import SMALL, picture
+from clipvet.engine.embed import device_of
+from clipvet.pages._page import write_html
+from clipvet.pages.report import Axes
+from clipvet.pages.suspects import SMALL, picture
+from clipvet.scan.heads import head_of
+from clipvet.scan.verdicts import Null, Verdict
 from clipvet.triggers.recovered import Recovered
 from clipvet.types import Clip, Finding, Pairs
-from clipvet.verdicts import Null, Verdict
 
 SHOWN = 60  # classes in the chart and among the answers, the most suspect first
 ROW = 19  # SVG units a class
@@ -88,9 +87,12 @@ def write_page(
             "among": SHOWN if len(names) > SHOWN else 0,
             "examples": examples(clip, pictures, names[:SHOWN], templates, trigger) if names else [],
         }
-    env = Environment(loader=PackageLoader("clipvet"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    text = env.get_template("inspect.html.jinja").render(
-        v=verdict, chart=chart(verdict), strip=strip(verdict, null), small=clip.geometry.size < SMALL, **seen
+    write_html(
+        out,
+        "inspect",
+        v=verdict,
+        chart=chart(verdict),
+        strip=strip(verdict, null),
+        small=clip.geometry.size < SMALL,
+        **seen,
     )
-    with io.replacing(out) as tmp:
-        tmp.write_text(text, encoding="utf-8")

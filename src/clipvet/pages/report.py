@@ -12,17 +12,16 @@ from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from pydantic import BaseModel, FiniteFloat, TypeAdapter, ValidationError
 
-from clipvet import io
-from clipvet.decoding import FORMATS, MAX_PIXELS
+from clipvet.data.captions import names_target
+from clipvet.data.decoding import FORMATS, MAX_PIXELS
 from clipvet.errors import UserError
+from clipvet.experiments.suite import CALIBRATION, CLEAN
+from clipvet.pages._page import write_html
 from clipvet.results import Row, kind_of
-from clipvet.suite import CALIBRATION, CLEAN
-from clipvet.text import names_target
 
 NAMES = {"none": "victim", "finetune": "plain fine-tuning", "par": "PAR", "cleanclip": "CleanCLIP", "roclip": "RoCLIP"}
 NAMES |= {"safeclip": "SafeCLIP", "rvpt": "RVPT", "ubt": "UBT", "abl": "ABL", "wise_ft": "WiSE-FT", "vpt": "VPT"}
@@ -283,8 +282,9 @@ def build(folder: Path) -> Path:
     gallery: Gallery | None = next(iter(_read(Gallery, folder / "gallery.json")), None)
     spoken = gallery.pictures[0].captions if gallery and gallery.pictures else {}
     first = {m.name: m for m in reversed(methods.values()) if m.name in spoken}
-    env = Environment(loader=PackageLoader("clipvet"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    page = env.get_template("report.html.jinja").render(
+    write_html(
+        folder / "report.html",
+        "report",
         sections=sections,
         gallery=gallery,
         commands=commands,
@@ -294,6 +294,4 @@ def build(folder: Path) -> Path:
         picture=lambda name: _picture(_inside(folder, name)),
         names_target=names_target,
     )
-    with io.replacing(folder / "report.html") as tmp:
-        tmp.write_text(page, encoding="utf-8")
     return folder / "report.html"

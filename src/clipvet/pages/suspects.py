@@ -14,12 +14,12 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from clipvet import io
-from clipvet.kept import write_table
-from clipvet.report import Axes
+from clipvet.data.kept import write_table
+from clipvet.pages._page import write_html
+from clipvet.pages.report import Axes
 from clipvet.types import Geometry, Measured, Pairs
 
 SMALL = 96  # pixels: below, pictures are shown with hard pixels and stored without loss
@@ -209,8 +209,9 @@ def write_page(
         }
         for k, image in enumerate(images)
     ]
-    env = Environment(loader=PackageLoader("clipvet"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    text = env.get_template("filter.html.jinja").render(
+    write_html(
+        out,
+        "filter",
         entries=entries,
         hist=histogram(found.scores, known, cut),
         facts=facts,
@@ -222,5 +223,3 @@ def write_page(
         removed=removed,
         small=geometry.size < SMALL,
     )
-    with io.replacing(out) as tmp:
-        tmp.write_text(text, encoding="utf-8")

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clipvet.adapter import frozen
-from clipvet.embed import classifier, device_of, plain_logits
+from clipvet.engine.embed import classifier, device_of, plain_logits
+from clipvet.engine.fit import attention
 from clipvet.errors import Unsupported, UserError
-from clipvet.fit import attention
-from clipvet.models import load
+from clipvet.models.adapter import frozen
+from clipvet.models.checkpoints import load
 from clipvet.rng import Rng
 from clipvet.types import Clip, Pairs
 

@@ -16,13 +16,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from clipvet.embed import device_of
+from clipvet.engine.embed import device_of
+from clipvet.engine.fit import counting, kept
 from clipvet.errors import UserError
-from clipvet.fit import counting, kept
-from clipvet.forms import Form, Params, stamped, started
-from clipvet.heads import Head, Logits, Loss, check_slope, class_loss, groups, shares, untouched
 from clipvet.ranks import spread
 from clipvet.rng import Rng
+from clipvet.scan.forms import Form, Params, stamped, started
+from clipvet.scan.heads import Head, Logits, Loss, check_slope, class_loss, groups, shares, untouched
 from clipvet.types import Clip
 
 

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipvet.context import PromptTuned
-from clipvet.fewshot import names
-from clipvet.fit import Loss, fit_by
-from clipvet.optim import epoch_cosine
+from clipvet.engine.fewshot import names
+from clipvet.engine.fit import Loss, fit_by
+from clipvet.engine.optim import epoch_cosine
+from clipvet.models.class_prompts import PromptTuned
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
 

@@ -11,9 +11,9 @@ differs: one context for all classes, with the class at the end (the paper also 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from clipvet.augment import CROP, Views
-from clipvet.context import PromptTuned, begin
-from clipvet.fit import Loss
+from clipvet.data.augment import CROP, Views
+from clipvet.engine.fit import Loss
+from clipvet.models.class_prompts import PromptTuned, begin
 from clipvet.rng import Rng
 from clipvet.training._prompts import tune
 from clipvet.types import Clip, Pairs

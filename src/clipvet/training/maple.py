@@ -13,10 +13,10 @@ differs: depth is three quarters of the picture tower's blocks where not given (
 from dataclasses import dataclass
 from typing import ClassVar
 
-from clipvet.augment import CROP, Views
-from clipvet.context import PromptTuned, begin
-from clipvet.fit import Loss
-from clipvet.prompts import transformer
+from clipvet.data.augment import CROP, Views
+from clipvet.engine.fit import Loss
+from clipvet.models.class_prompts import PromptTuned, begin
+from clipvet.models.visual_prompts import transformer
 from clipvet.rng import Rng
 from clipvet.training._prompts import tune
 from clipvet.types import Clip, Pairs

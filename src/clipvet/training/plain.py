@@ -14,10 +14,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from clipvet.augment import Views, variants
-from clipvet.fit import Loss, fit_by
-from clipvet.losses import own_loss
-from clipvet.optim import warmup_cosine
+from clipvet.data.augment import Views, variants
+from clipvet.engine.fit import Loss, fit_by
+from clipvet.engine.losses import own_loss
+from clipvet.engine.optim import warmup_cosine
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
 

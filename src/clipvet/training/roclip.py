@@ -17,13 +17,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from clipvet.augment import Views, variants
-from clipvet.embed import embed_texts
-from clipvet.fit import Memory, fit_by
-from clipvet.losses import own_loss
-from clipvet.neighbours import Pool
-from clipvet.optim import piece, warmup_cosine
+from clipvet.data.augment import Views, variants
+from clipvet.engine.embed import embed_texts
+from clipvet.engine.fit import Memory, fit_by
+from clipvet.engine.losses import own_loss
+from clipvet.engine.optim import piece, warmup_cosine
 from clipvet.rng import Rng
+from clipvet.training._neighbours import Pool
 from clipvet.types import Batch, Clip, Pairs
 
 

@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clipvet.augment import Views, variants
-from clipvet.embed import embed_texts, pair_cosines
+from clipvet.data.augment import Views, variants
+from clipvet.engine.embed import embed_texts, pair_cosines
+from clipvet.engine.fit import Memory, fit_by, kept_scores, note
+from clipvet.engine.losses import match_loss, neighbour_loss
+from clipvet.engine.optim import Schedule, constant, piece, warmup_cosine
 from clipvet.errors import UserError
-from clipvet.fit import Memory, fit_by, kept_scores, note
-from clipvet.losses import match_loss, neighbour_loss
-from clipvet.mixture import safe_set
-from clipvet.neighbours import Pool
-from clipvet.optim import Schedule, constant, piece, warmup_cosine
 from clipvet.rng import Rng
+from clipvet.training._mixture import safe_set
+from clipvet.training._neighbours import Pool
 from clipvet.types import Batch, Clip, Pairs
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from clipvet.embed import device_of, embed_texts
+from clipvet.engine.embed import device_of, embed_texts
 from clipvet.types import Clip
 
 

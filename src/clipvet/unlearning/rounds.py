@@ -16,14 +16,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.embed import embed_pairs
+from clipvet.engine.embed import embed_pairs
+from clipvet.engine.fit import Memory, fit_by
+from clipvet.engine.losses import clip_loss, pair_losses
+from clipvet.engine.optim import Schedule, constant
 from clipvet.errors import UserError
-from clipvet.fit import Memory, fit_by
-from clipvet.losses import clip_loss, pair_losses
-from clipvet.optim import Schedule, constant
 from clipvet.rng import Rng
-from clipvet.shortcut import company, nce
 from clipvet.types import Batch, Clip, Pairs
+from clipvet.unlearning.shortcut import company, nce
 
 
 class Normal(NamedTuple):

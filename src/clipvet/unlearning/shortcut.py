@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clipvet import models
-from clipvet.embed import device_of, pair_cosines
+from clipvet.engine.embed import device_of, pair_cosines
+from clipvet.engine.fit import drew, fit_by
+from clipvet.engine.losses import clip_loss
+from clipvet.engine.optim import constant
 from clipvet.errors import UserError
-from clipvet.fit import drew, fit_by
-from clipvet.losses import clip_loss
-from clipvet.optim import constant
+from clipvet.models import checkpoints
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
 
@@ -75,7 +75,7 @@ def reference_cosines(clip: Clip, pairs: Pairs, reference: str, views: bool = Tr
     views: the mean over blurred, cropped and mirrored pictures; False: the pictures as they are.
     """
     if reference:
-        return pair_cosines(models.load(reference, device=device_of(clip)), pairs).s.numpy()
+        return pair_cosines(checkpoints.load(reference, device=device_of(clip)), pairs).s.numpy()
     if not views:
         return pair_cosines(clip, pairs).s.numpy()
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clipvet.embed import device_of, embed_texts
+from clipvet.engine.embed import device_of, embed_texts
 from clipvet.errors import UserError
 from clipvet.types import Clip
 

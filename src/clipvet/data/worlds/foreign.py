@@ -12,11 +12,11 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
+from clipvet.data.worlds._figures import SHAPES
+from clipvet.data.worlds.shapes import SPLITS, Rendered
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.types import Pairs
-from clipvet.worlds._figures import SHAPES
-from clipvet.worlds.shapes import SPLITS, Rendered
 
 Points = list[tuple[float, float]]
 Colour = tuple[int, int, int]

@@ -9,11 +9,11 @@ from PIL import Image, ImageDraw
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
+from clipvet.data.worlds.foreign import field
+from clipvet.data.worlds.shapes import Rendered
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.types import Pairs
-from clipvet.worlds.foreign import field
-from clipvet.worlds.shapes import Rendered
 
 
 @cache

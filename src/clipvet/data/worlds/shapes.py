@@ -16,10 +16,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
+from clipvet.data.worlds._figures import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, Field
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.types import Geometry, Pairs, Task
-from clipvet.worlds._figures import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, Field
 
 PHRASES = ("a photo of {}.", "a picture of {}.", "an image of {}.", "this is {}.", "there is {}.", "{}.")
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "an image of a {}.")
