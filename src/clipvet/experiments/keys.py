@@ -1,7 +1,7 @@
-"""Content keys: a stage is known by a hash of all that goes into it, so that it is made again when any of that changes.
+"""Content keys: a stage's folder is named by a hash of what goes into it, so a stage is run again when that changes.
 
-What goes in: the settings (reprs) of its parts, the source of the code behind them, and the content of the user's
-files that they name.
+What goes in: the version, the settings (reprs) of its parts, the source of the code behind them, and the content of the
+user's files that they name. What does not: the measures and the stages' own code. To measure anew, delete the folders.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from clipvet import __version__, io
 from clipvet.data.sources import Data, Test
 from clipvet.errors import UserError
 
-# the modules at the root of the package: nouns, files, messages; a change of theirs makes no stage again
+# the modules at the package's root: nouns, files, messages. Their source is in no key, as it changes no number
 GROUND = ("errors", "find", "io", "ranks", "results", "rng", "settings", "types")
 
 

@@ -83,7 +83,10 @@ class Victim:
         return measure_all(clip, task, backdoor, self.rng("measure"), self.recipe.measures)
 
     def run(self, stage: "Stage", progress: bool = False) -> list[results.Row]:
-        """The rows of a stage. It is made first, unless runs/<key> has it; its log is copied for the report."""
+        """The rows of a stage, which is run first unless runs/<key> holds it. Its log is copied for the report.
+
+        progress: show how far its training is. Raises UserError where the recipe's parts do not fit together.
+        """
         name, method = stage.key(self), stage.method(self)
         folder = self.runs / name
         try:
@@ -121,15 +124,15 @@ class Victim:
 
 @dataclass(frozen=True)
 class Stage(ABC):
-    """One kind of work on a victim. The rows say which by `kind` and `name`, the method's name in the recipe."""
+    """One unit of work on a victim: a method, what it reads, how its result is made, and what is measured."""
 
-    name: str
+    name: str  # of the method in the recipe; `method` in the rows
     kind: ClassVar[str]  # `stage` in the rows
-    attacked: ClassVar[bool] = True  # whether an attack came before it, which the rows then name
+    attacked: ClassVar[bool] = True  # whether the rows name the victim's attack
 
     @abstractmethod
     def method(self, victim: Victim) -> Any:
-        """The method; its repr is `config` in the rows. Raises UserError where the recipe cannot work."""
+        """The method; its repr is `config` in the rows. Raises UserError where the recipe gives it unfit data."""
 
     def data(self, victim: Victim) -> str:
         """What the method is given, for the rows."""
