@@ -13,7 +13,7 @@ import numpy as np
 
 from clipvet import io
 from clipvet.data.decoding import CellPictures
-from clipvet.data.shards import COLUMNS, PICTURES, Index, groups, scan
+from clipvet.data.shard_index import COLUMNS, PICTURES, Index, groups, scan
 from clipvet.data.tables import PIECE, separator_of
 from clipvet.data.tars import NoTar
 from clipvet.errors import UserError

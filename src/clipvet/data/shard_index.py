@@ -1,95 +1,60 @@
-"""Tar shards in webdataset's layout, read at random: an index says where each pair lies; nothing is ever unpacked.
+"""An index of tar shards: where the picture and the caption of each pair lie. Nothing is ever unpacked.
 
 Consecutive members of one key (`a/000123.jpg`, `a/000123.txt`) are a pair, as webdataset and open_clip read them.
 Shards are untrusted: no member is written to disk or unpickled, links and special files are not followed, headers are
-read under limits, and what cannot be used is counted and said.
+read under limits, and members that cannot be used are counted by reason.
 """
 
 import functools
 import hashlib
 import io as memory
 import json
-import logging
 import os
-import re
 import stat
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from torch import Tensor
 
-from clipvet.data import decoding
-from clipvet.data.decoding import MAX_PICTURE, MAX_PIXELS, decoded, sound
+from clipvet.data.decoding import MAX_PICTURE
 from clipvet.data.tars import Damaged, Member, NoTar, members
 from clipvet.errors import UserError
-from clipvet.types import Geometry, Pairs
 
-PICTURES = (b"jpg", b"png", b"jpeg", b"webp")  # open_clip's, in its order: the first that a key has is its picture
-PICKLES = (b"pyd", b"pkl", b"pickle", b"pth", b"pt")  # webdataset's decoders would load them
-MAX_KEY = 1024
+PICTURES = (b"jpg", b"png", b"jpeg", b"webp")  # open_clip's suffixes, in its order: the first that a key has counts
+PICKLES = (b"pyd", b"pkl", b"pickle", b"pth", b"pt")  # suffixes that webdataset's decoders would unpickle
+MAX_KEY = 1024  # bytes of a member's name
 MAX_CAPTION = 2**20  # bytes of a .txt or .json member
-MAX_SHARDS = 100_000
-COLUMNS = ("picture", "text", "json")  # each with its offset and `_size`; offset -1: the pair has none
+COLUMNS = ("picture", "text", "json")  # the member's offset in bytes (-1: the pair has none), and its size as `_size`
 SCHEMA = pa.schema(
     [("key", pa.string()), *((c + e, pa.int64()) for c in COLUMNS for e in ("", "_size"))],
-    {"reading": "2"},  # another number wherever `scan` comes to tell other rows: indices of before are made again
+    {"reading": "2"},  # change this number when `scan` changes: older indices are then made again
 )
 
 
-def named(spec: str) -> bool:
-    """Whether the words of --data name shards: tar files, brace ranges of them, several joined by `::`."""
-    parts = spec.split("::")
-    tars = [p for p in parts if re.search(r"\.(tar|tar\.\w+|tgz)$", p.lower())]
-    return bool(tars) or (len(parts) == 1 and os.path.isdir(spec) and any(Path(spec).glob("*.tar")))
-
-
-def expand(spec: str) -> list[str]:
-    """Paths, in order: `a/{000..099}.tar::b/{x,y}.tar`, or a folder's *.tar. Raises UserError for too many."""
-    if os.path.isdir(spec) and (found := sorted(map(str, Path(spec).glob("*.tar")))):
-        return found
-    return [path for part in spec.split("::") for path in _braces(part, spec)]
-
-
-def _braces(part: str, spec: str) -> list[str]:
-    found = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", part)
-    if not found:
-        return [part]
-    first, last, listed = found.groups()
-    if listed is None:
-        a, b = int(first), int(last)
-        if not a <= b < a + MAX_SHARDS:
-            raise UserError(f"{spec}: {found[0]} is no range of at most {MAX_SHARDS} shards; write {{first..last}}")
-        words = [f"{k:0{len(first)}}" for k in range(a, b + 1)]
-    else:
-        words = listed.split(",")
-    tails = _braces(part[found.end() :], spec)
-    if len(words) * len(tails) > MAX_SHARDS:
-        raise UserError(f"{spec} names more than {MAX_SHARDS} shards; name fewer at a time")
-    return [part[: found.start()] + word + tail for word in words for tail in tails]
-
-
 class Group(NamedTuple):
-    """What a shard holds of one key."""
+    """The members of a shard that share one key."""
 
     key: bytes
-    parts: dict[bytes, tuple[int, int]]  # offset and size by suffix: pictures, txt, json
-    members: list[Member]  # these and other plain ones, without pickles
+    parts: dict[bytes, tuple[int, int]]  # suffix (pictures, txt, json) -> offset and size in bytes
+    members: list[Member]  # those of `parts` and all other plain files, but no pickles
 
     @property
     def picture(self) -> tuple[int, int] | None:
+        """Offset and size, in bytes, of the picture that counts; None if there is none."""
         return next((self.parts[p] for p in PICTURES if p in self.parts), None)
 
 
 def groups(f: memory.BufferedIOBase, length: int, passed: Counter[str]) -> Iterator[Group]:
-    """Consecutive members of one key, of those that have a picture or a caption; what is passed over is counted.
+    """Groups of consecutive members with one key, if they have a picture or a caption.
 
-    A suffix that comes again begins another group, as for open_clip.
+    f: an open tar file of `length` bytes. passed: filled with how many members were left out, by reason; a damaged
+    archive ends the groups and counts as one. A suffix that comes again starts a new group, as in open_clip. Raises
+    NoTar for a file that is no tar archive.
     """
     group, seen = Group(b"", {}, []), set()
     try:
@@ -124,7 +89,11 @@ def groups(f: memory.BufferedIOBase, length: int, passed: Counter[str]) -> Itera
 
 
 def scan(f: memory.BufferedIOBase, length: int) -> tuple[list[tuple], Counter[str]]:
-    """Rows of SCHEMA, and how many members or pairs were passed over, by reason."""
+    """Read all headers of an open tar file of `length` bytes.
+
+    Returns one tuple for each pair, in the order of SCHEMA, and how many members or pairs were left out, by reason.
+    Raises NoTar for a file that is no tar archive.
+    """
     rows, passed = [], Counter()
     for group in groups(f, length, passed):
         text, told = group.parts.get(b"txt"), group.parts.get(b"json")
@@ -136,7 +105,7 @@ def scan(f: memory.BufferedIOBase, length: int) -> tuple[list[tuple], Counter[st
 
 
 def _stat(path: str) -> tuple[int, int]:
-    """Size and time of change, by which a changed shard is told."""
+    """Size in bytes and time of change in nanoseconds. A shard is read again when either differs. Raises UserError."""
     try:
         s = os.stat(path)
     except OSError as e:
@@ -149,12 +118,18 @@ def _stat(path: str) -> tuple[int, int]:
 
 
 class Index:
-    """Where the pairs of all shards lie: an Arrow file, mapped into memory, with a batch for each shard.
+    """Where the pairs of several shards lie. Rows are numbered through all shards, in the order given.
 
-    It lies in the cache of HF datasets. A shard whose size or time of change differs is read again, the others are not.
+    The index is an Arrow file with one batch for each shard. It is kept in the cache of HF datasets and mapped into
+    memory. A shard is read again only if its size or its time of change differs.
+
+    paths: the shards, absolute. stats: size and time of change of each. names: what to call each, its file name unless
+    two are the same. passed: how many members were left out, by reason. ends: (shards,) int64, the number of rows up to
+    the end of each shard. digest: a hash of all names, places, sizes and times; 64 hexadecimal digits.
     """
 
     def __init__(self, paths: Sequence[str]):
+        """Open the index of these shards, or make it. Raises UserError if a shard or the index cannot be used."""
         from datasets import config
 
         self.paths = [os.path.abspath(p) for p in paths]
@@ -170,11 +145,11 @@ class Index:
         counts = [batch.num_rows for _, batch in held]
         self.passed = sum((Counter(told["passed"]) for told, _ in held), Counter())
         self.ends = np.cumsum(counts, dtype=np.int64)
-        told = [[told["digest"], *told["stat"]] for told, _ in held]  # pictures and captions are not read for it
+        told = [[told["digest"], *told["stat"]] for told, _ in held]  # without the pixels and captions
         self.digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     def _held(self) -> list[tuple[dict[str, Any], pa.RecordBatch]]:
-        """What the file knows; nothing where there is none, or a damaged one."""
+        """What the index file says about each shard, and its rows. Empty if there is no such file, or a damaged one."""
         with suppress(OSError, pa.ArrowException, KeyError, ValueError):
             reader = pa.ipc.open_file(pa.memory_map(str(self.file)))
             if not reader.schema.equals(SCHEMA, check_metadata=True):
@@ -184,7 +159,10 @@ class Index:
         return []
 
     def _build(self, known: dict[str, tuple[dict[str, Any], pa.RecordBatch]]) -> None:
-        whole = self.file.with_name(f"{self.file.name}.{uuid.uuid4().hex}.tmp")  # several may build it at once
+        """Write the index file, with what is known of shards that have not changed."""
+        whole = self.file.with_name(
+            f"{self.file.name}.{uuid.uuid4().hex}.tmp"
+        )  # several processes may build it at once
         try:
             whole.parent.mkdir(parents=True, exist_ok=True)
             with pa.ipc.new_file(str(whole), SCHEMA) as writer:
@@ -201,15 +179,19 @@ class Index:
 
     @functools.cached_property
     def table(self) -> pa.Table:
+        """All rows, with the columns of SCHEMA."""
         return pa.ipc.open_file(pa.memory_map(str(self.file))).read_all()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "table"}  # else a process it is sent to gets a copy
+        return {
+            k: v for k, v in self.__dict__.items() if k != "table"
+        }  # a loader process maps the file itself, instead of getting a copy
 
     def __len__(self) -> int:
         return int(self.ends[-1])
 
     def shard(self, row: int) -> int:
+        """The number of the shard that holds this row."""
         return int(np.searchsorted(self.ends, row, side="right"))
 
     def _same(self, k: int, fd: int) -> bool:
@@ -217,12 +199,15 @@ class Index:
         return (now.st_size, now.st_mtime_ns) == self.stats[k]
 
     def check(self, k: int, fd: int) -> None:
-        """UserError where this is no longer the shard that was opened."""
+        """Raises UserError if the file behind descriptor `fd` is not shard k as it was opened."""
         if not self._same(k, fd):
             raise UserError(f"shard {self.paths[k]} has changed since it was opened; give the command again")
 
     def read(self, row: int, part: str) -> bytes | None:
-        """One of COLUMNS, None where the pair has none. Raises OSError, and ValueError where the shard changed."""
+        """The bytes of a row's picture, text or json (one of COLUMNS); None if the pair has none.
+
+        Raises OSError, and ValueError if the shard has changed since it was opened.
+        """
         at, size = self.table[part][row].as_py(), self.table[part + "_size"][row].as_py()
         if at < 0:
             return None
@@ -235,6 +220,7 @@ class Index:
 
 
 def _scanned(path: str, now: tuple[int, int]) -> tuple[dict[str, Any], pa.RecordBatch]:
+    """What the index keeps of one shard. Raises UserError."""
     try:
         with open(path, "rb", buffering=1 << 14) as f:
             rows, passed = scan(f, now[0])  # pyright: ignore[reportArgumentType] a BufferedReader
@@ -245,11 +231,13 @@ def _scanned(path: str, now: tuple[int, int]) -> tuple[dict[str, Any], pa.Record
         raise UserError(f"shard {path} ({now[0]} bytes) is no tar archive; {fix}") from e
     columns = list(zip(*rows)) or [()] * len(SCHEMA)
     batch = pa.record_batch([pa.array(c, t) for c, t in zip(columns, SCHEMA.types)], schema=SCHEMA)
-    digest = hashlib.sha256(batch.serialize()).hexdigest()  # of names and places alone
+    digest = hashlib.sha256(batch.serialize()).hexdigest()  # of keys and places, not of content
     return {"path": path, "stat": list(now), "passed": passed, "digest": digest}, batch
 
 
 class _Opened:
+    """A file descriptor that is closed when nobody refers to it any more."""
+
     def __init__(self, path: str):
         self.fd = os.open(path, os.O_RDONLY)
 
@@ -260,99 +248,5 @@ class _Opened:
 
 @functools.lru_cache(maxsize=64)
 def _opened(path: str, stat: tuple[int, int]) -> _Opened:
-    """A few shards stay open: on a network's disk opening takes longer than reading."""
+    """Keeps a few shards open: on a network disk, opening a file takes longer than reading from it."""
     return _Opened(path)
-
-
-class ShardPictures:
-    """Pictures in shards, for `Pairs`. A pair whose JSON holds no caption is a bad row, as an unreadable picture is."""
-
-    def __init__(self, index: Index, captions: "ShardCaptions", max_pixels: int = MAX_PIXELS):
-        self.index, self.captions, self.max_pixels = index, captions, max_pixels
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def key(self, row: int) -> str:
-        """The pair's name: its shard's, which is a path where file names are not unique, and its key in there."""
-        return f"{self.index.names[self.index.shard(row)]}/{self.index.table['key'][row].as_py()}"
-
-    def fetch(self, rows: Sequence[int], geometry: Geometry | None) -> tuple[Tensor, list[tuple[int, str]]]:
-        """As `FilePictures.fetch`."""
-
-        def source(row: int) -> memory.BytesIO:
-            self.captions.check(row)
-            return memory.BytesIO(self.index.read(row, "picture") or b"")
-
-        return decoded(rows, source, self.key, geometry, self.max_pixels)
-
-
-class ShardCaptions(Sequence[str]):
-    """Captions in shards: of the .txt, else of the .json under "caption"; of the .json alone where a key is given."""
-
-    def __init__(self, index: Index, key: str | None):
-        self.shards, self.key = index, key
-
-    def __len__(self) -> int:
-        return len(self.shards)
-
-    def read(self, row: int) -> str:
-        """Raises OSError, and ValueError where there is no caption."""
-        held = None if self.key else self.shards.read(row, "text")
-        if held is not None:
-            return held.decode(errors="replace").strip()
-        held, key = self.shards.read(row, "json"), self.key or "caption"
-        try:
-            said = json.loads(held or b"")
-        except (ValueError, RecursionError) as e:
-            raise ValueError("its .json is missing or no JSON") from e
-        if not isinstance(said, dict) or not isinstance(said.get(key), str):
-            raise ValueError(f"its .json has no text under {key!r}")
-        return sound(said[key]).strip()
-
-    def check(self, row: int) -> None:
-        """ValueError where there is no caption; a .txt always is one."""
-        if self.key or self.shards.table["text"][row].as_py() < 0:
-            self.read(row)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[k] for k in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        try:
-            return self.read(index % len(self))
-        except (ValueError, OSError):
-            return ""  # its picture is reported as unreadable
-
-
-def open_shards(spec: str, *, caption_key: str | None = None, max_pixels: int = MAX_PIXELS) -> Pairs:
-    """Pairs in tar shards of webdataset's layout: `a/{000..099}.tar`, several joined by `::`, or a folder of shards.
-
-    caption_key: take captions from the .json members, under this key. Ids count the pairs through all shards in the
-    order given. The headers are read once and indexed (`Index`); every batch is then read from where it lies. What was
-    passed over (pickles, links, halves of pairs, damaged shards) is logged. Raises UserError for shards that cannot be
-    used.
-    """
-    paths = expand(spec)
-    index = Index(paths)
-    if not len(index):
-        passed = "".join(f"; {n} {why}" for why, n in index.passed.items())
-        raise UserError(f"{spec} holds no pair of a picture ({', '.join(p.decode() for p in PICTURES)}) and a .txt or "
-                        f".json{passed}; give shards of webdataset's layout")  # fmt: skip
-    if index.passed:
-        told = ", ".join(f"{n} {why}" for why, n in sorted(index.passed.items()))
-        logging.getLogger(__name__).warning("%s: passed over %s", os.path.basename(spec), told)
-    captions = ShardCaptions(index, caption_key)
-    return Pairs(
-        ShardPictures(index, captions, max_pixels),
-        captions,
-        np.arange(len(index)),
-        name=f"{os.path.basename(paths[0])} ... {os.path.basename(paths[-1])}" if len(paths) > 1 else Path(spec).name,
-        workers=decoding.workers_for(len(index)),
-        fingerprint=index.digest[:16],
-    )
