@@ -56,7 +56,7 @@ class Base(Stage):
 
 @dataclass(frozen=True)
 class Implant(Stage):
-    """The attack itself. Where it did not take, its rows of success are given again as rows of stage "refused"."""
+    """The attack itself. Where it did not take, the rows that show so are repeated with stage "refused"."""
 
     name: str = "none"
     kind = "victim"
@@ -85,7 +85,7 @@ class Implant(Stage):
 
 @dataclass(frozen=True)
 class Train(Stage):
-    """Another training on the dirty pairs, in place of the attack's own and from the same start."""
+    """Another training on the dirty pairs, instead of the attack's own and from the same start."""
 
     kind = "train"
 
@@ -105,7 +105,7 @@ class Train(Stage):
 
 @dataclass(frozen=True)
 class Oracle(Stage):
-    """The control: the recipe's own training on the pairs that are left when the answer key has named the poisons."""
+    """The control: the recipe's `oracle` training on the dirty pairs without the poisons, by the answer key."""
 
     name: str = "oracle"
     kind = "train"
@@ -127,7 +127,7 @@ class Oracle(Stage):
 
 @dataclass(frozen=True)
 class Filter(Stage):
-    """A filter ranks the dirty pairs, with the victim at hand: how well it tells poisons from the rest."""
+    """A filter ranks the dirty pairs with the victim's help. Measured: how well it tells poisons from the rest."""
 
     kind = "filter"
 
@@ -146,7 +146,7 @@ class Filter(Stage):
 
 @dataclass(frozen=True)
 class Inspect(Stage):
-    """An inspector judges the victim: `score` (higher is more suspect), and `named`, 1 where it named the target."""
+    """An inspector judges the victim. Measured: its score (higher is more suspect), and whether it named the target."""
 
     kind = "inspect"
 
@@ -166,7 +166,7 @@ class Inspect(Stage):
 
 @dataclass(frozen=True)
 class Detect(Stage):
-    """A detector judges pictures of the test, each with and without the trigger: how well it tells the two apart."""
+    """A detector judges test pictures with and without the trigger. Measured: how well it tells the two apart."""
 
     kind = "detect"
 
@@ -219,7 +219,7 @@ class Clean(Stage):
         checkpoints.save(cleaned, work, {"role": "cleaned", "method": self.name, "config": repr(cleaner)})
         measured = victim.measure(cleaned, answers) | measure_pool(work, answers)
         for name, inspector in r.inspectors.items():
-            with workspace(None):  # what it costs is no cost of the cleaner's
+            with workspace(None):  # its cost is not the cleaner's
                 verdict = _verdict(r, _scan(victim, inspector, cleaned))
             measured |= {f"{name}_{metric}": m for metric, m in verdict.items()}
         return measured
@@ -233,9 +233,10 @@ class Clean(Stage):
 
 @dataclass(frozen=True)
 class Rebound(Stage):
-    """Benign fine-tuning of a cleaned model, and what comes back: rebound_asr, rebound_clean_accuracy and the like.
+    """Benign fine-tuning of a cleaned model. Measured: what comes back, as rebound_asr and the like.
 
-    Its pairs are the first of the defender's data that are no shots, else the victim's own, unpoisoned.
+    The pairs are the first of the defender's data that are captioned pairs, not shots; else the victim's own without
+    the poisons.
     """
 
     source: str
@@ -254,7 +255,7 @@ class Rebound(Stage):
         benign, cleaned = victim.recipe.rebound, victim.load(self._cleaned(victim))
         assert benign is not None
         pairs = self._pairs(victim.recipe).pairs(victim.seed)
-        with workspace(None):  # what it costs is no cost of the cleaner's
+        with workspace(None):  # its cost is not the cleaner's
             later = benign.clean(cleaned, pairs, victim.rng("rebound"))
         found = victim.measure(later, victim.answers())
         return {f"rebound_{metric}": m for metric, m in found.items() if metric in (*SUCCESS, "clean_accuracy")}
@@ -282,10 +283,10 @@ def following(recipe: Recipe) -> list[Stage]:
 
 
 def _implant(victim: Victim, attack: Any, work: Path, role: str, method: str) -> dict[str, Measured]:
-    """Implants the backdoor and keeps the model with its answer key.
+    """Implant the backdoor, keep the model with its answer key, and measure it.
 
-    Measured beside it, as clean_model_asr and the like: what the trigger does to a clean model. That is the attack's
-    start or, where the recipe says `twin`, its training on the clean pairs.
+    clean_model_asr and the like say what the trigger does to a clean model. That is the model that the attack starts
+    from or, where the recipe says `twin`, what the attack's training makes of it on the clean pairs.
     """
     r, start, pairs = victim.recipe, victim.start(), victim.recipe.victim_data.pairs(victim.seed)
     clip, _, backdoor = attack.implant(start, pairs, r.target, victim.rng("attack"))
@@ -296,12 +297,12 @@ def _implant(victim: Victim, attack: Any, work: Path, role: str, method: str) ->
         with workspace(None):
             start = attack.training.train(start, pairs, victim.rng("twin"))
     clean = victim.measure(start, backdoor) if r.base or twin else {}
-    beside_it = {f"clean_model_{metric}": m for metric, m in clean.items() if metric in SUCCESS}
-    return victim.measure(clip, backdoor) | measure_splits(work, backdoor) | beside_it
+    reference = {f"clean_model_{metric}": m for metric, m in clean.items() if metric in SUCCESS}
+    return victim.measure(clip, backdoor) | measure_splits(work, backdoor) | reference
 
 
 def _looks(recipe: Recipe, *inspectors: Any) -> tuple:
-    """What the verdicts of these inspectors depend on beside the model, for its key."""
+    """What the verdicts of these inspectors depend on, beside the model: parts of a key."""
     return (*inspectors, recipe.pool, code(pool_pairs))
 
 
