@@ -81,10 +81,10 @@ def fit(
     batch: pairs per step. accumulate: micro-batches per step, each with its own negatives. batchnorm: "train", or
     "eval" to keep the running statistics. precision: "no", "bf16" or "fp16". max_bad: fraction of unreadable pictures
     above which the run is refused. memory: shared by a method's fits, so that the optimisers go on where the last fit
-    left them. peak: rate at which Muon has its own, muon_lr (default: the largest of this fit). fewest: pairs that the
-    loss needs; smaller micro-batches are skipped.
+    left them. peak: the schedule's rate at which Muon runs at muon_lr (default: the largest of this fit). fewest: pairs
+    that the loss needs; smaller micro-batches are skipped.
 
-    Several ranks share each batch. They end in the weights of one, up to rounding, and any number of them can resume.
+    Several ranks share each batch, with the result of one, up to rounding. A killed run may go on with more or fewer.
 
     Raises UserError for fewer than 2 pairs, too many unreadable pictures, a loss that is not finite (the last good
     state stays on disk), and settings that this machine or several ranks cannot run.
@@ -102,6 +102,7 @@ def fit(
     ws.pairs_seen += sum(map(len, steps))
     ws.parameters = max(ws.parameters, sum(p.numel() for p in trained.parameters() if p.requires_grad))
     rates = schedule(len(steps))
+    peak = peak or max(rates)
     start, bad, held = _resume(ws, len(steps), trained, memory, accelerator.device)
     make = partial(optimizers, kind=optimizer, weight_decay=weight_decay, betas=betas, eps=eps, muon_lr=muon_lr)
     stepper = Stepper(accelerator, trained, loss, make, held, ws.shard)
@@ -116,7 +117,7 @@ def fit(
             _refuse_unreadable(bad, pairs, max_bad)
             parts = stepper.backward(rows, step, rng, accumulate, fewest)
             _refuse_broken(parts, step, rates[step], ws)
-            stepper.update(rates[step], share=rates[step] / (peak or max(rates)))
+            stepper.update(rates[step], share=rates[step] / peak)
             report(step, len(rows.captions), rates[step], parts)
             save(step + 1)
     ws.steps += len(steps)
