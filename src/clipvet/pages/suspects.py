@@ -35,6 +35,11 @@ class Suspects(NamedTuple):
     captions: Sequence[str]
     reasons: Sequence[str]
 
+    @property
+    def scored(self) -> int:
+        """How many pairs have a score."""
+        return int((self.ranks > 0).sum())
+
 
 class Made(Sequence[str]):
     """Words that are made when they are asked for: of millions of pairs they would not fit in memory."""
