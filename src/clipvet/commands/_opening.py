@@ -74,7 +74,7 @@ def open_shots(
     return Shots(_half(Test(data, size=size, classes=classes, templates=templates), half), shots).pairs(seed)
 
 
-def template_of_shots(data: str, templates: Path | None) -> str:
+def shot_template(data: str, templates: Path | None) -> str:
     """The template that `open_shots` writes a picture's class into."""
     from clipvet.data.folders import read_templates
     from clipvet.data.sources import WORLDS

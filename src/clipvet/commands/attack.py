@@ -6,15 +6,7 @@ import typer
 
 from clipvet.commands import _options as opt
 from clipvet.commands._leaving import save_model, save_rows, say, show, went_in
-from clipvet.commands._opening import (
-    open_data,
-    open_method,
-    open_model,
-    open_shots,
-    open_task,
-    path_of,
-    template_of_shots,
-)
+from clipvet.commands._opening import open_data, open_method, open_model, open_shots, open_task, path_of, shot_template
 from clipvet.commands._working import measure, output, warn_shared, working
 
 if TYPE_CHECKING:
@@ -58,7 +50,7 @@ def command(
     from clipvet.rng import Rng
 
     clip, few = open_model(model, pretrained, seed), _needs_labels(attack_name, training)
-    size, label = clip.geometry.size, template_of_shots(data, templates) if few else None
+    size, label = clip.geometry.size, shot_template(data, templates) if few else None
     spec = data if few and task is None and data != "foreign" else task
     test = open_task(spec, data, size, classes, templates, seed, half if few else None)
     if test and target not in test.classes:

@@ -15,7 +15,7 @@ from clipvet.commands._opening import (
     open_model,
     open_shots,
     open_task,
-    template_of_shots,
+    shot_template,
 )
 from clipvet.commands._working import measure, output, warn_shared, working
 
@@ -98,7 +98,7 @@ def _open_cleaner(method: str, data: str, templates: Path | None, verdict: Path 
 
     kind, told = find.load("cleaners", method), []
     if "labelled" in kind.needs and "template" in {f.name for f in fields(kind)}:
-        told.append(f"template={template_of_shots(data, templates)!r}")
+        told.append(f"template={shot_template(data, templates)!r}")
     if verdict:
         told.append(f"verdict={str(verdict)!r}")
     return open_method("cleaners", method, data, [*told, *settings])

@@ -7,7 +7,7 @@ import typer
 
 from clipvet.commands import _options as opt
 from clipvet.commands._leaving import planted, save_model, save_rows, say, show, went_in
-from clipvet.commands._opening import open_key, open_method, open_model, open_shots, open_task, template_of_shots
+from clipvet.commands._opening import open_key, open_method, open_model, open_shots, open_task, shot_template
 from clipvet.commands._working import measure, measure_new, output, warn_shared, working
 
 
@@ -44,7 +44,7 @@ def command(
     size, also = clip.geometry.size, (key.target,) if key else ()
     task_of = partial(open_task, task or data, data, size, classes, templates, seed, also=also)
     test = task_of(half)
-    how = open_method("training", method, data, [f"template={template_of_shots(data, templates)!r}", *set_])
+    how = open_method("training", method, data, [f"template={shot_template(data, templates)!r}", *set_])
     config = {"command": "tune", "data": data, "model": model, "pretrained": pretrained, "method": repr(how)}
     config |= {"shots": shots, "half": half, "bake_reference": bake_reference, "task": task, "seed": seed}
     pairs = open_shots(data, size, classes, templates, shots, seed, half)
