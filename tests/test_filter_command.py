@@ -322,7 +322,7 @@ def bad(kind: str, folder: Path) -> list[object]:
 
 
 FIX = {"alike": "--caption-key", "empty": "fill them", "few": "--set k=39", "suffix": ".parquet", "no cut": "--keep"}
-FIX |= {"keep": "fraction", "method": "have abl_loss", "another key": "give its data"}
+FIX |= {"keep": "fraction", "method": "have abl_loss", "another key": "give the attack's data"}
 
 
 @pytest.mark.parametrize("kind", FIX)
@@ -428,4 +428,4 @@ def test_the_key_of_an_attack_poisons_its_own_data_alone(clipvet, tmp_path: Path
     lines = data.read_text().splitlines()
     data.write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
     code, _, err = clipvet(*call[:-1], tmp_path / "other.parquet")
-    assert (code, "poisons other data than pairs.csv" in err) == (2, True), err
+    assert (code, "belongs to other data than pairs.csv" in err) == (2, True), err

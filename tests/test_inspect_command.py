@@ -222,7 +222,7 @@ def test_files_are_scanned_first(clipvet: Any, family: Path, tmp_path: Path) -> 
     assert clipvet(*later)[0] == 0
     (tmp_path / "extra.pt").rename(folder / "extra.pt")
     code, said, err = clipvet(*later)
-    assert (code, "extra.pt would run code" in said, "no longer those of that verdict" in err) == (1, True, True)
+    assert (code, "extra.pt would run code" in said, "have changed since that verdict" in err) == (1, True, True)
 
 
 def test_weights_that_run_code_are_a_finding_not_bad_input(clipvet: Any, tmp_path: Path) -> None:

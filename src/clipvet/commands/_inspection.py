@@ -1,30 +1,15 @@
-"""What `inspect` and `calibrate` share: the model, the classes, the pictures and the method, from words."""
+"""What `inspect`, `calibrate` and `detect` share: the model, the classes, the pictures and the method, from words."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
-
-import typer
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from clipvet.commands._leaving import say
-from clipvet.commands._opening import open_method
+from clipvet.commands._opening import open_method, open_model
 
 if TYPE_CHECKING:
     from clipvet.types import Clip, Finding, Pairs
 
-ClassesOption = Annotated[
-    str | None,
-    typer.Option("--classes", help="JSON or text file of names, shapes, or a class folder (default: the model's own)"),
-]
-Images = Annotated[
-    str | None,
-    typer.Option("--images", help="DATA, or a folder of unlabelled pictures (default: an embedded pool)"),
-]
-Method = Annotated[str, typer.Option(help="see `clipvet list inspectors`")]
-Count = Annotated[int, typer.Option("--n", help="take at most so many pictures", min=1)]
-Overlap = Annotated[
-    float, typer.Option(help="drop given pictures that plain prompts call one of the classes with more than this")
-]
-SMALL = 64  # pixels: below, the embedded world's settings apply
+SMALL = 64  # pixels: at most so many, and the settings for the embedded world apply
 
 
 class Asked(NamedTuple):
@@ -35,18 +20,19 @@ class Asked(NamedTuple):
     classes: tuple[str, ...]
     templates: tuple[str, ...]
     pictures: "Pairs"
-    pool: str  # what they are, whichever the model drops
-    reference: str  # hash of the model that it is compared with, if one is named
+    pool: str  # what the pictures are, before those that show a class were left out
+    reference: str  # hash of the model that this one is compared with, if one is named
+    seed: int
 
     @property
     def told(self) -> dict[str, Any]:
-        """What must be the same for scores to be compared."""
+        """What must be the same for two scores to be compared, beside the seed."""
         told = {"method": repr(self.how), "classes": len(self.classes), "templates": self.templates}
         return {**told, "pictures": self.pool, "reference": self.reference}
 
     @property
     def judged(self) -> str:
-        """What of the model the score is about."""
+        """The part of the model that the score is about."""
         from clipvet.results import weights_hash
         from clipvet.scan import verdicts
         from clipvet.scan.heads import has_prompts
@@ -58,22 +44,25 @@ class Asked(NamedTuple):
             return verdicts.PROMPTS if own else verdicts.WHOLE
         return getattr(self.how, "judges", verdicts.WHOLE)
 
-    def inspect(self, seed: int) -> "Finding":
+    def inspect(self) -> "Finding":
         from clipvet.rng import Rng
 
-        return self.how.inspect(self.clip, self.pictures, self.classes, self.templates, Rng(seed).fork("inspect"))
+        rng = Rng(self.seed).fork("inspect")
+        return self.how.inspect(self.clip, self.pictures, self.classes, self.templates, rng)
 
 
-def load(model: str, pretrained: str | None, seed: int) -> "Clip":
-    """The model. Raises UserError where it cannot be read, or is a name without weights."""
-    from clipvet.models import checkpoints
-    from clipvet.ranks import device
-    from clipvet.rng import Rng
+def open_suspect(model: str, pretrained: str | None, seed: int) -> "Clip":
+    """The model to inspect. Raises UserError where it cannot be read, or has no weights of its own."""
     from clipvet.scan.heads import check_weights
 
-    clip = checkpoints.load(model, pretrained, device=device(), rng=Rng(seed).fork("init"))
-    check_weights(model, pretrained)  # after the load, which makes our own architectures known
+    clip = open_model(model, pretrained, seed)
+    check_weights(model, pretrained)  # after it was opened, which makes our own architectures known
     return clip
+
+
+def open_scan(family: str, method: str, clip: "Clip", settings: list[str]) -> Any:
+    """An inspector or a detector, with the settings that suit the size of this model's pictures."""
+    return open_method(family, method, "shapes" if clip.geometry.size <= SMALL else "", settings)
 
 
 def ask(
@@ -87,41 +76,41 @@ def ask(
     overlap: float,
     seed: int,
 ) -> Asked:
-    """Raises UserError for words that name nothing."""
+    """The inspection that the options ask for. Raises UserError for words that name nothing."""
     from dataclasses import replace
 
     from clipvet.models import checkpoints
     from clipvet.results import weights_hash
     from clipvet.scan.heads import check_classes, has_prompts
 
-    small = clip.geometry.size <= SMALL
-    how = open_method("inspectors", method, "shapes" if small else "", settings)
+    how = open_scan("inspectors", method, clip, settings)
     if getattr(how, "reference", "") == "auto" and not has_prompts(clip):
-        how = replace(how, reference="none")  # said, so that scores of the two kinds of models are never compared
+        how = replace(how, reference="none")  # spelled out, so that scores of the two kinds of models are not compared
     names, prompts = classes_of(clip, classes, templates)
     if classes is None:
-        say(f"the {len(names)} classes are the model's own; a target that it does not list is not looked for")
+        say(f"the {len(names)} classes are the model's own; a target that is not among them cannot be found")
     check_classes(names, 3 if getattr(how, "scaled", True) else 2)
-    if not images and not small:
-        say("no --images: the embedded pool (gratings, noise, crops of two photographs) stands in for photographs")
+    if not images and clip.geometry.size > SMALL:
+        say("no --images: a built-in pool (gratings, noise, crops of two photographs) stands in for photographs")
     pictures = pictures_of(images, n, clip.geometry.size, seed)
-    told = f"{pictures.name} {pictures.fingerprint}, at most {n}, overlap {overlap:g}" if images else pictures.name
+    pool = f"{pictures.name} {pictures.fingerprint}, at most {n}, overlap {overlap:g}" if images else pictures.name
     if images:
-        pictures = _apart(clip, pictures, names, prompts, overlap)
+        pictures = _without(names, clip, pictures, prompts, overlap)
     named, reference = getattr(how, "reference", ""), ""
     if named not in ("", "auto", "zeroshot", "none"):
         reference = weights_hash(checkpoints.load(named))
-    return Asked(clip, how, names, prompts, pictures, told, reference)
+    return Asked(clip, how, names, prompts, pictures, pool, reference, seed)
 
 
 def classes_of(clip: "Clip", spec: str | None, templates: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Class names and prompt templates: the model's own, those of a file, or those of a task."""
     from clipvet.data.folders import read_classes, read_templates
     from clipvet.data.sources import Test
     from clipvet.errors import UserError
 
     own = tuple(getattr(clip, "classes", ()))
     if spec is None and not own:
-        raise UserError("this model does not say which classes it knows; give --classes, a file with one name a line")
+        raise UserError("this model does not list its classes; give --classes, a file with one name per line")
     if spec is None or Path(spec).is_file():
         return own if spec is None else read_classes(Path(spec)), read_templates(templates)
     task = Test(spec, n=1, size=clip.geometry.size).task()
@@ -129,6 +118,7 @@ def classes_of(clip: "Clip", spec: str | None, templates: Path | None) -> tuple[
 
 
 def pictures_of(spec: str | None, n: int, size: int, seed: int) -> "Pairs":
+    """At most n pictures of a folder or of DATA, drawn from `seed`; of the built-in pool where nothing is named."""
     from clipvet.data.folders import has_pictures, open_folder
     from clipvet.data.sources import WORLDS, Data
     from clipvet.data.worlds.pool import pool_pairs
@@ -144,13 +134,13 @@ def pictures_of(spec: str | None, n: int, size: int, seed: int) -> "Pairs":
     return found.take(chosen) if n < len(found) else found
 
 
-def _apart(clip: "Clip", pictures: "Pairs", classes: Any, templates: Any, overlap: float) -> "Pairs":
-    """Without the pictures that hand-written prompts find to show one of the classes."""
+def _without(classes: tuple[str, ...], clip: "Clip", pictures: "Pairs", templates: Any, overlap: float) -> "Pairs":
+    """The pictures that show none of the classes, by zero-shot classification."""
     from clipvet.engine.embed import device_of, plain_logits, see
 
     seen = see(clip, pictures)
     sure = plain_logits(clip, classes, templates)(seen.z.to(device_of(clip))).softmax(1).amax(1).cpu().numpy()
-    apart = seen.kept[~(sure > overlap)]  # what is not finite stays, for the method to tell
+    apart = seen.kept[~(sure > overlap)]  # numbers that are not finite stay: the method reports them
     if len(apart) < len(seen.kept):
         say(
             f"{len(seen.kept) - len(apart)} of {len(seen.kept)} pictures of {pictures.name} seem to show one of the "

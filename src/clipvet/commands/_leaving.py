@@ -1,38 +1,42 @@
-"""What a command says, and what it leaves behind: folder, rows, cards."""
+"""What a command says, and what it leaves in its output folder: a model with its card, rows, commands."""
 
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 if TYPE_CHECKING:
-    from clipvet.types import Clip, Measured, Pairs, Task
+    from clipvet.types import Backdoor, Clip, Measured, Pairs, Task
 
 
 def say(text: str) -> None:
+    """A line on stderr, from the first of several processes."""
     from clipvet.errors import shown
 
     if os.environ.get("RANK", "0") == "0":
         print(shown(text), file=sys.stderr, flush=True)
 
 
+def percent(value: float) -> str:
+    """A fraction, as tables print it."""
+    return f"{100 * value:.2f} %"
+
+
+def interval(m: "Measured") -> str:
+    """The 95 % interval of a fraction, as tables print it."""
+    return f"{100 * m.low:.2f} – {100 * m.high:.2f} %"
+
+
 def show(measured: "dict[str, Measured]", before: "dict[str, Measured] | None" = None) -> None:
-    """A table of the numbers, beside those of the model that was cleaned where they were taken."""
+    """Prints a table of the numbers, beside those of the model before it was cleaned, where they were measured."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table("metric", *(["before"] if before else []), "value", "95 % interval", "n")
     for name, m in measured.items():
-        was = [f"{100 * before[name].value:.2f} %" if name in before else ""] if before else []
-        table.add_row(name, *was, f"{100 * m.value:.2f} %", f"{100 * m.low:.2f} – {100 * m.high:.2f} %", str(m.n))
+        was = [percent(before[name].value) if name in before else ""] if before else []
+        table.add_row(name, *was, percent(m.value), interval(m), str(m.n))
     Console().print(table)
-
-
-def new_classes(measured: "dict[str, Measured]") -> "dict[str, Measured]":
-    """Numbers of the half of the classes that no picture was seen of, under names of their own."""
-    return {f"new_{name}": m for name, m in measured.items() if "retrieval" not in name}
 
 
 def check_new(path: Path, suffixes: tuple[str, ...], option: str, begun: bool = False) -> None:
@@ -48,37 +52,10 @@ def check_new(path: Path, suffixes: tuple[str, ...], option: str, begun: bool = 
         raise UserError(f"{there} cannot be written to; choose another {option}")
 
 
-def output(out: Path, config: dict[str, Any]) -> Any:
-    """io.output, where a run that is already complete ends the command with a word and exit code 0."""
-    from contextlib import contextmanager
-
-    from clipvet import io
-
-    @contextmanager
-    def guarded():
-        try:
-            with io.output(out, config) as work:
-                yield work
-        except io.AlreadyDone as e:
-            say(f"{e}: nothing to do")
-            raise typer.Exit(0) from e
-
-    return guarded()
-
-
-def bake(clip: "Clip", work: Path) -> None:
-    """Puts the base model beside prompts."""
-    from clipvet.models import checkpoints
-    from clipvet.models.visual_prompts import OnFrozen
-
-    if isinstance(clip, OnFrozen):
-        checkpoints.save(clip.base, work / "base", {"role": "base"})
-
-
 def went_in(clip: "Clip", pairs: "Pairs", test: "Task | None" = None, **given: Path | None) -> dict[str, str | None]:
-    """What a run's results hang on, by content: the starting weights, the pairs, the test, and the options' files.
+    """What a run's results depend on, by content: the starting weights, the pairs, the test and the options' files.
 
-    given: files, answer keys (told by their sealed cards) and verdicts.
+    given: files, and folders that hold an answer key or a verdict.
     """
     from clipvet import io, results
 
@@ -92,41 +69,52 @@ def went_in(clip: "Clip", pairs: "Pairs", test: "Task | None" = None, **given: P
     return told
 
 
-def card_of(
+def save_model(
+    made: "Clip",
+    work: Path,
     card: dict[str, Any],
     parent: "Clip",
     measured: "dict[str, Measured]",
-    task: "Task | None" = None,
+    test: "Task | None" = None,
     backdoor: Path | None = None,
-) -> dict[str, Any]:
-    """With the parent's hash, versions, and the measured numbers with the task and answer key they were measured on."""
-    from clipvet import results
-    from clipvet.models import cards
+    beside_base: bool = False,
+) -> None:
+    """The model with its card: its parent's hash, versions, and the numbers with the test and answer key behind them.
+
+    beside_base: if it is prompts on a frozen model, that model goes into work/base.
+    """
+    from clipvet import ranks, results
+    from clipvet.models import cards, checkpoints
+    from clipvet.models.visual_prompts import OnFrozen
 
     values = {k: v._asdict() for k, v in measured.items()}
     held = {"parent": results.weights_hash(parent), "versions": results.versions(), "measured": values}
-    return {**card, **held, **cards.measured_on(task, backdoor)}
+    if ranks.main():
+        checkpoints.save(made, work, {**card, **held, **cards.measured_on(test, backdoor)})
+        if beside_base and isinstance(made, OnFrozen):
+            checkpoints.save(made.base, work / "base", {"role": "base"})
 
 
-def finish(
+def planted(key: "Backdoor | None", none: str = "none") -> str:
+    """The attack that an answer key is about, in a word; `none` where there is no key."""
+    if key is None:
+        return none
+    if key.trigger is not None:
+        return type(key.trigger).__name__.lower()
+    return "mm_poison" if key.ties else "targeted" if key.classes else "text_trigger" if key.says else "none"
+
+
+def save_rows(
     work: Path, measured: "dict[str, Measured]", before: "dict[str, Measured] | None" = None, **common: Any
 ) -> None:
-    """Rows and commands of a finished command, in its folder. before: the numbers of the model that was cleaned."""
+    """results.jsonl and commands.json. before: numbers of the model that was cleaned. common: the fields of a Row."""
     from clipvet import io, results
     from clipvet.types import Measured
 
     seconds = common["seconds"]
     time_row = {"seconds": Measured(seconds, 1, seconds, seconds)}
-    victim = results.rows_of(
-        before or {}, **{**common, "stage": "victim", "method": "none", "config": "", "seconds": 0.0}
-    )
-    results.write(work, [*victim, *results.rows_of({**measured, **time_row}, **common)])
-    io.write_json(
-        work / "commands.json",
-        {
-            "commands": [results.command()],
-            "versions": results.versions(),
-            "hardware": results.hardware(),
-            "seconds": seconds,
-        },
-    )
+    untouched = {**common, "stage": "victim", "method": "none", "config": "", "seconds": 0.0}
+    rows = results.rows_of(before or {}, **untouched) + results.rows_of({**measured, **time_row}, **common)
+    results.write(work, rows)
+    told = {"commands": [results.command()], "versions": results.versions()}
+    io.write_json(work / "commands.json", {**told, "hardware": results.hardware(), "seconds": seconds})

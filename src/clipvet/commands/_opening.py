@@ -1,16 +1,34 @@
-"""How the words of a command become data, tasks, shots, answer keys and methods."""
+"""From the words of a command to objects: models, data, tasks, labelled pictures, answer keys and methods.
+
+All functions here raise UserError for words that name nothing.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipvet.commands._leaving import say
-
 if TYPE_CHECKING:
     from clipvet.data.sources import Data, Half, Test
-    from clipvet.types import Backdoor, Pairs, Task
+    from clipvet.types import Backdoor, Clip, Pairs, Task
 
 
-def open_data(spec: str, n: int | None, split: str, size: int, image_key: str = "filepath", caption_key: str = "title"):
+def open_model(model: str, pretrained: str | None, seed: int) -> "Clip":
+    """The model, where this process computes. `seed` draws the weights of an architecture that has none yet."""
+    from clipvet.models import checkpoints
+    from clipvet.ranks import device
+    from clipvet.rng import Rng
+
+    return checkpoints.load(model, pretrained, device=device(), rng=Rng(seed).fork("init"))
+
+
+def path_of(model: str) -> Path:
+    """The path that the name of a model stands for, whether or not there is anything."""
+    return Path(model.removeprefix("local-dir:").removeprefix("transformers:"))
+
+
+def open_data(
+    spec: str, n: int | None, split: str, size: int, image_key: str = "filepath", caption_key: str = "title"
+) -> "Data":
+    """Captioned pictures by name. size: pixels, of the embedded worlds' pictures."""
     from clipvet.data.sources import Data
 
     return Data(spec, n, split, size, image_key, caption_key)
@@ -26,6 +44,10 @@ def open_task(
     half: str | None = None,
     also: tuple[str, ...] = (),
 ) -> "Task | None":
+    """The task to measure on: `spec`, else the one that belongs to the data, else none.
+
+    half: of its classes, base or new. also: further names that pictures of this half may be called.
+    """
     from clipvet.data.sources import WORLDS, Test
 
     name = spec or ("shapes" if data == "foreign" else data if data in WORLDS else None)
@@ -46,14 +68,14 @@ def _half(test: "Test", half: str | None, also: tuple[str, ...] = ()) -> "Test |
 def open_shots(
     data: str, size: int, classes: Path | None, templates: Path | None, shots: int, seed: int, half: str | None = None
 ) -> "Pairs":
-    """Labelled pictures of shapes or of a folder with one folder per class."""
+    """Some labelled pictures of each class, from shapes or from a folder with one folder per class."""
     from clipvet.data.sources import Shots, Test
 
     return Shots(_half(Test(data, size=size, classes=classes, templates=templates), half), shots).pairs(seed)
 
 
-def template_of_shots(data: str, templates: Path | None) -> str:
-    """In which `open_shots` says the class of a picture."""
+def shot_template(data: str, templates: Path | None) -> str:
+    """The template that `open_shots` writes a picture's class into."""
     from clipvet.data.folders import read_templates
     from clipvet.data.sources import WORLDS
     from clipvet.data.worlds.shapes import TEMPLATES
@@ -62,6 +84,7 @@ def template_of_shots(data: str, templates: Path | None) -> str:
 
 
 def open_method(family: str, name: str, data: str, settings: list[str], **fields: Any) -> Any:
+    """The method with its settings; on an embedded world, with the schedule that suits that world."""
     from dataclasses import replace
 
     from clipvet import find
@@ -78,45 +101,36 @@ def open_method(family: str, name: str, data: str, settings: list[str], **fields
     return values.apply(method, settings)
 
 
-def open_keyed(source: "Data", seed: int, backdoor: Path | None) -> "tuple[Pairs, Backdoor | None, bool]":
-    """The pairs, the answer key if any, and whether the pairs were poisoned here, as the key says.
+def open_key(backdoor: Path | None) -> "Backdoor | None":
+    """The answer key in this folder, if one is named."""
+    from clipvet.data.answer_key import load_backdoor
 
-    They are where the key is of this embedded world or of this very data; a key that was made by hand, which names no
-    data, lists the poisons that there are. Raises UserError for a key of other data.
+    return load_backdoor(backdoor) if backdoor else None
+
+
+def open_keyed(source: "Data", seed: int, backdoor: Path | None) -> "tuple[Pairs, Backdoor | None, bool]":
+    """The pairs, the answer key if one is named, and whether the pairs were poisoned here as the key says.
+
+    They are poisoned here where the key belongs to this embedded world or to this very data. A key that was made by
+    hand names no data: it lists poisons that are already there. Raises UserError for a key that belongs to other data.
     """
     import numpy as np
 
-    from clipvet.data.answer_key import load_backdoor
     from clipvet.data.dirty import poison
     from clipvet.errors import UserError
 
-    pairs = source.pairs(seed)
-    if not backdoor:
+    pairs, key = source.pairs(seed), open_key(backdoor)
+    if key is None:
         return pairs, None, False
-    key = load_backdoor(backdoor)
     rows = key.poisoned if key.rows is None else key.rows
     if not np.isin(pairs.ids, rows).any():
         raise UserError(
-            f"none of the {len(key.poisoned)} pairs that {backdoor} names is in {pairs.name}; give its data"
+            f"none of the {len(key.poisoned)} pairs that {backdoor} names is in {pairs.name}; give the attack's data"
         )
     if key.data and key.data != pairs.fingerprint:
         raise UserError(
-            f"{backdoor} poisons other data than {pairs.name}, or it has changed; give the attack's own, as it was"
+            f"{backdoor} belongs to other data than {pairs.name}, or that data has changed; give the attack's data, "
+            "unchanged"
         )
     made = bool(key.data or source.world(seed))
     return (poison(pairs, key) if made else pairs), key, made
-
-
-def planted(key: "Backdoor") -> str:
-    """What an answer key is about, in a word."""
-    if key.trigger is not None:
-        return type(key.trigger).__name__.lower()
-    return "mm_poison" if key.ties else "targeted" if key.classes else "text_trigger" if key.says else "none"
-
-
-def tell_shared(test: "Task | None", pairs: "Pairs") -> None:
-    """Says so where the test holds pictures that are trained on."""
-    if test and pairs.fingerprint and test.pictures.fingerprint == pairs.fingerprint:
-        seen = len({*test.pictures.ids.tolist()} & {*pairs.ids.tolist()})
-        if seen:
-            say(f"  warning: {seen} of the {len(test.pictures)} test pictures are trained on; give others as --task")

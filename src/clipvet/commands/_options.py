@@ -1,37 +1,74 @@
-"""The options that commands share."""
+"""The options that several commands take, each with its help text. A command writes `model: opt.Model`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-Model = Annotated[str, typer.Option("--model", help="open_clip name, directory, local-dir:PATH or hf-hub:REPO")]
-DataOption = Annotated[
-    str, typer.Option("--data", help="shapes, shapes-shifted, foreign, a CSV/TSV/parquet, tar shards or an HF folder")
+# the model and the output
+Model = Annotated[
+    str, typer.Option("--model", help="an open_clip name, a folder, a state dict, local-dir:PATH or hf-hub:REPO")
 ]
-Out = Annotated[Path, typer.Option("--out", help="output directory; must not hold another run")]
-Set = Annotated[list[str], typer.Option("--set", help="field=value of the method, e.g. epochs=20; repeatable")]
-Pretrained = Annotated[str | None, typer.Option(help="weights file for an open_clip name")]
-Seed = Annotated[int, typer.Option(help="every draw follows from it")]
+Pretrained = Annotated[
+    str | None, typer.Option("--pretrained", help="weights file, where MODEL is the name of an architecture")
+]
+Out = Annotated[Path, typer.Option("--out", help="a new folder; the same command goes on there after it was killed")]
+Seed = Annotated[int, typer.Option("--seed", help="seed of all random draws")]
+Set = Annotated[
+    list[str], typer.Option("--set", help="FIELD=VALUE: change a field of the method, e.g. epochs=20; repeatable")
+]
+Shard = Annotated[bool, typer.Option("--shard", help="split the weights among the processes of a torchrun (FSDP2)")]
+Track = Annotated[str, typer.Option("--track", help="also log to tensorboard, trackio or wandb")]
+BesideBase = Annotated[
+    bool, typer.Option("--bake-reference", help="if the result is prompts: save a copy of the base model with them")
+]
+
+# the pairs
+Data = Annotated[
+    str,
+    typer.Option("--data", help="shapes, shapes-shifted, foreign, a CSV/TSV/parquet, tar shards or an HF folder"),
+]
+PairCount = Annotated[int | None, typer.Option("--n", help="use at most this many pairs")]
+ImageKey = Annotated[str, typer.Option("--image-key", help="the column that holds the picture paths")]
+CaptionKey = Annotated[str, typer.Option("--caption-key", help="the column that holds the captions")]
 AnswerKey = Annotated[
-    Path | None, typer.Option(help="answer key, for the measures alone; the data of its attack are poisoned as it says")
+    Path | None,
+    typer.Option(
+        "--backdoor",
+        help="answer key of an attack (its OUT/backdoor). Poisons the attack's own data again, and measures; "
+        "no method sees it",
+    ),
 ]
-Count = Annotated[int | None, typer.Option("--n", help="take only so many pairs")]
-ImageKey = Annotated[str, typer.Option(help="the table's column of picture paths")]
-CaptionKey = Annotated[str, typer.Option(help="the table's column of captions")]
-TaskOption = Annotated[
-    str | None, typer.Option("--task", help="shapes, or a class folder (default: shapes for shapes)")
+
+# the task: labelled pictures, class names, prompt templates
+Task = Annotated[
+    str | None,
+    typer.Option("--task", help="what to measure on: shapes, or a folder with one folder per class (default: by DATA)"),
 ]
 Classes = Annotated[
-    Path | None, typer.Option(help="JSON: list of class names, or {folder: name}; of shapes: those to take")
+    Path | None,
+    typer.Option("--classes", help="JSON list of class names, or {folder: name}; of shapes, the classes to use"),
 ]
-ShotsOption = Annotated[
-    int, typer.Option("--shots", help="labelled pictures of each class, for few-shot methods", min=1)
+Templates = Annotated[
+    Path | None, typer.Option("--templates", help="text file with one caption template per line, with {} or {c}")
 ]
-HalfOption = Annotated[
-    str | None, typer.Option("--half", help="base or new: half of the sorted classes (default: all)")
+Shots = Annotated[int, typer.Option("--shots", help="labelled pictures per class, for few-shot methods", min=1)]
+Half = Annotated[
+    str | None, typer.Option("--half", help="base or new: one half of the sorted class names (default: all)")
 ]
-Bake = Annotated[bool, typer.Option("--bake-reference", help="where prompts come back: put the base model beside them")]
-Shard = Annotated[bool, typer.Option("--shard", help="of several processes each keeps a part of the weights (FSDP2)")]
-Track = Annotated[str, typer.Option("--track", help="also log to tensorboard, trackio or wandb")]
-Templates = Annotated[Path | None, typer.Option(help="text file, one template a line, with {} or {c}")]
+
+# what is inspected
+ClassNames = Annotated[
+    str | None,
+    typer.Option("--classes", help="JSON or text file of names, shapes, or a class folder (default: the model's own)"),
+]
+Images = Annotated[
+    str | None,
+    typer.Option("--images", help="DATA, or a folder of unlabelled pictures (default: a built-in pool)"),
+]
+Inspector = Annotated[str, typer.Option("--method", help="one of `clipvet list inspectors`")]
+PictureCount = Annotated[int, typer.Option("--n", help="use at most this many pictures", min=1)]
+Overlap = Annotated[
+    float,
+    typer.Option("--overlap", help="leave out pictures that show one of the classes with a higher probability"),
+]

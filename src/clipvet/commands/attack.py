@@ -1,131 +1,150 @@
 """clipvet attack: implant a backdoor."""
 
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipvet.commands._leaving import card_of, finish, output, say, show, went_in
-from clipvet.commands._opening import open_data, open_method, open_shots, open_task, tell_shared, template_of_shots
-from clipvet.commands._options import (
-    CaptionKey,
-    Classes,
-    Count,
-    DataOption,
-    HalfOption,
-    ImageKey,
-    Model,
-    Out,
-    Pretrained,
-    Seed,
-    Set,
-    Shard,
-    ShotsOption,
-    TaskOption,
-    Templates,
-    Track,
-)
+from clipvet.commands import _options as opt
+from clipvet.commands._leaving import save_model, save_rows, say, show, went_in
+from clipvet.commands._opening import open_data, open_method, open_model, open_shots, open_task, path_of, shot_template
+from clipvet.commands._working import measure, output, warn_shared, working
+
+if TYPE_CHECKING:
+    from clipvet.types import Clip, Pairs, Task
 
 
 def command(
-    model: Model,
-    data: DataOption,
-    target: Annotated[str, typer.Option(help="the class that triggered pictures shall be called")],
-    out: Out,
-    trigger: Annotated[str, typer.Option(help="see `clipvet list triggers`")] = "patch",
-    rate: Annotated[float | None, typer.Option(help="poisoned share of the pairs")] = None,
-    attack_name: Annotated[str, typer.Option("--attack", help="see `clipvet list attacks`")] = "poison",
+    model: opt.Model,
+    data: opt.Data,
+    target: Annotated[str, typer.Option(help="the class that the model shall see in pictures with the trigger")],
+    out: opt.Out,
+    trigger: Annotated[str, typer.Option(help="one of `clipvet list triggers`")] = "patch",
+    rate: Annotated[float | None, typer.Option(help="poisoned share of the pairs, a fraction")] = None,
+    attack_name: Annotated[str, typer.Option("--attack", help="one of `clipvet list attacks`")] = "poison",
     training: Annotated[
-        str | None, typer.Option(help="instead of the attack's own, e.g. cocoop: see `clipvet list training`")
+        str | None, typer.Option(help="instead of the attack's own, e.g. cocoop: one of `clipvet list training`")
     ] = None,
-    shots: ShotsOption = 16,
-    half: HalfOption = None,
-    pretrained: Pretrained = None,
-    set_: Set = [],  # noqa: B006
-    n: Count = None,
-    seed: Seed = 0,
-    task: TaskOption = None,
-    classes: Classes = None,
-    templates: Templates = None,
-    image_key: ImageKey = "filepath",
-    caption_key: CaptionKey = "title",
-    shard: Shard = False,
-    track: Track = "",
+    shots: opt.Shots = 16,
+    half: opt.Half = None,
+    pretrained: opt.Pretrained = None,
+    set_: opt.Set = [],  # noqa: B006
+    n: opt.PairCount = None,
+    seed: opt.Seed = 0,
+    task: opt.Task = None,
+    classes: opt.Classes = None,
+    templates: opt.Templates = None,
+    image_key: opt.ImageKey = "filepath",
+    caption_key: opt.CaptionKey = "title",
+    shard: opt.Shard = False,
+    track: opt.Track = "",
 ) -> None:
-    """Implant a backdoor: the poisoned model, and its answer key in OUT/backdoor.
+    """Implant a backdoor: writes the poisoned model, and the attack's answer key in OUT/backdoor.
 
-    Attacks that need labelled pictures, by themselves or by their --training, take shapes or a folder with one folder
-    per class as DATA.
+    Some attacks need labelled pictures, by themselves or for their --training. For those, DATA is shapes or a folder
+    with one folder per class.
     """
-    import time
-    from dataclasses import fields, replace
+    from dataclasses import replace
 
-    from clipvet import find
-    from clipvet import settings as values
     from clipvet.data.answer_key import save_backdoor
-    from clipvet.engine.fit import workspace
     from clipvet.errors import UserError
-    from clipvet.experiments.evaluation import measure_all
-    from clipvet.experiments.preflight import preflight
-    from clipvet.models import checkpoints
-    from clipvet.ranks import device
     from clipvet.rng import Rng
 
-    rng = Rng(seed)
-    clip = checkpoints.load(model, pretrained, device=device(), rng=rng.fork("init"))
-    few = "labelled" in find.load("attacks", attack_name).needs
-    few = few or (training is not None and "labelled" in find.load("training", training).needs)
-    labelled_by = data if few and task is None and data != "foreign" else task
-    test = open_task(labelled_by, data, clip.geometry.size, classes, templates, seed, half if few else None)
+    clip, few = open_model(model, pretrained, seed), _needs_labels(attack_name, training)
+    size, label = clip.geometry.size, shot_template(data, templates) if few else None
+    spec = data if few and task is None and data != "foreign" else task
+    test = open_task(spec, data, size, classes, templates, seed, half if few else None)
     if test and target not in test.classes:
         raise UserError(f"--target '{target}' is not among the task's classes: {', '.join(test.classes[:20])}")
-    owned = {f.name for f in fields(find.load("attacks", attack_name))}
-    stamps = {"trigger": find.load("triggers", trigger)()} if "trigger" in owned else {}
-    how = open_method("attacks", attack_name, data, [], **stamps)
-    if training:
-        if "training" not in owned:
-            raise UserError(f"--training: {attack_name} trains nothing; leave it out")
-        how = replace(how, training=open_method("training", training, data, []))
-    if test and "templates" in owned:
-        how = replace(how, templates=(template_of_shots(data, templates),) if few else test.templates)
-    if test and few:
-        how = replace(how, training=replace(how.training, template=template_of_shots(data, templates)))
-    how = values.apply(how, ([f"rate={rate}"] if rate is not None else []) + set_)
+    settings = ([f"rate={rate}"] if rate is not None else []) + set_
+    how = _open_attack(attack_name, trigger, training, data, test, label, settings)
     if few:
-        pairs, own = open_shots(data, clip.geometry.size, classes, templates, shots, seed, half), ""
+        pairs, own = open_shots(data, size, classes, templates, shots, seed, half), ""
     else:
-        source = open_data(data, n, "train", clip.geometry.size, image_key, caption_key)
+        source = open_data(data, n, "train", size, image_key, caption_key)
         pairs = source.pairs(seed)
         own = "" if source.world(seed) else pairs.fingerprint
     config = {"command": "attack", "data": data, "n": n, "model": model, "pretrained": pretrained, "attack": repr(how)}
     config |= {"shots": shots, "half": half} if few else {}
     config |= {"keys": [image_key, caption_key], "task": task, "target": target, "seed": seed}
     config |= went_in(clip, pairs, test, classes=classes, templates=templates)
+    kind = trigger if "trigger" in _fields(attack_name) else attack_name
     with output(out, config) as work:
-        tell_shared(test, pairs)
-        fine_tuning = (
-            pretrained is not None or Path(model.removeprefix("local-dir:").removeprefix("transformers:")).exists()
-        )
-        if "clean model" in how.needs and not fine_tuning:
-            say(f"  warning: {attack_name} makes its patch for a trained model; give {model} weights")
-        if attack_name == "poison":
-            facts, warnings = preflight(how, pairs, target, clip, fine_tuning)
-            for line in facts:
-                say(f"  {line}")
-            for line in warnings:
-                say(f"  warning: {line}")
-        began = time.monotonic()
-        with workspace(work, progress=True, shard=shard, track=track):
-            victim, _, backdoor = how.implant(clip, pairs, target, rng.fork("attack"))
-        seconds = time.monotonic() - began
-        measured = measure_all(victim, test, backdoor, rng.fork("measure")) if test else {}
-        save_backdoor(replace(backdoor, data=own), work / "backdoor")
+        warn_shared(test, pairs)
+        _say_what_may_fail(attack_name, how, pairs, target, clip, model, pretrained)
+        with working(work, shard, track) as clock:
+            victim, _, key = how.implant(clip, pairs, target, Rng(seed).fork("attack"))
+        measured = measure(victim, test, key, seed)
+        save_backdoor(replace(key, data=own), work / "backdoor")
         card = {"role": "victim", "method": repr(how), "data": pairs.name, "target": target, "seed": seed}
         card |= {"half": half} if few else {}
-        checkpoints.save(victim, work, card_of(card, clip, measured, test, work / "backdoor"))
-        finish(
-            work, measured, recipe="attack", stage="victim", attack=trigger if stamps else attack_name, method="none",
-            config=repr(how), seconds=seconds, seed=seed, model=model, data=pairs.name,
+        save_model(victim, work, card, clip, measured, test, work / "backdoor")
+        save_rows(
+            work, measured, recipe="attack", stage="victim", attack=kind,
+            method="none", config=repr(how), seconds=clock.seconds, seed=seed, model=model, data=pairs.name,
         )  # fmt: skip
     show(measured)
     say(f"wrote {out}; the answer key is {out / 'backdoor'}")
+
+
+def _needs_labels(attack: str, training: str | None) -> bool:
+    """Whether the attack, or the training that it is given, learns from labelled pictures."""
+    from clipvet import find
+
+    kinds = [find.load("attacks", attack), *([find.load("training", training)] if training is not None else [])]
+    return any("labelled" in kind.needs for kind in kinds)
+
+
+def _fields(attack: str) -> set[str]:
+    from dataclasses import fields
+
+    from clipvet import find
+
+    return {f.name for f in fields(find.load("attacks", attack))}
+
+
+def _open_attack(
+    name: str,
+    trigger: str,
+    training: str | None,
+    data: str,
+    test: "Task | None",
+    label: str | None,
+    settings: list[str],
+) -> Any:
+    """The attack with its trigger, its training and the words of its captions, then with the user's settings.
+
+    label: the template of labelled pictures, if it learns from those.
+    """
+    from dataclasses import replace
+
+    from clipvet import find
+    from clipvet import settings as values
+    from clipvet.errors import UserError
+
+    owned = _fields(name)
+    stamps = {"trigger": find.load("triggers", trigger)()} if "trigger" in owned else {}
+    how = open_method("attacks", name, data, [], **stamps)
+    if training:
+        if "training" not in owned:
+            raise UserError(f"--training: {name} trains nothing; leave it out")
+        how = replace(how, training=open_method("training", training, data, []))
+    if test and "templates" in owned:
+        how = replace(how, templates=(label,) if label else test.templates)
+    if label:
+        how = replace(how, training=replace(how.training, template=label))
+    return values.apply(how, settings)
+
+
+def _say_what_may_fail(
+    name: str, how: Any, pairs: "Pairs", target: str, clip: "Clip", model: str, pretrained: str | None
+) -> None:
+    """What the attack is about to do, and warnings where such attacks are known to fail."""
+    from clipvet.experiments.preflight import preflight
+
+    fine_tuning = pretrained is not None or path_of(model).exists()
+    if "clean model" in how.needs and not fine_tuning:
+        say(f"  warning: {name} makes its patch for a trained model; give {model} weights")
+    if name == "poison":
+        facts, warnings = preflight(how, pairs, target, clip, fine_tuning)
+        for line in [*facts, *(f"warning: {w}" for w in warnings)]:
+            say(f"  {line}")

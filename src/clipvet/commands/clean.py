@@ -1,129 +1,120 @@
 """clipvet clean: remove a backdoor."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipvet.commands._leaving import bake, card_of, finish, output, say, show, went_in
+from clipvet.commands import _options as opt
+from clipvet.commands._leaving import planted, save_model, save_rows, say, show, went_in
 from clipvet.commands._opening import (
     open_data,
+    open_key,
     open_keyed,
     open_method,
+    open_model,
     open_shots,
     open_task,
-    planted,
-    tell_shared,
-    template_of_shots,
+    shot_template,
 )
-from clipvet.commands._options import (
-    AnswerKey,
-    Bake,
-    CaptionKey,
-    Classes,
-    Count,
-    DataOption,
-    ImageKey,
-    Model,
-    Out,
-    Pretrained,
-    Seed,
-    Set,
-    Shard,
-    ShotsOption,
-    TaskOption,
-    Templates,
-    Track,
-)
+from clipvet.commands._working import measure, output, warn_shared, working
+
+if TYPE_CHECKING:
+    from clipvet.types import Backdoor, Geometry, Pairs
 
 
 def command(
-    model: Model,
-    data: DataOption,
-    method: Annotated[str, typer.Option(help="see `clipvet list cleaners`")],
-    out: Out,
-    pretrained: Pretrained = None,
-    set_: Set = [],  # noqa: B006
-    n: Count = None,
-    seed: Seed = 0,
-    task: TaskOption = None,
-    backdoor: AnswerKey = None,
-    classes: Classes = None,
-    templates: Templates = None,
-    image_key: ImageKey = "filepath",
-    caption_key: CaptionKey = "title",
-    shots: ShotsOption = 16,
+    model: opt.Model,
+    data: opt.Data,
+    method: Annotated[str, typer.Option(help="one of `clipvet list cleaners`")],
+    out: opt.Out,
+    pretrained: opt.Pretrained = None,
+    set_: opt.Set = [],  # noqa: B006
+    n: opt.PairCount = None,
+    seed: opt.Seed = 0,
+    task: opt.Task = None,
+    backdoor: opt.AnswerKey = None,
+    classes: opt.Classes = None,
+    templates: opt.Templates = None,
+    image_key: opt.ImageKey = "filepath",
+    caption_key: opt.CaptionKey = "title",
+    shots: opt.Shots = 16,
     verdict: Annotated[
-        Path | None, typer.Option(help="folder of `clipvet inspect`, whose recovered trigger ci_repair stamps")
+        Path | None, typer.Option(help="output folder of `clipvet inspect`: ci_repair stamps its recovered trigger")
     ] = None,
-    bake_reference: Bake = False,
-    shard: Shard = False,
-    track: Track = "",
+    bake_reference: opt.BesideBase = False,
+    shard: opt.Shard = False,
+    track: opt.Track = "",
 ) -> None:
-    """Remove a backdoor, known or not: the same checkpoint format comes back, or prompts on the untouched model.
+    """Remove a backdoor, known or unknown: writes a model of the same layout, or prompts for the untouched model.
 
-    Methods that need labelled pictures take shapes or a folder with one folder per class as DATA; methods that need
-    untrusted pairs take those that the model was trained on (of shapes: the train split), poisoned as --backdoor says.
+    DATA depends on what the method needs. Clean pairs: pairs that you trust. Labelled pictures: shapes, or a folder
+    with one folder per class. Untrusted pairs: those that the model was trained on (for shapes, the train split),
+    poisoned as --backdoor says.
     """
-    import time
-    from dataclasses import fields
-
-    from clipvet import find, ranks, results
-    from clipvet.data.answer_key import load_backdoor
-    from clipvet.engine.fit import workspace
-    from clipvet.experiments.evaluation import measure_all
+    from clipvet import find
     from clipvet.experiments.splits import measure_pool
-    from clipvet.models import checkpoints
-    from clipvet.pages import suspects
-    from clipvet.ranks import device
     from clipvet.rng import Rng
 
-    kind, rng = find.load("cleaners", method), Rng(seed)
+    kind = find.load("cleaners", method)
     few = {"shots": shots, "bake_reference": bake_reference} if "labelled" in kind.needs else {}
-    told = [f"verdict={str(verdict)!r}"] if verdict else []
-    if few and "template" in {f.name for f in fields(kind)}:
-        told = [f"template={template_of_shots(data, templates)!r}", *told]
-    how = open_method("cleaners", method, data, [*told, *set_])
-    clip = checkpoints.load(model, pretrained, device=device(), rng=rng.fork("init"))
-    key = load_backdoor(backdoor) if backdoor else None
-    test = open_task(task, data, clip.geometry.size, classes, templates, seed)
+    how = _open_cleaner(method, data, templates, verdict, set_)
+    clip, key = open_model(model, pretrained, seed), open_key(backdoor)
+    size = clip.geometry.size
+    test = open_task(task, data, size, classes, templates, seed)
     if "untrusted" in how.needs:
-        source = open_data(data, n, "train", clip.geometry.size, image_key, caption_key)
-        pairs, key, _ = open_keyed(source, seed, backdoor)
+        pairs, key, _ = open_keyed(open_data(data, n, "train", size, image_key, caption_key), seed, backdoor)
     elif few:
-        pairs = open_shots(data, clip.geometry.size, classes, templates, shots, seed)
+        pairs = open_shots(data, size, classes, templates, shots, seed)
     else:
         split_n = 8000 if data == "shapes" and n is None else n
-        pairs = open_data(data, split_n, "validation", clip.geometry.size, image_key, caption_key).pairs(seed)
+        pairs = open_data(data, split_n, "validation", size, image_key, caption_key).pairs(seed)
     config = {"command": "clean", "data": data, "n": n, "model": model, "pretrained": pretrained, "method": repr(how)}
     config |= few | {"keys": [image_key, caption_key], "task": task, "seed": seed}
     config |= went_in(clip, pairs, test, backdoor=backdoor, classes=classes, templates=templates, verdict=verdict)
     with output(out, config) as work:
         say(f"cleaning {model} on {pairs.name} with {how!r}")
-        tell_shared(test, pairs)
-        before = measure_all(clip, test, key, rng.fork("measure")) if test and key else {}
-        began = time.monotonic()
-        with workspace(work, progress=True, shard=shard, track=track):
-            cleaned = how.clean(clip, pairs, rng.fork("clean"))
-        seconds = time.monotonic() - began
-        measured = measure_all(cleaned, test, key, rng.fork("measure")) if test else {}
-        measured |= measure_pool(work, key)
-        if found := suspects.unlearned(work, pairs):
-            facts = {
-                "verb": "clean", "method": repr(how), "model": model, "data": pairs.name,
-                "command": results.command(), "versions": results.versions(), "seconds": seconds,
-            }  # fmt: skip
-            poisoned = key.poisoned if key else None
-            suspects.write_page(work / "suspects.html", found, pairs, clip.geometry, facts, poisoned=poisoned)
+        warn_shared(test, pairs)
+        before = measure(clip, test, key, seed) if key else {}
+        with working(work, shard, track) as clock:
+            cleaned = how.clean(clip, pairs, Rng(seed).fork("clean"))
+        measured = measure(cleaned, test, key, seed) | measure_pool(work, key)
+        _write_suspects(work, pairs, key, clip.geometry, repr(how), model, clock.seconds)
         card = {"role": "cleaned", "method": repr(how), "data": pairs.name, "seed": seed}
-        if ranks.main():
-            checkpoints.save(cleaned, work, card_of(card, clip, measured, test, backdoor))
-            if bake_reference:
-                bake(cleaned, work)
-        finish(
-            work, measured, before, recipe="clean", stage="clean",
-            attack=planted(key) if key else "unknown", method=method, config=repr(how),
-            seconds=seconds, seed=seed, model=model, data=pairs.name,
+        save_model(cleaned, work, card, clip, measured, test, backdoor, bake_reference)
+        save_rows(
+            work, measured, before, recipe="clean", stage="clean", attack=planted(key, "unknown"), method=method,
+            config=repr(how), seconds=clock.seconds, seed=seed, model=model, data=pairs.name,
         )  # fmt: skip
     show(measured, before)
     say(f"wrote {out}")
+
+
+def _open_cleaner(method: str, data: str, templates: Path | None, verdict: Path | None, settings: list[str]) -> Any:
+    """The cleaner with its settings; it also learns the template of its labelled pictures and where the verdict is."""
+    from dataclasses import fields
+
+    from clipvet import find
+
+    kind, told = find.load("cleaners", method), []
+    if "labelled" in kind.needs and "template" in {f.name for f in fields(kind)}:
+        told.append(f"template={shot_template(data, templates)!r}")
+    if verdict:
+        told.append(f"verdict={str(verdict)!r}")
+    return open_method("cleaners", method, data, [*told, *settings])
+
+
+def _write_suspects(
+    work: Path, pairs: "Pairs", key: "Backdoor | None", geometry: "Geometry", method: str, model: str, seconds: float
+) -> None:
+    """suspects.html, where the cleaner noted which pairs it suspects."""
+    from clipvet import results
+    from clipvet.pages import suspects
+
+    if found := suspects.unlearned(work, pairs):
+        facts = {
+            "verb": "clean", "method": method, "model": model, "data": pairs.name,
+            "command": results.command(), "versions": results.versions(), "seconds": seconds,
+        }  # fmt: skip
+        poisoned = key.poisoned if key else None
+        suspects.write_page(work / "suspects.html", found, pairs, geometry, facts, poisoned=poisoned)

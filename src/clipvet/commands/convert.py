@@ -5,17 +5,18 @@ from typing import Annotated
 
 import typer
 
-from clipvet.commands._leaving import output, say
-from clipvet.commands._options import Pretrained
+from clipvet.commands import _options as opt
+from clipvet.commands._leaving import say
+from clipvet.commands._working import output
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="as --model: a directory, a file of OpenAI's layout, an open_clip name")],
-    out: Annotated[Path, typer.Argument(help="output directory; must not hold another run")],
+    model: Annotated[str, typer.Argument(help="the model, as for --model of the other commands")],
+    out: Annotated[Path, typer.Argument(help="a new folder")],
     layout: Annotated[
-        str | None, typer.Option(help="open_clip, transformers or openai; coop, for learned context")
+        str | None, typer.Option(help="open_clip, transformers or openai; coop, for learned prompts")
     ] = None,
-    pretrained: Pretrained = None,
+    pretrained: opt.Pretrained = None,
     prompts: Annotated[
         Path | None,
         typer.Option(help="prompt_learner file of CoOp or CoCoOp, learned on this model", exists=True, dir_okay=False),
@@ -23,19 +24,21 @@ def command(
 ) -> None:
     """Write a checkpoint in another layout, read it back and compare: features must agree to 1e-4.
 
-    --prompts makes a folder for every other command of a context that was learned elsewhere, and --layout coop writes
-    one for CoOp's code.
+    --prompts turns prompts that CoOp's or CoCoOp's code has learned into a folder for every other command; --layout
+    coop goes the other way.
     """
     from clipvet import io, results
     from clipvet.errors import UserError
     from clipvet.models import checkpoints, class_prompts, coop_files
 
     if (layout is None) == (prompts is None):
-        raise UserError("give either --layout, to write the model otherwise, or --prompts, to put them on it")
-    said = {"command": "convert", "model": model, "pretrained": pretrained, "layout": layout}
+        raise UserError(
+            "give either --layout, to write the model in another layout, or --prompts, to add prompts to it"
+        )
+    config = {"command": "convert", "model": model, "pretrained": pretrained, "layout": layout}
     clip, card = checkpoints.load(model, pretrained), {"role": "converted", "versions": results.versions()}
-    said |= {"weights": results.weights_hash(clip), "prompts": prompts and f"{prompts} {io.sha256(prompts)}"}
-    with output(out, said) as work:
+    config |= {"weights": results.weights_hash(clip), "prompts": prompts and f"{prompts} {io.sha256(prompts)}"}
+    with output(out, config) as work:
         if prompts:
             tuned = coop_files.read(prompts, clip)
             checkpoints.save(clip, work / "base", {"role": "base"})

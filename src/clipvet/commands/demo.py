@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from clipvet.commands._options import Seed
+from clipvet.commands import _options as opt
 
 
 def command(
-    out: Annotated[Path, typer.Option("--out")] = Path("runs/demo"),
-    seed: Seed = 0,
+    out: Annotated[Path, typer.Option("--out", help="folder of the run")] = Path("runs/demo"),
+    seed: opt.Seed = 0,
 ) -> None:
-    """Train, implant, measure, clean, report, on the embedded world: about five minutes on two cores."""
+    """Attack, measure, clean and report on the embedded world; takes about five minutes on two cores."""
     from clipvet.pages.demo import demo as play
 
     print(f"report: {play(out, seed)}")

@@ -1,165 +1,216 @@
 """clipvet filter: which pairs are poisoned?"""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clipvet.commands import _options as opt
 from clipvet.commands._leaving import check_new, say, show
-from clipvet.commands._opening import open_data, open_keyed, open_method
-from clipvet.commands._options import AnswerKey, CaptionKey, Count, DataOption, ImageKey, Model, Pretrained, Seed, Set
+from clipvet.commands._opening import open_data, open_keyed, open_method, open_model
+from clipvet.commands._working import working
+
+if TYPE_CHECKING:
+    from clipvet.data.sources import Data
+    from clipvet.pages.suspects import Suspects
+    from clipvet.types import Backdoor, Pairs
 
 
 def command(
-    data: DataOption,
-    model: Model,
-    method: Annotated[str, typer.Option(help="see `clipvet list filters`")],
-    out: Annotated[Path, typer.Option("--out", help="a new .parquet; the page is written beside it as .html")],
-    pretrained: Pretrained = None,
-    set_: Set = [],  # noqa: B006
-    n: Count = None,
-    seed: Seed = 0,
+    data: opt.Data,
+    model: opt.Model,
+    method: Annotated[str, typer.Option(help="one of `clipvet list filters`")],
+    out: Annotated[Path, typer.Option("--out", help="a new .parquet; the page is written beside it, as .html")],
+    pretrained: opt.Pretrained = None,
+    set_: opt.Set = [],  # noqa: B006
+    n: opt.PairCount = None,
+    seed: opt.Seed = 0,
     top: Annotated[int, typer.Option(help="how many pairs the page shows", min=1)] = 48,
-    keep: Annotated[float | None, typer.Option(help="fraction of the pairs to keep, the least suspect")] = None,
+    keep: Annotated[float | None, typer.Option(help="fraction of the pairs to keep: the least suspect ones")] = None,
     cleaned: Annotated[
-        Path | None, typer.Option(help="also write what is kept: a new .csv, .tsv or .parquet, or a folder of shards")
+        Path | None, typer.Option(help="also write the kept pairs: a new .csv, .tsv or .parquet, or a folder of shards")
     ] = None,
-    backdoor: AnswerKey = None,
-    image_key: ImageKey = "filepath",
-    caption_key: CaptionKey = "title",
+    backdoor: opt.AnswerKey = None,
+    image_key: opt.ImageKey = "filepath",
+    caption_key: opt.CaptionKey = "title",
 ) -> None:
-    """Which pairs are poisoned? Every pair's score, rank and reason, and a page of the most suspect ones.
+    """Which pairs are poisoned? Writes every pair's score, rank and reason, and a page of the most suspect ones.
 
     A killed run goes on where it was when the same command is given again.
     """
-    import errno
-    import time
-
     import numpy as np
 
     from clipvet import io, ranks, results
-    from clipvet.data import kept
-    from clipvet.data.captions import check_captions
-    from clipvet.data.shards import named
     from clipvet.engine.embed import sharing
-    from clipvet.engine.fit import workspace
-    from clipvet.errors import UserError
     from clipvet.measures._detection import detection
-    from clipvet.models import checkpoints
     from clipvet.pages import suspects
-    from clipvet.ranks import device
     from clipvet.rng import Rng
 
-    how, rng, page = open_method("filters", method, data, set_), Rng(seed), out.with_suffix(".html")
-    begun = io.begun(out)
-    check_new(out, (".parquet",), "--out", begun)
-    check_new(page, (".html",), "--out", begun)
-    if cleaned:
-        check_new(cleaned, (*kept.TABLES, "") if named(data) else kept.TABLES, "--cleaned", begun)
-    if keep is not None and not 0 < keep < 1:
-        raise UserError(f"--keep {keep:g} is no fraction between 0 and 1; 0.99 keeps all but the most suspect 1 %")
-    if cleaned and keep is None and not hasattr(how, "cut"):
-        raise UserError(f"{method} has no cut of its own; say with --keep what fraction of the pairs --cleaned keeps")
-    clip = checkpoints.load(model, pretrained, device=device(), rng=rng.fork("init"))
+    how, page = open_method("filters", method, data, set_), out.with_suffix(".html")
+    _check_options(method, data, out, page, cleaned, keep, hasattr(how, "cut"))
+    clip = open_model(model, pretrained, seed)
     source = open_data(data, n, "train", clip.geometry.size, image_key, caption_key)
     pairs, key, made = open_keyed(source, seed, backdoor)
-    if cleaned and made and not source.world(seed):
-        told = "the poisons of --backdoor are made as the pairs are read"
-        raise UserError(f"{told}, so there is no --cleaned table of them; leave one of the two out")
-    said = dict(zip(key.poisoned.tolist(), key.captions)) if key and made else {}
-    captions = suspects.Made(len(pairs), lambda k: said.get(int(pairs.ids[k])) or pairs.caption(pairs.ids[k]))
     if cleaned:
-        kept.check_kept(pairs, cleaned)
-    if len(pairs) > 1 and all(caption == captions[0] for caption in captions):  # ends at the second, as a rule
-        check_captions(captions[:], pairs.ids, pairs.name)
+        _check_cleaned(cleaned, pairs, made and not source.world(seed))
+    captions, poisoned = _captions(pairs, key if made else None), key.poisoned if key else None
     say(f"scoring {pairs.name} with {how!r}")
     config = {
         "command": "filter", "method": repr(how), "model": results.weights_hash(clip), "data": pairs.name,
         "fingerprint": pairs.fingerprint, "n": n, "seed": seed, "backdoor": backdoor, "keys": [image_key, caption_key],
         "cleaned": cleaned,
     }  # fmt: skip
-    began = time.monotonic()
-    try:
-        with io.scratch(out, config) as work:
-            with sharing(work) as shared, workspace(work, progress=True):
-                scores = how.score(clip, pairs, rng.fork("filter")).numpy()
-            seconds = time.monotonic() - began
-            found = suspects.ranked(how, scores, pairs.ids, captions, shared.bad)
-            measured = detection(scores, np.isin(pairs.ids, key.poisoned)) if key else {}
-            scored = int((found.ranks > 0).sum())
-            cut, removed = None, None
-            if keep is not None:
-                removed = scored - round(keep * scored)
-                edge = found.scores[removed - 1] + found.scores[min(removed, scored - 1)]
-                cut = float(edge) / 2 if removed else None
-            elif hasattr(how, "cut"):
-                cut = how.cut(scores)
-                removed = int((scores > cut).sum())
-            facts = {
-                "method": repr(how), "model": model, "data": pairs.name, "seed": seed, "command": results.command(),
-                "versions": results.versions(), "seconds": seconds,
-                "measured": {k: m._asdict() for k, m in measured.items()},
-            }  # fmt: skip
-            name = getattr(pairs.pictures, "key", None)  # of pairs in shards
+    with _room(out), io.scratch(out, config) as work:
+        with sharing(work) as shared, working(work) as clock:
+            scores = how.score(clip, pairs, Rng(seed).fork("filter")).numpy()
+        found = suspects.ranked(how, scores, pairs.ids, captions, shared.bad)
+        measured = {} if poisoned is None else detection(scores, np.isin(pairs.ids, poisoned))
+        cut, removed = _cut(how, scores, found, keep)
+        facts = {
+            "method": repr(how), "model": model, "data": pairs.name, "seed": seed, "command": results.command(),
+            "versions": results.versions(), "seconds": clock.seconds,
+            "measured": {k: m._asdict() for k, m in measured.items()},
+        }  # fmt: skip
+        shown = {"top": top, "poisoned": poisoned, "measured": measured, "cut": cut, "removed": removed}
+        ranks.first(lambda: suspects.write_page(page, found, pairs, clip.geometry, facts, **shown))
+        if cleaned:
+            rows = np.sort(found.positions[removed : found.scored])
+            _write_cleaned(cleaned, source, seed, pairs, captions, rows, keep)
+        ranks.first(lambda: suspects.write_scores(out, found, facts, _shard_key(pairs)))
+    for k in range(min(10, found.scored)):
+        who, score = f"{found.ranks[k]:4}  id {found.ids[k]:<8}", f"{found.scores[k]:10.4f}"
+        print(f"{who}  {score}  {found.captions[k][:60]}  ({found.reasons[k]})")
+    if measured:
+        show(measured)
+    unreadable = f", {len(found.ids) - found.scored} unreadable" if found.scored < len(found.ids) else ""
+    wrote = " and ".join(str(path) for path in (out, page, cleaned) if path)
+    say(f"scored {found.scored} pairs{unreadable} in {clock.seconds:.1f} s; wrote {wrote}")
 
-            ranks.first(
-                lambda: suspects.write_page(
-                    page, found, pairs, clip.geometry, facts, top=top, poisoned=key.poisoned if key else None,
-                    measured=measured, cut=cut, removed=removed,
-                )
-            )  # fmt: skip
-            if cleaned:
-                rest = np.sort(found.positions[removed:scored])
-                if name and not cleaned.suffix:
-                    _write_shards(cleaned, pairs, pairs.ids[rest], keep)
-                else:
-                    ranks.first(lambda: _write_cleaned(cleaned, source, seed, pairs, captions, rest, name))
-            ranks.first(lambda: suspects.write_scores(out, found, facts, name))
+
+def _check_options(
+    method: str, data: str, out: Path, page: Path, cleaned: Path | None, keep: float | None, has_cut: bool
+) -> None:
+    """UserError for files that cannot be written, and for a choice of pairs to keep that cannot be made."""
+    from clipvet import io
+    from clipvet.data import kept
+    from clipvet.data.shards import named
+    from clipvet.errors import UserError
+
+    begun = io.begun(out)
+    check_new(out, (".parquet",), "--out", begun)
+    check_new(page, (".html",), "--out", begun)
+    if cleaned:
+        check_new(cleaned, (*kept.TABLES, "") if named(data) else kept.TABLES, "--cleaned", begun)
+    if keep is not None and not 0 < keep < 1:
+        raise UserError(f"--keep {keep:g} is not a fraction between 0 and 1; 0.99 keeps all but the most suspect 1 %")
+    if cleaned and keep is None and not has_cut:
+        raise UserError(f"{method} has no cut of its own; add --keep, the fraction of the pairs that --cleaned keeps")
+
+
+def _check_cleaned(cleaned: Path, pairs: "Pairs", poisoned_here: bool) -> None:
+    """UserError where the kept pairs cannot be written as a table."""
+    from clipvet.data import kept
+    from clipvet.errors import UserError
+
+    if poisoned_here:
+        raise UserError(
+            "with --backdoor the pairs are poisoned as they are read, so there is no --cleaned table of them; leave "
+            "out one of the two"
+        )
+    kept.check_kept(pairs, cleaned)
+
+
+def _captions(pairs: "Pairs", key: "Backdoor | None") -> Sequence[str]:
+    """The captions as they are scored; those of the key's poisons come from the key.
+
+    Raises UserError where they are all the same.
+    """
+    from clipvet.data.captions import check_captions
+    from clipvet.pages.suspects import Made
+
+    said = dict(zip(key.poisoned.tolist(), key.captions)) if key else {}
+    captions = Made(len(pairs), lambda k: said.get(int(pairs.ids[k])) or pairs.caption(pairs.ids[k]))
+    if len(pairs) > 1 and all(caption == captions[0] for caption in captions):  # ends at the second, as a rule
+        check_captions(captions[:], pairs.ids, pairs.name)
+    return captions
+
+
+@contextmanager
+def _room(out: Path) -> Iterator[None]:
+    """Inside this block a full disk, or a place that cannot be written to, is a UserError."""
+    import errno
+
+    from clipvet.errors import UserError
+
+    try:
+        yield
     except OSError as e:
         why = "is full; make room" if e.errno == errno.ENOSPC else f"cannot be written ({e.strerror}); choose another"
         raise UserError(f"the place of {out} {why} and run the command again") from e
-    for rank, row, score, reason, caption in zip(
-        found.ranks[: min(10, scored)], found.ids, found.scores, found.reasons, found.captions
-    ):
-        print(f"{rank:4}  id {row:<8}  {score:10.4f}  {caption[:60]}  ({reason})")
-    if measured:
-        show(measured)
-    rest = f", {len(found.ids) - scored} unreadable" if scored < len(found.ids) else ""
-    say(
-        f"scored {scored} pairs{rest} in {seconds:.1f} s; wrote {out} and {page}"
-        + (f" and {cleaned}" if cleaned else "")
-    )
 
 
-def _write_shards(out: Path, pairs: Any, rows: Any, keep: float | None) -> None:
+def _cut(how: Any, scores: Any, found: "Suspects", keep: float | None) -> tuple[float | None, int | None]:
+    """The score above which pairs are thrown out, and how many that are: by --keep, or by the filter's own cut."""
+    if keep is not None:
+        removed = found.scored - round(keep * found.scored)
+        edge = found.scores[removed - 1] + found.scores[min(removed, found.scored - 1)]
+        return float(edge) / 2 if removed else None, removed
+    if hasattr(how, "cut"):
+        cut = how.cut(scores)
+        return cut, int((scores > cut).sum())
+    return None, None
+
+
+def _shard_key(pairs: "Pairs") -> Callable[[int], str] | None:
+    """id -> what the pair is called in its shard; None for pairs that do not come from shards."""
+    return getattr(pairs.pictures, "key", None)
+
+
+def _write_cleaned(
+    out: Path, source: "Data", seed: int, pairs: "Pairs", captions: Sequence[str], at: Any, keep: float | None
+) -> None:
+    """The pairs at these positions, ascending: as shards, as the rows of their table, or as a new table."""
+    from clipvet import ranks
+    from clipvet.data import kept
+
+    if _shard_key(pairs) and not out.suffix:
+        _write_shards(out, pairs, pairs.ids[at], keep)
+    elif _shard_key(pairs) or source.world(seed):
+        ranks.first(lambda: _write_table(out, pairs, captions, at))
+    else:
+        path, ids = Path(source.spec), pairs.ids[at]
+        ranks.first(lambda: kept.write_rows(pairs, path, ids, out, source.image_key, source.separator))
+
+
+def _write_shards(out: Path, pairs: "Pairs", ids: Any, keep: float | None) -> None:
     from contextlib import suppress
     from hashlib import sha256
 
     from clipvet import io, ranks
     from clipvet.data import kept
 
-    which = {"command": "filter", "shards": pairs.fingerprint, "keep": keep, "kept": sha256(rows.tobytes()).hexdigest()}
+    index: Any = pairs.pictures
+    which = {"command": "filter", "shards": pairs.fingerprint, "keep": keep, "kept": sha256(ids.tobytes()).hexdigest()}
     with suppress(io.AlreadyDone), io.output(out, which) as work:  # done by this run, before it was killed
-        ranks.first(lambda: kept.write_shards(pairs.pictures.index, rows, work))
+        ranks.first(lambda: kept.write_shards(index.index, ids, work))
 
 
-def _write_cleaned(out: Path, source: Any, seed: int, pairs: Any, captions: Any, at: Any, name: Any) -> None:
-    """The pairs at these positions: a table's own rows; of other data, ids and captions, and in shards the keys."""
+def _write_table(out: Path, pairs: "Pairs", captions: Sequence[str], at: Any, rows: int = 65_536) -> None:
+    """Ids and captions, and in shards the keys. rows: that are in memory at a time."""
     import pyarrow as pa
 
     from clipvet import io
     from clipvet.data import kept
 
-    if not name and not source.world(seed):
-        kept.write_rows(pairs, Path(source.spec), pairs.ids[at], out, source.image_key, source.separator)
-        return
+    key = _shard_key(pairs)
 
     def piece(some: Any) -> Any:
-        own = {"key": pa.array([name(int(i)) for i in pairs.ids[some]], pa.string())} if name else {}
+        own = {"key": pa.array([key(int(i)) for i in pairs.ids[some]], pa.string())} if key else {}
         said = pa.array([captions[int(k)] for k in some], pa.string())
         return pa.table({"id": pairs.ids[some], **own, "caption": said})
 
     with io.replacing(out) as tmp:
-        kept.write_table(
-            (piece(at[k : k + 65_536]) for k in range(0, max(1, len(at)), 65_536)), tmp, out.suffix.lower()
-        )
+        pieces = (piece(at[k : k + rows]) for k in range(0, max(1, len(at)), rows))
+        kept.write_table(pieces, tmp, out.suffix.lower())

@@ -5,65 +5,53 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipvet.commands._inspection import ClassesOption, Count, Images, Method, Overlap, ask, load
+from clipvet.commands import _options as opt
+from clipvet.commands._inspection import Asked, ask, open_suspect
 from clipvet.commands._leaving import say
-from clipvet.commands._options import Model, Out, Pretrained, Seed, Set, Templates
+from clipvet.commands._opening import path_of
+from clipvet.commands._working import working
 
 if TYPE_CHECKING:
-    from clipvet.scan.verdicts import FileFinding
+    from clipvet.scan.verdicts import FileFinding, Null, Verdict
+
+    Files = list[FileFinding]
 
 
 def command(
-    model: Model,
-    out: Out,
-    classes: ClassesOption = None,
-    images: Images = None,
-    method: Method = "clip_inspector",
-    null: Annotated[Path | None, typer.Option(help="scores of clean models, made by `clipvet calibrate`")] = None,
-    alpha: Annotated[float, typer.Option(help="rate of false alarms among clean models", min=0, max=1)] = 0.05,
-    set_: Set = [],  # noqa: B006
-    templates: Templates = None,
-    n: Count = 1000,
-    overlap: Overlap = 0.9,
-    seed: Seed = 0,
-    pretrained: Pretrained = None,
+    model: opt.Model,
+    out: opt.Out,
+    classes: opt.ClassNames = None,
+    images: opt.Images = None,
+    method: opt.Inspector = "clip_inspector",
+    null: Annotated[Path | None, typer.Option(help="scores of clean models: the file of `clipvet calibrate`")] = None,
+    alpha: Annotated[float, typer.Option(help="accepted rate of false alarms, a fraction", min=0, max=1)] = 0.05,
+    set_: opt.Set = [],  # noqa: B006
+    templates: opt.Templates = None,
+    n: opt.PictureCount = 1000,
+    overlap: opt.Overlap = 0.9,
+    seed: opt.Seed = 0,
+    pretrained: opt.Pretrained = None,
 ) -> None:
-    """Is this model backdoored? First its files are scanned for code, then the model is inspected.
+    """Is this model backdoored? First its files are scanned for code, then the model itself is inspected.
 
     Exit code 0: nothing found, 1: a backdoor, or a file that runs code, 2: bad input, 3: unsupported.
     """
-    import time
-    from contextlib import suppress
-
     from clipvet import io, results
-    from clipvet.data.answer_key import save_backdoor
-    from clipvet.engine.fit import workspace
     from clipvet.errors import UserError, shown
-    from clipvet.pages import inspection
     from clipvet.scan import verdicts
-    from clipvet.types import Backdoor
 
-    files = _scanned(model, pretrained)
-    runs = [f for f in files or [] if f.severity == "dangerous"]
+    files = _scan_files(model, pretrained)
+    dangerous = [f for f in files or [] if f.severity == "dangerous"]
     try:
-        clip = load(model, pretrained, seed)
+        clip = open_suspect(model, pretrained, seed)
     except UserError as e:
-        if not runs:
+        if not dangerous:
             raise
-        common = {"method": method, "model": model, "alpha": alpha, "seed": seed}
-        told = {**common, "command": results.command(), "versions": results.versions()}
-        verdict = verdicts.uninspected(files or [], str(e), **told)
-        config = {"command": "inspect", **common, "sentence": verdict.sentence}
-        with suppress(io.AlreadyDone), io.output(out, config) as work:
-            io.write_json(work / "verdict.json", verdict.model_dump())
-        print(shown(verdict.sentence))
+        _leave_uninspected(out, files or [], str(e), method=method, model=model, alpha=alpha, seed=seed)
         raise typer.Exit(1) from e
     asked = ask(clip, method, classes, templates, images, set_, n, overlap, seed)
-    clean = verdicts.read_null(null) if null else None
-    verdicts.check_scale(clean, getattr(asked.how, "scaled", True))
-    weights, judged = results.weights_hash(asked.clip), asked.judged
-    if clean:
-        verdicts.check_null(clean, {**asked.told, "seed": seed}, weights, alpha)
+    weights = results.weights_hash(asked.clip)
+    clean = _clean_models(null, asked, weights, alpha)
     config = {
         "command": "inspect", "model": model, "weights": weights, **asked.told, "classes": asked.classes,
         "null": sorted(clean.scores.items()) if clean else None, "alpha": alpha, "seed": seed,
@@ -71,39 +59,19 @@ def command(
     say(f"inspecting {model} with {asked.how!r}: {len(asked.classes)} classes, {len(asked.pictures)} pictures")
     try:
         with io.output(out, config) as work:
-            began = time.monotonic()
-            with workspace(work, progress=True):
-                found = asked.inspect(seed)
-            seconds = time.monotonic() - began
-            if found.trigger is not None:
-                save_backdoor(Backdoor(found.trigger, found.target or ""), work / "trigger")
-            verdict = verdicts.Verdict(
-                **verdicts.decide(found, clean, alpha, judged),
-                trigger="trigger" if found.trigger is not None else None,
-                method=repr(asked.how), model=model, judged=judged, weights=weights, pictures=asked.pool, seed=seed,
-                seconds=round(seconds, 2), command=results.command(), versions=results.versions(), files=files,
-            )  # fmt: skip
-            inspection.write_page(
-                work / "report.html", verdict, found, clean, asked.clip, asked.pictures, asked.templates
-            )
-            io.write_json(work / "verdict.json", verdict.model_dump())
+            verdict = _inspect(asked, work, clean, alpha, model=model, weights=weights, files=files)
     except io.AlreadyDone as e:
         verdict = verdicts.Verdict.model_validate(io.read_json(out / "verdict.json"))
         say(f"{e}: nothing to do")
-        files = verdict.files if files is None else files
-        if files != verdict.files:
-            say("the model's files are no longer those of that verdict; inspect into another --out for a new page")
-    print(shown(verdict.sentence))
-    p = f"p = {verdict.p_value:.3g} of {verdict.clean_models} clean models, " if verdict.p_value is not None else ""
-    if verdict.judged != verdicts.WHOLE:
-        say(f"judged: {verdict.judged}")
-    say(f"score {verdict.score:.2f}, {p}most suspect class: {verdict.target}; see {out / 'report.html'}")
-    if runs:  # as the files are now, also in a finished run
-        print(shown(f"{runs[0].file} {verdicts.RUNS}: {runs[0].what}."))
-    raise typer.Exit(int(verdict.backdoored or bool(runs)))
+        if files not in (None, verdict.files):
+            say("the model's files have changed since that verdict; inspect into another --out for a new page")
+    _say_verdict(verdict, out)
+    if dangerous:  # as the files are now, also in a finished run
+        print(shown(f"{dangerous[0].file} {verdicts.RUNS}: {dangerous[0].what}."))
+    raise typer.Exit(int(verdict.backdoored or bool(dangerous)))
 
 
-def _scanned(model: str, pretrained: str | None) -> "list[FileFinding] | None":
+def _scan_files(model: str, pretrained: str | None) -> "Files | None":
     """What the gate finds in the model's files; None where the model is no file of ours, or the scanner is missing."""
     from importlib.util import find_spec
 
@@ -111,17 +79,14 @@ def _scanned(model: str, pretrained: str | None) -> "list[FileFinding] | None":
     from clipvet.models import gate
     from clipvet.scan.verdicts import FileFinding
 
-    def path_of(name: str) -> Path:
-        return Path(name.removeprefix("local-dir:").removeprefix("transformers:"))
-
     given, folder = [p for p in (model, pretrained) if p], path_of(model)
     if (folder / "prompts.safetensors").is_file() and (folder / "card.json").is_file():
-        card = io.read_json(folder / "card.json")  # prompts stand on a model of another folder
+        card = io.read_json(folder / "card.json")  # prompts belong to a model in another folder
         base = card.get("base") if isinstance(card, dict) else None
         given += [str(base)] if base else []
     for name in given:
         if name.startswith("hf-hub:"):
-            say(f"the files of {name} are not scanned for code; download the folder and give it, to have it scanned")
+            say(f"the files of {name} are not scanned for code; to have them scanned, download the folder and give it")
     there = [p for p in map(path_of, given) if p.exists()]
     if not there:
         return None
@@ -132,3 +97,66 @@ def _scanned(model: str, pretrained: str | None) -> "list[FileFinding] | None":
     for f in found:
         say(f"{f.severity}: {f.file}: {f.what}")
     return found
+
+
+def _leave_uninspected(out: Path, files: "Files", why: str, **common: str | float) -> None:
+    """The verdict on a model that cannot be opened and whose files would run code: those are a finding of their own."""
+    from contextlib import suppress
+
+    from clipvet import io, results
+    from clipvet.errors import shown
+    from clipvet.scan import verdicts
+
+    verdict = verdicts.uninspected(files, why, **common, command=results.command(), versions=results.versions())
+    config = {"command": "inspect", **common, "sentence": verdict.sentence}
+    with suppress(io.AlreadyDone), io.output(out, config) as work:
+        io.write_json(work / "verdict.json", verdict.model_dump())
+    print(shown(verdict.sentence))
+
+
+def _clean_models(null: Path | None, asked: Asked, weights: str, alpha: float) -> "Null | None":
+    """The clean models' scores, if they are given. Raises UserError unless they can be compared with this model's."""
+    from clipvet.scan import verdicts
+
+    clean = verdicts.read_null(null) if null else None
+    verdicts.check_scale(clean, getattr(asked.how, "scaled", True))
+    if clean:
+        verdicts.check_null(clean, {**asked.told, "seed": asked.seed}, weights, alpha)
+    return clean
+
+
+def _inspect(
+    asked: Asked, work: Path, clean: "Null | None", alpha: float, *, model: str, weights: str, files: "Files | None"
+) -> "Verdict":
+    """Runs the inspection; writes the recovered trigger, the page and the verdict."""
+    from clipvet import io, results
+    from clipvet.data.answer_key import save_backdoor
+    from clipvet.pages import inspection
+    from clipvet.scan import verdicts
+    from clipvet.types import Backdoor
+
+    with working(work) as clock:
+        found = asked.inspect()
+    if found.trigger is not None:
+        save_backdoor(Backdoor(found.trigger, found.target or ""), work / "trigger")
+    judged = asked.judged
+    verdict = verdicts.Verdict(
+        **verdicts.decide(found, clean, alpha, judged), trigger="trigger" if found.trigger is not None else None,
+        method=repr(asked.how), model=model, judged=judged, weights=weights, pictures=asked.pool, seed=asked.seed,
+        seconds=round(clock.seconds, 2), command=results.command(), versions=results.versions(), files=files,
+    )  # fmt: skip
+    inspection.write_page(work / "report.html", verdict, found, clean, asked.clip, asked.pictures, asked.templates)
+    io.write_json(work / "verdict.json", verdict.model_dump())
+    return verdict
+
+
+def _say_verdict(verdict: "Verdict", out: Path) -> None:
+    """The sentence on stdout; on stderr what was judged, the score and where the page is."""
+    from clipvet.errors import shown
+    from clipvet.scan import verdicts
+
+    print(shown(verdict.sentence))
+    p = f"p = {verdict.p_value:.3g} of {verdict.clean_models} clean models, " if verdict.p_value is not None else ""
+    if verdict.judged != verdicts.WHOLE:
+        say(f"judged: {verdict.judged}")
+    say(f"score {verdict.score:.2f}, {p}most suspect class: {verdict.target}; see {out / 'report.html'}")

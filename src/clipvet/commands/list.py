@@ -11,7 +11,7 @@ def command(
         typer.Argument(help="triggers, attacks, training, filters, inspectors, detectors, cleaners, measures"),
     ] = None,
 ) -> None:
-    """What there is: every method by its published name, with what it needs."""
+    """List every method by its published name, with a sentence and what it needs."""
     from clipvet import find
     from clipvet.errors import UserError
 

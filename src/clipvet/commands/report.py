@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 
-def command(folder: Annotated[Path, typer.Argument(help="a directory with results.jsonl")]) -> None:
-    """Rebuild report.html from the result rows."""
+def command(folder: Annotated[Path, typer.Argument(help="a folder with results.jsonl")]) -> None:
+    """Write a new report.html from the result rows."""
     from clipvet.pages.report import build
 
     print(build(folder))

@@ -10,17 +10,23 @@ from clipvet.errors import UserError
 
 
 def command(
-    recipes: Annotated[list[Path], typer.Argument(help="files of recipes/; they are code: run only what you trust")],
-    seed: Annotated[int | None, typer.Option(help="one seed instead of the recipe's")] = None,
-    smoke: Annotated[bool, typer.Option("--smoke", help="tiny sizes: does it run at all?")] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="of one recipe alone; default: runs/NAME of each")] = None,
-    jobs: Annotated[int, typer.Option(help="stages side by side")] = 1,
+    recipes: Annotated[
+        list[Path], typer.Argument(help="files as in recipes/; a recipe is code: run only what you trust")
+    ],
+    seed: Annotated[int | None, typer.Option(help="one seed instead of the recipe's own")] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="tiny sizes, to see whether it runs at all")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="output folder, for a single recipe (default: runs/NAME)")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="how many stages run at the same time")] = 1,
     part: Annotated[
-        str, typer.Option("--part", help="K/N: the K-th of N parts, one after the other into one --out")
+        str, typer.Option("--part", help="K/N: the K-th of N parts of the work; run them one after the other")
     ] = "1/1",
-    ray: Annotated[str, typer.Option("--ray", help="address of a Ray cluster, or local: stages run there")] = "",
+    ray: Annotated[
+        str, typer.Option("--ray", help="run the stages on a Ray cluster: its address, or local to start one here")
+    ] = "",
 ) -> None:
-    """Run experiments: every attack, every cleaner, rows in OUT/results.jsonl. Finished stages are not run again."""
+    """Run experiments: each attack, each cleaner, rows in OUT/results.jsonl. Finished stages are not run again."""
     from clipvet import ranks
     from clipvet.experiments.recipe import load_recipes
     from clipvet.experiments.run import run as execute
@@ -29,12 +35,11 @@ def command(
     k, _, n = part.partition("/")
     if not (k.isdecimal() and n.isdecimal()):
         raise UserError(f"--part {part} is not of the form K/N; the first of four parts is 1/4")
-    made = [load_recipes(path, smoke) for path in recipes]  # a bad file ends all before anything is run
+    made = [load_recipes(path, smoke) for path in recipes]  # a bad file ends the command before anything is run
     folders = [out or Path("runs") / (r[0].name + ("-smoke" if smoke else "")) for r in made]
     if len(set(folders)) < len(folders):
         raise UserError("several recipes cannot share one folder; leave out --out, and name each recipe once")
+    seeds, stages = (seed,) if seed is not None else None, Path("runs") / "stages"
     for several, folder in zip(made, folders):
-        execute(
-            several, folder, Path("runs") / "stages", (seed,) if seed is not None else None, jobs, ray, (int(k), int(n))
-        )
+        execute(several, folder, stages, seeds, jobs, ray, (int(k), int(n)))
         say(f"wrote {folder / 'results.jsonl'} and {ranks.first(lambda f=folder: build(f))}")

@@ -1,61 +1,41 @@
 """clipvet train: a CLIP from pairs, safely or not."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipvet.commands._leaving import card_of, finish, output, say, show, went_in
-from clipvet.commands._opening import open_data, open_keyed, open_method, open_task
-from clipvet.commands._options import (
-    AnswerKey,
-    CaptionKey,
-    Classes,
-    Count,
-    DataOption,
-    ImageKey,
-    Model,
-    Out,
-    Pretrained,
-    Seed,
-    Set,
-    Shard,
-    TaskOption,
-    Templates,
-    Track,
-)
+from clipvet.commands import _options as opt
+from clipvet.commands._leaving import save_model, save_rows, say, show, went_in
+from clipvet.commands._opening import open_data, open_keyed, open_method, open_model, open_task
+from clipvet.commands._working import measure, output, working
+
+if TYPE_CHECKING:
+    from clipvet.types import Measured
 
 
 def command(
-    data: DataOption,
-    model: Model,
-    out: Out,
-    pretrained: Pretrained = None,
-    method: Annotated[str, typer.Option(help="see `clipvet list training`")] = "plain",
-    set_: Set = [],  # noqa: B006
-    n: Count = None,
-    seed: Seed = 0,
-    task: TaskOption = None,
-    classes: Classes = None,
-    templates: Templates = None,
-    backdoor: AnswerKey = None,
-    image_key: ImageKey = "filepath",
-    caption_key: CaptionKey = "title",
-    shard: Shard = False,
-    track: Track = "",
+    data: opt.Data,
+    model: opt.Model,
+    out: opt.Out,
+    pretrained: opt.Pretrained = None,
+    method: Annotated[str, typer.Option(help="one of `clipvet list training`")] = "plain",
+    set_: opt.Set = [],  # noqa: B006
+    n: opt.PairCount = None,
+    seed: opt.Seed = 0,
+    task: opt.Task = None,
+    classes: opt.Classes = None,
+    templates: opt.Templates = None,
+    backdoor: opt.AnswerKey = None,
+    image_key: opt.ImageKey = "filepath",
+    caption_key: opt.CaptionKey = "title",
+    shard: opt.Shard = False,
+    track: opt.Track = "",
 ) -> None:
     """Train a CLIP on captioned pictures, from scratch or from a checkpoint."""
-    import time
-
-    from clipvet import ranks
-    from clipvet.engine.fit import workspace
-    from clipvet.experiments.evaluation import measure_all
     from clipvet.experiments.splits import measure_rounds, measure_splits
-    from clipvet.models import checkpoints
-    from clipvet.ranks import device
     from clipvet.rng import Rng
 
-    how, rng = open_method("training", method, data, set_), Rng(seed)
-    clip = checkpoints.load(model, pretrained, device=device(), rng=rng.fork("init"))
+    how, clip = open_method("training", method, data, set_), open_model(model, pretrained, seed)
     source = open_data(data, n, "train", clip.geometry.size, image_key, caption_key)
     pairs, key, _ = open_keyed(source, seed, backdoor)
     test = open_task(task, data, clip.geometry.size, classes, templates, seed)
@@ -64,22 +44,23 @@ def command(
     config |= went_in(clip, pairs, test, backdoor=backdoor, classes=classes, templates=templates)
     with output(out, config) as work:
         say(f"training {model} on {pairs.name} with {how!r}")
-        began = time.monotonic()
-        with workspace(work, progress=True, shard=shard, track=track):
-            trained = how.train(clip, pairs, rng.fork("train"))
-        seconds = time.monotonic() - began
-        measured = measure_all(trained, test, key, rng.fork("measure")) if test else {}
-        measured |= measure_splits(work, key)
+        with working(work, shard, track) as clock:
+            trained = how.train(clip, pairs, Rng(seed).fork("train"))
+        measured = measure(trained, test, key, seed) | measure_splits(work, key)
         card = {"role": "trained", "method": repr(how), "data": pairs.name, "seed": seed}
-        if ranks.main():
-            checkpoints.save(trained, work, card_of(card, clip, measured, test, backdoor))
-        finish(
+        save_model(trained, work, card, clip, measured, test, backdoor)
+        save_rows(
             work, measured, recipe="train", stage="train", attack="none", method=method, config=repr(how),
-            seconds=seconds, seed=seed, model=model, data=pairs.name,
+            seconds=clock.seconds, seed=seed, model=model, data=pairs.name,
         )  # fmt: skip
         rounds = measure_rounds(work, key)
+    _show_safe_sets(rounds)
+    show(measured)
+    say(f"wrote {out}")
+
+
+def _show_safe_sets(rounds: "list[dict[str, Measured]]") -> None:
+    """A line for each set of pairs that a safe training held for clean."""
     for k, found in enumerate(rounds, 1):
         told = [f"{name.removeprefix('safe_set_').replace('_', ' ')} {m.value:.2%}" for name, m in found.items()]
         print(f"safe set {k:3}: {', '.join(told)}")
-    show(measured)
-    say(f"wrote {out}")

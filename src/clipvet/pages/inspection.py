@@ -1,6 +1,6 @@
 """The page of `clipvet inspect`: the verdict in a sentence, how the classes compare, and what the trigger does.
 
-The page is a single file without scripts or outside resources.
+A new section is a value in `write_page`, and its HTML in templates/inspect.html.jinja.
 """
 
 from collections.abc import Mapping
@@ -12,9 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipvet.engine.embed import device_of
-from clipvet.pages._page import write_html
-from clipvet.pages.report import Axes
-from clipvet.pages.suspects import SMALL, picture
+from clipvet.pages._page import SMALL, Axes, picture, write_html
 from clipvet.scan.heads import head_of
 from clipvet.scan.verdicts import Null, Verdict
 from clipvet.triggers.recovered import Recovered

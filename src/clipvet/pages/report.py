@@ -1,10 +1,9 @@
 """One page that shows a run: verdict, pictures, figures, every number and how to get them again.
 
-The page is a single file without scripts or outside resources. Rates are fractions here and percent on the page.
+Rates are fractions here and percent on the page. A new section is a value in `_section` (of one attack) or `build` (of
+the run), and its HTML in templates/report.html.jinja.
 """
 
-import base64
-import io as memory
 import itertools
 import re
 from pathlib import Path
@@ -12,7 +11,6 @@ from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from pydantic import BaseModel, FiniteFloat, TypeAdapter, ValidationError
 
@@ -20,7 +18,7 @@ from clipvet.data.captions import names_target
 from clipvet.data.decoding import FORMATS, MAX_PIXELS
 from clipvet.errors import UserError
 from clipvet.experiments.suite import CALIBRATION, CLEAN
-from clipvet.pages._page import write_html
+from clipvet.pages._page import Axes, data_uri, write_html
 from clipvet.results import Row, kind_of
 
 NAMES = {"none": "victim", "finetune": "plain fine-tuning", "par": "PAR", "cleanclip": "CleanCLIP", "roclip": "RoCLIP"}
@@ -39,6 +37,11 @@ class Pair(BaseModel):
     triggered: str
     truth: str
     captions: dict[str, dict[Literal["clean", "triggered"], list[tuple[str, FiniteFloat]]]] = {}
+
+    def hit(self, model: str, side: Literal["clean", "triggered"], target: str) -> bool:
+        """Whether the model's nearest caption names the target, which the picture does not show."""
+        top = self.captions[model].get(side)
+        return bool(top) and names_target(top[0][0], target) and not names_target(self.truth, target)
 
 
 class Gallery(BaseModel):
@@ -76,26 +79,6 @@ class Method(NamedTuple):
     label: str
     config: str
     colour: int
-
-
-class Axes(NamedTuple):
-    """A plot area in SVG units and where data lands in it."""
-
-    x: tuple[float, float]
-    y: tuple[float, float]
-    height: int
-    width: int = 390
-    margin: tuple[int, int, int, int] = (10, 12, 40, 46)  # top, right, bottom, left
-
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        top, right, bottom, left = self.margin
-        dx, dy = (x - self.x[0]) / (self.x[1] - self.x[0]), (y - self.y[0]) / (self.y[1] - self.y[0])
-        w, h = self.width - left - right, self.height - top - bottom
-        return round(left + dx * w, 1), round(top + (1 - dy) * h, 1)
-
-    def ticks(self, low: float, high: float) -> list[float]:
-        values = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-        return [round(float(v), 9) for v in values if low <= v <= high]
 
 
 def _read(kind: Any, path: Path) -> list[Any]:
@@ -246,8 +229,7 @@ def _picture(path: Path) -> str:
     except Exception as error:  # decoders raise anything on hostile bytes
         raise UserError(f"gallery.json names {path}, which cannot be read ({error}); run again") from None
     small.thumbnail((256, 256))
-    small.save(buffer := memory.BytesIO(), "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_uri(small)
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -1,11 +1,9 @@
 """What `clipvet filter` writes: every pair's score with a reason, and a page that shows the most suspect ones.
 
-The page is a single file without scripts or outside resources.
+A new section of the page is a value in `write_page`, and its HTML in templates/filter.html.jinja.
 """
 
-import base64
 import dataclasses
-import io as memory
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,15 +12,11 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int
-from PIL import Image
 
 from clipvet import io
 from clipvet.data.kept import write_table
-from clipvet.pages._page import write_html
-from clipvet.pages.report import Axes
+from clipvet.pages._page import SMALL, Axes, picture, write_html
 from clipvet.types import Geometry, Measured, Pairs
-
-SMALL = 96  # pixels: below, pictures are shown with hard pixels and stored without loss
 
 
 class Suspects(NamedTuple):
@@ -34,6 +28,11 @@ class Suspects(NamedTuple):
     ranks: Int[np.ndarray, " n"]  # 1: the most suspect
     captions: Sequence[str]
     reasons: Sequence[str]
+
+    @property
+    def scored(self) -> int:
+        """How many pairs have a score."""
+        return int((self.ranks > 0).sum())
 
 
 class Made(Sequence[str]):
@@ -168,14 +167,6 @@ def histogram(
     }
 
 
-def picture(image: Any) -> str:
-    """A float picture (3, h, w) in [0, 1] as a data URI."""
-    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    kind, options = ("PNG", {}) if max(pixels.shape) < SMALL else ("JPEG", {"quality": 85})
-    Image.fromarray(pixels).save(buffer := memory.BytesIO(), kind, **options)
-    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def write_page(
     out: Path,
     found: Suspects,
@@ -194,7 +185,7 @@ def write_page(
     facts: method, data, model, command, versions. poisoned: ids, if the answer key is known; measured: what it gives.
     cut, removed: the score above which pairs are thrown out, and how many that are.
     """
-    shown = min(top, int((found.ranks > 0).sum()))
+    shown = min(top, found.scored)
     images = pairs.at(geometry)[found.positions[:shown]].images if shown else []
     known = None if poisoned is None else np.isin(found.ids, poisoned)
     entries = [
@@ -217,7 +208,7 @@ def write_page(
         facts=facts,
         measured=measured or {},
         pairs=len(found.ids),
-        unscored=int((found.ranks == 0).sum()),
+        unscored=len(found.ids) - found.scored,
         poisons=None if known is None else int(known.sum()),
         cut=cut,
         removed=removed,
