@@ -17,7 +17,7 @@ from clipvet.cleaners.finetune import Finetune
 from clipvet.cleaners.par import Par
 from clipvet.data.dirty import poison
 from clipvet.data.worlds.shapes import Shapes
-from clipvet.engine.fit import attention
+from clipvet.engine.step import attention
 from clipvet.models import checkpoints
 from clipvet.ranks import device
 from clipvet.rng import Rng

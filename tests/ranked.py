@@ -28,7 +28,7 @@ from clipvet.cli import app
 from clipvet.data.augment import SMALL
 from clipvet.data.dirty import poison
 from clipvet.data.worlds.shapes import Shapes
-from clipvet.engine import embed
+from clipvet.engine import passes
 from clipvet.engine.embed import embed_pairs, embed_texts, sharing
 from clipvet.engine.fit import workspace
 from clipvet.engine.losses import own_loss
@@ -197,7 +197,7 @@ def passed(folder: Path) -> Given:
 
 def filtered(folder: Path) -> Given:
     """`clipvet filter`, killed in every rank's second batch, and given again."""
-    calls, honest, out = [], embed._part, folder / "scores.parquet"
+    calls, honest, out = [], passes._part, folder / "scores.parquet"
 
     def part(*args: Any) -> Any:
         calls.append(1)
@@ -207,12 +207,12 @@ def filtered(folder: Path) -> Given:
 
     words = ["filter", "--data", "shapes", "--n", "1100", "--model", "shapes-vit", "--method", "cosine", "--top", "1"]
     codes = []
-    embed._part = part
+    passes._part = part
     try:
         for _ in range(2):
             codes.append(CliRunner().invoke(app, [*words, "--out", str(out)]).exit_code)
     finally:
-        embed._part = honest
+        passes._part = honest
     rows = sorted(pq.read_table(out).to_pylist(), key=lambda row: row["id"])
     read = sum(ranks.objects(len(calls) - 2))
     return {

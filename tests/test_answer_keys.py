@@ -20,8 +20,9 @@ from clipvet.data.captions import names_target
 from clipvet.data.dirty import poison
 from clipvet.data.worlds.shapes import Shapes
 from clipvet.errors import UserError
+from clipvet.experiments.keys import key
 from clipvet.experiments.presets import shapes
-from clipvet.experiments.victim import SUCCESS, key
+from clipvet.experiments.stages import SUCCESS
 from clipvet.inspectors.neural_cleanse import NeuralCleanse
 from clipvet.measures.attack_success import AttackSuccess
 from clipvet.rng import Rng
@@ -97,6 +98,7 @@ def test_a_stage_is_known_by_the_sources_of_what_it_owns_and_shares(monkeypatch)
     for mended, known in (
         ("clipvet.models.visual_prompts", True),
         ("clipvet.engine.fit", True),
+        ("clipvet.data.loader", True),  # through engine.fit
         ("clipvet.types", False),
     ):
         monkeypatch.setattr(inspect, "getsource", lambda m, e=mended: honest(m) + "#" * (m.__name__ == e))

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipvet.engine.embed import embed_images, embed_pairs, embed_texts, nearest, see, sharing
+from clipvet.engine.embed import embed_images, embed_pairs, embed_texts, see, sharing
+from clipvet.engine.neighbours import nearest
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 

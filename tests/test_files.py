@@ -16,7 +16,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from clipvet.data import decoding, folders, tables
+from clipvet.data import decoding, folders, table_checks, tables
 from clipvet.errors import UserError
 from clipvet.types import Geometry
 
@@ -263,13 +263,13 @@ def test_parquet_that_unfolds_to_more_than_the_memory(tmp_path, monkeypatch):
         pq.write_table(pa.table({"filepath": [cell] * 8, "title": ["a"] * 8}), path)
         assert path.stat().st_size < 60_000
         with monkeypatch.context() as patch:
-            patch.setattr(tables, "MAX_GROUP", 300_000)
+            patch.setattr(table_checks, "MAX_GROUP", 300_000)
             with pytest.raises(UserError, match="row group 0 unfolds to more than"):
                 tables.open_pairs(str(path))
         assert len(tables.open_pairs(str(path))) == 8
     pq.write_table(pa.table({"filepath": ["x"] * 8, "title": ["a"] * 8, "long": ["x" * 50_000] * 8}), path)
     assert len(tables.open_pairs(str(path))) == 8
-    monkeypatch.setattr(tables, "MAX_GROUP", 300_000)  # of other columns nothing is known yet
+    monkeypatch.setattr(table_checks, "MAX_GROUP", 300_000)  # of other columns nothing is known yet
     with pytest.raises(UserError, match="row group 0 unfolds to more than"):
         tables.open_pairs(str(path), caption_key="long")
 

@@ -20,6 +20,7 @@ import torch
 
 from clipvet import io, types
 from clipvet.errors import Unsupported, UserError
+from clipvet.io import outputs
 from clipvet.models import adapter, checkpoints, weights
 from clipvet.rng import Rng
 from clipvet.types import Clip
@@ -397,10 +398,11 @@ def test_tokens_that_the_text_tower_does_not_know(vit):
 
 
 def test_two_processes_do_not_write_one_output(tmp_path, monkeypatch):
-    monkeypatch.setattr(io, "WAIT", 0.1)
+    monkeypatch.setattr(outputs, "WAIT", 0.1)
     with io.output(tmp_path / "out", {"a": 1}) as work:
         code = (
-            "from pathlib import Path; from clipvet import io; io.WAIT = 0.1\nwith io.output(Path('out'), {'a': 1}): 1"
+            "from pathlib import Path; from clipvet.io import outputs; outputs.WAIT = 0.1\n"
+            "with outputs.output(Path('out'), {'a': 1}): 1"
         )
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
         assert "is being written by another process" in done.stderr

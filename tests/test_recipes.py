@@ -146,7 +146,7 @@ def test_a_stage_is_known_by_its_settings_and_sources(monkeypatch) -> None:
 
     from clipvet.attacks.poison import Poison
     from clipvet.data.sources import Data
-    from clipvet.experiments.victim import key
+    from clipvet.experiments.keys import key
     from clipvet.triggers.patch import Patch
 
     first = key(Poison(), "data", 0)

@@ -12,6 +12,7 @@ import pytest
 
 SRC = Path(__file__).parent.parent / "src/clipvet"
 FLOORS = (  # from the ground up; a room imports those below it, never one beside or above it
+    ("io",),
     ("triggers",),
     ("data",),
     ("models",),
@@ -24,7 +25,8 @@ FLOORS = (  # from the ground up; a room imports those below it, never one besid
     ("commands",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-ROOT = {"__init__", "__main__", "_moved", "cli", "errors", "find", "io", "ranks", "results", "rng", "settings", "types"}
+ROOT = {"__init__", "__main__", "_moved", "cli", "errors", "find", "ranks", "results", "rng", "settings", "types"}
+GROUND = {"errors", "ranks", "rng", "types"}  # what io/ stands on; every other module at the root may import io/
 FUNCTION, CLASS, FILE = 80, 200, 350  # lines at most
 LONGER: dict[str, str] = {}  # "room/file.py" or "room/file.py:name": why it may be longer
 
@@ -93,6 +95,14 @@ def _arrows(found: dict[str, list[tuple[str, int]]], src: Path) -> list[str]:
         for other, line in used:
             there = room_of(other, src)
             if here == there or module in ("cli", "__main__") or (there and there not in FLOOR):
+                continue
+            if there == "io" and not here and module not in GROUND:
+                continue
+            if here == "io" and not there and other not in GROUND:
+                out.append(
+                    f"{module.replace('.', '/')}.py line {line} imports {other}, but io/ imports nothing beyond "
+                    f"{', '.join(sorted(GROUND))}: move what it needs into io/, or this module into a room above"
+                )
                 continue
             if not there:
                 back = here != "" and other in ("cli", "__main__")
@@ -168,6 +178,12 @@ PLANTED = {
     "back arrow": ("models/adapter.py", "from clipvet.engine.fit import fit", ("models/ lies below engine/", "move")),
     "arrow beside": ("filters/dao.py", "from clipvet.cleaners import par", ("side by side", "room below filters/")),
     "arrow from the root": ("rng.py", "from clipvet.models import adapter", ("the root lies below models/", "move")),
+    "arrow from io": (
+        "io/files.py",
+        "from clipvet import results",
+        ("io/ imports nothing beyond errors, ranks", "move"),
+    ),
+    "arrow into io": ("types.py", "from clipvet import io", ("the root lies below io/", "move")),
     "circle": ("data/tars.py", "from clipvet.data import kept", ("data.tars", "is a circle", "third module")),
     "circle in a function": ("rng.py", "def f():\n    from clipvet import types\n", ("rng", "types", "circle")),
     "loose module": ("sketch.py", "from clipvet.engine.embed import embed_pairs", ("loose", "into engine/", "above")),

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_hostile import sentence
 
-from clipvet.data import shards, tables, tars
+from clipvet.data import shard_index, shards, tables, tars
 from clipvet.data.worlds.shapes import Shapes
 from clipvet.errors import UserError
 from clipvet.types import Geometry, Pairs
@@ -117,8 +117,13 @@ def test_braces_and_joins() -> None:
 
 def test_headers_are_read_once_and_again_where_a_shard_changed(tmp_path: Path, monkeypatch) -> None:
     spec, captions = write_shards(tmp_path / "s")
-    read, scanned = [], shards._scanned
-    monkeypatch.setattr(shards, "_scanned", lambda path, now: read.append(os.path.basename(path)) or scanned(path, now))
+    read, scanned = [], shard_index._scanned
+
+    def told(path: str, now: tuple[int, int]):
+        read.append(os.path.basename(path))
+        return scanned(path, now)
+
+    monkeypatch.setattr(shard_index, "_scanned", told)
     first = tables.open_pairs(spec)
     assert read == ["000.tar", "001.tar", "002.tar"]
     assert tables.open_pairs(spec).fingerprint == first.fingerprint
@@ -142,7 +147,8 @@ def test_headers_are_read_once_and_again_where_a_shard_changed(tmp_path: Path, m
     index.write_bytes(index.read_bytes()[:700])
     assert len(tables.open_pairs(spec)) == 21
     before = len(read)
-    monkeypatch.setattr(shards, "SCHEMA", shards.SCHEMA.with_metadata({"reading": "another"}))  # a later clipvet
+    another = shard_index.SCHEMA.with_metadata({"reading": "another"})
+    monkeypatch.setattr(shard_index, "SCHEMA", another)  # a later clipvet
     assert len(tables.open_pairs(spec)) == 21
     assert read[before:] == ["000.tar", "001.tar", "002.tar"]
     assert not list((tmp_path / "cache").rglob("*.tmp"))
@@ -230,7 +236,7 @@ def test_any_bytes_in_a_shard(tmp_path: Path, held: bytes, at: int) -> None:
     whole = corpus.tarred({"a.png": b"p" * 900, "a.txt": b"one", "b.png": b"q", "b.json": b'{"caption": "two"}'})
     torn = whole[:at] + held + whole[at + len(held) :]
     try:
-        rows, passed = shards.scan(memory.BytesIO(torn), len(torn))
+        rows, passed = shard_index.scan(memory.BytesIO(torn), len(torn))
     except tars.NoTar:
         return
     for _, *places in rows:

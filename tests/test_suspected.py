@@ -17,7 +17,8 @@ from clipvet.errors import UserError
 from clipvet.experiments.presets import shapes
 from clipvet.experiments.recipe import Recipe, load_recipes
 from clipvet.experiments.run import run
-from clipvet.experiments.victim import Victim, key
+from clipvet.experiments.stages import Clean
+from clipvet.experiments.victim import Victim
 
 RECIPE = Path(__file__).parent.parent / "recipes/ubt_shapes.py"
 
@@ -48,12 +49,17 @@ def test_rebound_is_measured_of_every_cleaned_model(small: Recipe, tmp_path: Pat
         assert found["susp"].max() < 512
 
 
-def test_keys_of_other_stages_are_as_they_were(small: Recipe, tmp_path: Path, monkeypatch: Any) -> None:
-    plain, asked = replace(small, rebound=None), []
-    victim = Victim(plain, 0, "shapes-vit", next(iter(plain.attacks)), tmp_path, tmp_path)
-    monkeypatch.setattr(Victim, "_rows", lambda self, name, *rest, **said: asked.append(name) or [])
-    victim.clean("shapes", "par")
-    assert asked == [key(plain.cleaners["par"], victim.key, plain.defender_data["shapes"][0], 0)]
+def test_a_clean_stage_is_known_by_what_goes_into_it_alone(small: Recipe, tmp_path: Path) -> None:
+    def key(recipe: Recipe, name: str = "par") -> str:
+        victim = Victim(recipe, 0, "shapes-vit", next(iter(recipe.attacks)), tmp_path, tmp_path)
+        return Clean(name, "shapes").key(victim)
+
+    first, other = key(small), Data("shapes", 64, "validation")
+    more = replace(small, rebound=None, cleaners={**small.cleaners, "later": shapes(FinetuneFiltered())})
+    assert key(more) == first, "it changed with another stage of the recipe"
+    assert key(replace(small, defender_data={"shapes": (other, ("par",))})) != first
+    assert key(replace(small, cleaners={"par": replace(small.cleaners["par"], epochs=9)})) != first  # pyright: ignore
+    assert key(replace(small, test=replace(small.test, n=100))) != first, "the victim's key is part of it"
 
 
 def test_untrusted_pairs_are_asked_for(small: Recipe, tmp_path: Path, capsys: Any) -> None:

@@ -26,9 +26,10 @@ from clipvet.cleaners.ubt import Ubt
 from clipvet.cleaners.wise_ft import WiseFt
 from clipvet.data.dirty import poison
 from clipvet.data.worlds.shapes import Rendered
-from clipvet.engine.embed import embed_pairs, embed_texts, nearest
+from clipvet.engine.embed import embed_pairs, embed_texts
 from clipvet.engine.fit import fit, workspace
 from clipvet.engine.losses import clip_loss, pair_losses
+from clipvet.engine.neighbours import nearest
 from clipvet.engine.optim import constant
 from clipvet.errors import UserError
 from clipvet.experiments.splits import measure_pool

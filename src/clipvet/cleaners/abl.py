@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from clipvet import find
-from clipvet.engine.fit import note
+from clipvet.engine.workspace import note
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Filter, Pairs
 from clipvet.unlearning.rounds import Normal, ascent, below_guessing, seen, unlearn

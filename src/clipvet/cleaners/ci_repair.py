@@ -20,7 +20,7 @@ from clipvet.data.answer_key import load_backdoor
 from clipvet.data.dirty import beside
 from clipvet.data.worlds.pool import pool_pairs
 from clipvet.engine.fewshot import names
-from clipvet.engine.fit import note
+from clipvet.engine.workspace import note
 from clipvet.errors import UserError
 from clipvet.models.class_prompts import PromptTuned
 from clipvet.models.visual_prompts import OnFrozen

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from clipvet import find, settings
-from clipvet.engine.fit import note
+from clipvet.engine.workspace import note
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.types import Cleaner, Clip, Pairs

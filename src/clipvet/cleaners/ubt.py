@@ -29,8 +29,8 @@ import numpy as np
 
 from clipvet.cleaners._evidence import Found, alike, listed, localise
 from clipvet.cleaners._forget import Tied, forgetting, naming, tying_cells
-from clipvet.engine.fit import note
 from clipvet.engine.optim import warmup_cosine
+from clipvet.engine.workspace import note
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.types import Clip, Pairs

@@ -1,9 +1,9 @@
-"""The answer key on disk: a card, a poison manifest and the trigger's tensors; replayable, and it checks itself.
+"""The answer key of an attack on disk: which pairs are poisoned, and how. A checksum shows whether it was changed.
 
-folder/backdoor.json        target, trigger and its fields, seed, number of poisons, seal
-folder/manifest.parquet     one row a poison: id, row of its picture, caption, trigger, seed
-folder/probe.safetensors    a picture as this trigger stamps it; the chosen pictures of targeted poisoning
-folder/trigger.safetensors  tensor fields of a crafted trigger, if it has any
+folder/backdoor.json        the card: target, trigger and its fields, seed, number of poisons, checksum ("seal")
+folder/manifest.parquet     one row for each poison: id, row of its picture, caption, trigger, seed
+folder/probe.safetensors    a test picture with the trigger on it; the chosen pictures of targeted poisoning
+folder/trigger.safetensors  the tensor fields of a crafted trigger, if it has any
 folder/more/0, 1 ...        the answer keys of further triggers in the same data; the manifest lists their poisons too
 """
 
@@ -22,45 +22,45 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from clipvet import find, io
-from clipvet.data.tables import unfolded
+from clipvet.data.table_checks import unfolded
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.types import Backdoor, Trigger
 
-MOST = 2**29  # bytes of a manifest in memory: some millions of poisons
-MOST_TEXT = 1000  # characters of a trigger's field: hours to draw where there are millions
+MOST = 2**29  # bytes of a manifest in memory: enough for some millions of poisons
+MOST_TEXT = 1000  # characters of a trigger's field: a text of millions takes hours to draw
 MOST_MORE = 1000  # further triggers
 KINDS = {"id": pa.int64(), "row": pa.int64(), "caption": pa.string(), "trigger": pa.string(), "seed": pa.int64()}
 SCHEMA = pa.schema(KINDS)  # of the manifest
 
 
 class Card(BaseModel):
-    """backdoor.json. Unknown fields are refused."""
+    """The content of backdoor.json. A card with other fields is refused."""
 
     model_config = ConfigDict(extra="forbid")
 
     target: str
     trigger: str  # file name in triggers/; empty: pictures stay as they are
-    fields: dict[str, Any]
+    fields: dict[str, Any]  # of the trigger, but for tensors
     seed: int
-    poisons: int
-    classes: list[str]  # what the chosen pictures of targeted poisoning shall be called
+    poisons: int  # how many
+    classes: list[str]  # of targeted poisoning: the class that each chosen picture shall be taken for
     ties: list[tuple[str, str]] = []  # (A, B): captions of class A are tied to pictures of class B
-    says: str = ""  # the caption key, put before captions and prompts
-    data: str = ""  # fingerprint of the user's pairs that it poisons; empty: an embedded world's, or a hand-made key
+    says: str = ""  # the words that a text trigger puts before captions and prompts
+    data: str = ""  # fingerprint of the user's pairs; empty for an embedded world, and for a key made by hand
     more: list[str] = []  # the seals of the answer keys in more/
     seal: str  # SHA-256 of the rest of the card, of manifest.parquet and trigger.safetensors
     pixels: str = "[0, 1], after geometry, before normalisation"
 
 
 def probe(trigger: Trigger | None) -> Float[Tensor, "1 3 32 32"]:
-    """A ramp of all tones, stamped: tells whether this trigger is the one that was planted."""
+    """A ramp of all tones from 0 to 1 with the trigger on it. If it differs, so does the trigger."""
     ramp = torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
     return trigger.stamp(ramp, Rng(0).keys([0])) if trigger else ramp
 
 
 def _seal(card: Card, folder: Path) -> str:
-    """Of all that a card says, and of the files beside it that make poisons and triggers."""
+    """SHA-256 of all that a card says, and of the files beside it that make poisons and triggers."""
     files = [p for name in ("manifest.parquet", "trigger.safetensors") if (p := folder / name).exists()]
     told = json.dumps([card.model_dump(exclude={"seal"}), *map(io.sha256, files)], sort_keys=True, default=str)
     return hashlib.sha256(told.encode()).hexdigest()
@@ -71,7 +71,7 @@ def _name(trigger: Trigger | None) -> str:
 
 
 def _stamped(backdoor: Backdoor) -> tuple[list[str], list[int]]:
-    """Trigger (none for bare poisons) and key of every poison."""
+    """The name of each poison's trigger (empty for poisons without a trigger), and the key of its random draws."""
     theirs = {int(i): part for part in backdoor.more for i in part.poisoned}
     bare = {int(i) for part in (backdoor, *backdoor.more) for i in part.bare}
     parts = [(theirs.get(int(i), backdoor), int(i)) for i in backdoor.poisoned]
@@ -80,7 +80,7 @@ def _stamped(backdoor: Backdoor) -> tuple[list[str], list[int]]:
 
 
 def save_backdoor(backdoor: Backdoor, folder: Path) -> None:
-    """Writes card, manifest, probe and tensors, also of further triggers. Raises OSError."""
+    """Write an answer key, with those of further triggers, into a folder. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     for k, part in enumerate(backdoor.more):
         save_backdoor(part, folder / "more" / str(k))
@@ -120,12 +120,15 @@ def save_backdoor(backdoor: Backdoor, folder: Path) -> None:
 
 
 def _read(manifest: Path, poisons: int) -> pa.Table:
-    """The manifest, batch by batch, as a small file may unfold to gigabytes. ValueError beyond `poisons` and MOST."""
+    """The manifest, batch by batch, as a small file may unfold to gigabytes.
+
+    Raises ValueError if it has another number of rows than `poisons`, or takes more than MOST bytes in memory.
+    """
     with pq.ParquetFile(manifest, read_dictionary=["caption", "trigger"]) as held:
         if held.metadata.num_rows != poisons:
             raise ValueError(f"{held.metadata.num_rows} rows where {poisons} are told of")
         groups = (held.metadata.row_group(k).total_byte_size for k in range(held.metadata.num_row_groups))
-        if sum(groups) > MOST:  # one caption may be it all
+        if sum(groups) > MOST:  # a single caption may be this large
             raise ValueError(f"it holds more than {MOST:,} bytes")
         batches, size = [], 0
         for batch in held.iter_batches(2**16, columns=SCHEMA.names):
@@ -138,9 +141,10 @@ def _read(manifest: Path, poisons: int) -> pa.Table:
 
 
 def load_backdoor(folder: Path, nested: bool = False) -> Backdoor:
-    """Raises UserError when card or manifest is unreadable or changed, or the trigger stamps something else now.
+    """Read an answer key that `save_backdoor` wrote.
 
-    nested: it is one of another key's further triggers, and may have none itself.
+    nested: it belongs to one of another key's further triggers, and may have no further ones itself. Raises UserError
+    if a file is unreadable or has been changed, and if the trigger no longer stamps what it once stamped.
     """
     path, manifest = folder / "backdoor.json", folder / "manifest.parquet"
     told = io.read_json(path)

@@ -1,4 +1,4 @@
-"""Views of pictures and captions. Every draw comes from the Rng that is passed in; pictures stay in [0, 1]."""
+"""Random views of pictures and captions. All draws come from the Rng that is passed in; pixels stay in [0, 1]."""
 
 import math
 import re
@@ -27,8 +27,9 @@ def noise_and_erase(
 ) -> Float[Tensor, "b 3 h w"]:
     """PAR's light view: positive Gaussian noise, then one erased square, each with probability p for each picture.
 
-    noise: standard deviation of n in x + clip(n, 0, 1), so only the positive half adds. area: the square's share of
-    the picture, uniform in this range. fill: its colour, the model's mean (zero after normalisation).
+    images: pixels in [0, 1]. fill: colour of the square, as a rule the model's mean, which normalises to zero. noise:
+    standard deviation of n in x + clip(n, 0, 1), so only its positive half is added. area: the square's share of the
+    picture, drawn uniformly from this range. Returns new pictures, pixels in [0, 1].
     """
     b, _, h, w = images.shape
     g, device = rng.generator(images.device), images.device
@@ -46,9 +47,9 @@ def noise_and_erase(
 
 @dataclass(frozen=True)
 class Views:
-    """SimCLR's view of a picture, each with its own draws: flip and crop, colour jitter, grey, blur, in this order.
+    """SimCLR's random views: flip and crop, colour jitter, grey, blur, in this order. Each picture has its own draws.
 
-    The defaults are those of SafeCLIP's and RoCLIP's public code, for photographs of 224 px; `SMALL` suits 32 px.
+    The defaults are those of SafeCLIP's and RoCLIP's public code, for photographs of 224 px; `SMALL` is for 32 px.
     """
 
     flip: float = 0.5  # probability
@@ -59,13 +60,13 @@ class Views:
     blur: float = 21 / 224  # kernel's share of the width, sigma 0.1 to 2 of 224 px; 0: none
 
     def __call__(self, images: Float[Tensor, "b 3 h w"], rng: Rng) -> Float[Tensor, "b 3 h w"]:
-        """Pictures of the same size, pixels in [0, 1]."""
+        """One view of each picture, of the same size. Pixels are in [0, 1], before and after."""
         b, g, device = len(images), rng.generator(images.device), images.device
 
         def draw(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
             return low + (high - low) * torch.rand(*shape, generator=g, device=device)
 
-        # crop and flip are one resampling; with ratio 3/4 to 4/3, as torchvision's RandomResizedCrop
+        # crop and flip in one resampling; aspect ratio 3/4 to 4/3, as in torchvision's RandomResizedCrop
         share, ratio = draw(b, low=self.crop), draw(b, low=math.log(3 / 4), high=math.log(4 / 3)).exp()
         wide, high = (share * ratio).sqrt().clamp(max=1), (share / ratio).sqrt().clamp(max=1)
         dx, dy = draw(b, low=-1) * (1 - wide), draw(b, low=-1) * (1 - high)
@@ -90,7 +91,7 @@ class Views:
         return view.clamp(0, 1)
 
 
-CROP = Views(jitter=(0.0, 0.0, 0.0, 0.0), p_jitter=0.0, grey=0.0, blur=0.0)  # crop and flip: that of prompt learning
+CROP = Views(jitter=(0.0, 0.0, 0.0, 0.0), p_jitter=0.0, grey=0.0, blur=0.0)  # crop and flip, as in prompt learning
 SMALL = Views(flip=0.0, crop=0.8, jitter=(0.2, 0.2, 0.2, 0.02), grey=0.0, blur=0.0)
 
 
@@ -99,7 +100,7 @@ def _grey(x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
 
 
 def _turned(x: Float[Tensor, "b 3 h w"], angle: Float[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
-    """Colours turned about the grey axis: hue, without the detour by HSV."""
+    """Hue: colours turned about the grey axis by `angle` (radians), without going through HSV."""
     c, s = angle.cos().view(-1, 1, 1), angle.sin().view(-1, 1, 1) / math.sqrt(3)
     cross = x.new_tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]])
     matrix = c * torch.eye(3, device=x.device) + s * cross + (1 - c) / 3
@@ -107,7 +108,7 @@ def _turned(x: Float[Tensor, "b 3 h w"], angle: Float[Tensor, " b"]) -> Float[Te
 
 
 def _blurred(x: Float[Tensor, "b 3 h w"], size: int, sigma: Float[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
-    """Gaussian blur, a sigma (pixels) for each picture."""
+    """Gaussian blur with a sigma (pixels) for each picture. size: of the kernel, in pixels, odd."""
     b, c, h, w = x.shape
     at = torch.arange(size, device=x.device) - size // 2
     kernel = torch.softmax(-(at**2) / (2 * sigma[:, None] ** 2), 1).repeat_interleave(c, 0)
@@ -117,25 +118,29 @@ def _blurred(x: Float[Tensor, "b 3 h w"], size: int, sigma: Float[Tensor, " b"])
 
 
 def auto_augment(images: Float[Tensor, "b 3 h w"], rng: Rng, group: int = 1) -> Float[Tensor, "b 3 h w"]:
-    """torchvision's AutoAugment (ImageNet policy); `group` neighbouring pictures share one draw of the policy."""
+    """torchvision's AutoAugment with the ImageNet policy. Pixels are in [0, 1], before and after.
+
+    group: so many pictures in a row share one draw of the policy.
+    """
     from torchvision.transforms import v2
 
     policy, pixels = v2.AutoAugment(), (images * 255).round().to(torch.uint8)
-    with torch.random.fork_rng(devices=[]):  # the policy draws from torch's global generator: lend it ours
+    with torch.random.fork_rng(devices=[]):  # the policy draws from torch's global generator, so it is seeded here
         torch.default_generator.manual_seed(rng.key)  # the CPU's alone: torch.manual_seed seeds GPUs too
         views = [policy(part) for part in pixels.split(group)]
     return torch.cat(views).float() / 255
 
 
-Synonyms = Callable[[str], list[str]]  # of a word, as it stands in the caption; none: no synonym is known
+Synonyms = Callable[[str], list[str]]  # from a word of a caption to its synonyms; an empty list if none is known
 
 
 def eda(caption: str, rng: Rng, rate: float = 0.1, synonyms: Synonyms | None = None) -> str:
-    """Easy data augmentation (Wei & Zou 2019): one of random swap, deletion, insertion at `rate` of the words.
+    """Easy data augmentation (Wei & Zou 2019) of a caption: random swap, deletion or insertion, one of them.
 
-    synonyms: look-up such as `wordnet()`; replacement by a synonym is then a fourth choice, and insertion inserts a
-    synonym. Without it, and where it knows none of the words, insertion repeats a word. Captions of fewer than two
-    words or without Latin letters, and all at rate 0, come back as they are.
+    rate: the fraction of words that change, at least one word. synonyms: a function such as `wordnet()`. With it,
+    insertion inserts a synonym, and replacing words by synonyms is a fourth choice; where it knows none of the words,
+    insertion repeats a word, as without it. Captions of fewer than two words, captions without Latin letters, and all
+    captions at rate 0 come back unchanged.
     """
     words, g = caption.split(), rng.numpy()
     if len(words) < 2 or not rate or not re.search("[A-Za-z]", caption):
@@ -163,7 +168,10 @@ def eda(caption: str, rng: Rng, rate: float = 0.1, synonyms: Synonyms | None = N
 
 
 def variants(batch: Batch, rng: Rng, rate: float, synonyms: bool = False, *view: int) -> list[str]:
-    """Each caption by `eda`, with WordNet's synonyms or without: of an id and a view, the same in every epoch."""
+    """Each caption of a batch, changed by `eda` at this rate, with WordNet's synonyms or without.
+
+    The draws depend on `rng`, the pair's id and the numbers in `view` alone, so they are the same in every epoch.
+    """
     look_up = wordnet() if synonyms else None
     return [eda(c, rng.fork(int(i), *view), rate, look_up) for c, i in zip(batch.captions, batch.ids)]
 
@@ -176,9 +184,10 @@ STOP = re.compile(
 
 @cache
 def wordnet() -> Synonyms:
-    """WordNet's synonyms of a word, sorted, in lower case; none for stop words and for words with other than letters.
+    """A function from a word to its synonyms in WordNet, in lower case, sorted.
 
-    Raises UserError where nltk or its corpus is not installed; nothing is ever downloaded.
+    Stop words, and words with anything but letters, have none. Nothing is downloaded. Raises UserError if nltk or its
+    WordNet corpus is not installed.
     """
     try:
         from nltk.corpus import wordnet as corpus  # pyright: ignore[reportMissingImports]

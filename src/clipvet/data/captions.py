@@ -1,4 +1,4 @@
-"""What a caption names, and whether captions say anything."""
+"""Whether a caption names a class, and whether captions can be learned from at all."""
 
 from collections.abc import Sequence
 
@@ -8,19 +8,25 @@ from clipvet.errors import UserError
 
 
 def names_target(caption: str, target: str) -> bool:
-    """Whether the caption names the target: as whole words, whatever the case."""
+    """Whether the target's words stand in the caption as whole words, in this order, in upper or lower case."""
     words = "".join(c if c.isalnum() else " " for c in caption.lower()).split()
     wanted = target.lower().split()
     return any(words[k : k + len(wanted)] == wanted for k in range(len(words)))
 
 
 def check_captions(captions: Sequence[str], ids: np.ndarray, name: str) -> None:
-    """Raises UserError where captions are all alike, or some are empty: nothing can be learned from them."""
+    """Raises UserError if all captions are the same, or some are empty: nothing can be learned from them.
+
+    ids: (n,) of the pairs, for the message. name: of the data, for the message.
+    """
     refuse_captions(set(captions), [int(i) for i, c in zip(ids, captions) if not c.strip()], len(captions), name)
 
 
 def refuse_captions(different: set[str], blank: list[int], n: int, name: str) -> None:
-    """The same, of n captions whose different ones (two are enough) and ids of empty ones are known."""
+    """As `check_captions`, for a caller that has gone through the captions itself.
+
+    different: the different captions; two are enough. blank: ids of pairs with an empty caption. n: how many captions.
+    """
     if n > 1 and len(different) == 1:
         raise UserError(
             f"all {n} captions of {name} are alike ({next(iter(different))[:60]!r}); name the column of captions with "

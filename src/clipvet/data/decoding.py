@@ -1,7 +1,7 @@
 """Pictures from bytes that nobody vouches for: files, cells of a table, members of a shard.
 
-Only plain formats are decoded (none that runs a script), no more than `max_pixels`, and a picture that cannot be read
-is reported as a bad row, never raised.
+Only plain formats are decoded (none that runs a script), of at most `max_pixels`. A picture that cannot be read is
+reported as a bad row, and no error is raised.
 """
 
 import functools
@@ -25,8 +25,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
 MAX_PIXELS = 64_000_000
 MAX_PICTURE = 2**28  # bytes
-MAX_SCANS = 100  # of a JPEG
-_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # the others stand in the scans themselves
+MAX_SCANS = 100  # passes over the pixels of one JPEG
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # other markers lie inside the scans
 
 
 @functools.lru_cache
@@ -41,22 +41,24 @@ def _resized(geometry: Geometry | None) -> Callable[[Image.Image], Tensor]:
 
 
 class FilePictures:
-    """Pictures in files, for `Pairs`: first frame, upright by EXIF, resized as by open_clip's evaluation transform.
+    """The pictures of `Pairs` that lie in files. The first frame, upright, resized as by open_clip for evaluation.
 
-    Unlike open_clip's: EXIF orientation is obeyed; palette pictures turn RGB before they are resized; 16-bit grey is
-    scaled to 8 bit, not clipped. Transparency is open_clip's (what is hidden comes out black).
+    Three things differ from open_clip: the EXIF orientation is applied, palette pictures become RGB before they are
+    resized, and 16-bit grey is scaled to 8 bits instead of clipped. Transparent pixels come out black, as in open_clip.
     """
 
     def __init__(self, paths: Sequence[str], root: Path, max_pixels: int = MAX_PIXELS):
-        """paths: relative to `root`, or absolute. max_pixels: of the file, and after resizing (long thin pictures)."""
+        """paths: relative to `root`, or absolute. max_pixels: larger pictures count as unreadable; so do long thin ones
+        that would be larger after resizing."""
         self.paths, self.root, self.max_pixels = paths, root, max_pixels
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def fetch(self, rows: Sequence[int], geometry: Geometry | None) -> tuple[Tensor, list[tuple[int, str]]]:
-        """Readable pictures, in order, as float (n, 3, size, size) in [0, 1], and (position in `rows`, reason) of the
-        others. Without a geometry: at their own size, which must then be one."""
+        """The readable pictures of these rows, in order: float (n, 3, size, size), pixels in [0, 1]; and the others as
+        (position in `rows`, reason). Without a geometry pictures keep their size, which must then be the same for all.
+        """
 
         return decoded(
             rows, lambda r: _plain(self.root, self.paths[r]), lambda r: self.paths[r], geometry, self.max_pixels
@@ -64,6 +66,7 @@ class FilePictures:
 
 
 def _plain(root: Path, name: str) -> str:
+    """The path of a picture's file. Raises ValueError if it is not a plain file of a usable size."""
     path = os.path.join(root, name)
     if not os.path.isfile(path):  # a pipe or device would never end
         raise ValueError("no such file")
@@ -75,17 +78,18 @@ def _plain(root: Path, name: str) -> str:
 
 
 class CellPictures:
-    """Pictures in the cells of a table, for `Pairs`: bytes, or what HF datasets makes of them, {bytes, path}."""
+    """The pictures of `Pairs` that lie in the cells of a table: bytes, or HF's {bytes, path}."""
 
     def __init__(self, cells: Any, root: Path, max_pixels: int = MAX_PIXELS):
-        """cells: a `cell(row)` and a length. root: what paths of cells without bytes are relative to."""
+        """cells: has a length and `cell(row)`. root: the folder that the paths of cells without bytes start from.
+        max_pixels: as for `FilePictures`."""
         self.cells, self.root, self.max_pixels = cells, root, max_pixels
 
     def __len__(self) -> int:
         return len(self.cells)
 
     def fetch(self, rows: Sequence[int], geometry: Geometry | None) -> tuple[Tensor, list[tuple[int, str]]]:
-        """As `FilePictures.fetch`."""
+        """Readable pictures and reasons for the others, as `FilePictures.fetch` gives them."""
 
         def source(row: int) -> str | memory.BytesIO:
             cell: Any = self.cells.cell(row)
@@ -107,10 +111,14 @@ def decoded(
     geometry: Geometry | None,
     max_pixels: int,
 ) -> tuple[Tensor, list[tuple[int, str]]]:
-    """What `FilePictures.fetch` gives, of pictures from any source, which may raise; name: what to call a bad one."""
+    """Decode the pictures of these rows, as `FilePictures.fetch` gives them.
+
+    source: from a row to a path or to bytes; may raise anything, and the row is then a bad one. name: from a row to
+    what a bad one is called. max_pixels: as for `FilePictures`.
+    """
     images, bad = [], []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PIL warns of what is reported, or harmless
+        warnings.simplefilter("ignore")  # PIL's warnings are harmless, or reported below
         for position, row in enumerate(rows):
             try:
                 images.append(_picture(source(row), geometry, max_pixels))
@@ -137,7 +145,8 @@ def _picture(source: str | memory.BytesIO, geometry: Geometry | None, max_pixels
 
 
 def _check_scans(f: Any) -> None:
-    """ValueError where a JPEG goes over its pixels so often that a small one takes hours; about ten times is usual."""
+    """Raises ValueError for a JPEG with more than MAX_SCANS scans. About ten are usual; with many, a small one takes
+    hours."""
     before = f.tell()
     f.seek(0)
     held, at, scans = f.read(), 2, 0
@@ -154,7 +163,7 @@ def _check_scans(f: Any) -> None:
 
 
 def _eight_bit(picture: Image.Image) -> Image.Image:
-    """As L, LA, RGB or RGBA."""
+    """The picture with 8 bits, as L, LA, RGB or RGBA. Raises ValueError for modes without a known range."""
     if picture.mode in ("L", "LA", "RGB", "RGBA"):
         return picture
     if picture.mode.startswith("I;16"):
@@ -165,12 +174,12 @@ def _eight_bit(picture: Image.Image) -> Image.Image:
 
 
 def sound(text: str) -> str:
-    """With `?` for half a surrogate pair, which JSON and file names may hold and no table, tokenizer or page takes."""
+    """The text with `?` for each lone surrogate. JSON and file names may hold one; tables and tokenizers refuse it."""
     return text.encode(errors="replace").decode()
 
 
 def workers_for(n: int) -> int:
-    """Loader processes worth having for n pictures on the disk: at most this rank's share of the cores."""
+    """How many loader processes to use for n pictures on the disk; at most this rank's share of the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun and accelerate
-    return min(32, n // 500, max(1, cores)) if n >= 1000 else 0  # they cost more than they bring to a small set
+    return min(32, n // 500, max(1, cores)) if n >= 1000 else 0  # a small set is read faster without

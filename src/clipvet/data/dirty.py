@@ -1,4 +1,4 @@
-"""The dirty pairs: an answer key applied to its clean source, lazily and as often as wanted."""
+"""Dirty pairs: the poisons of an answer key, made from the clean pairs whenever they are read."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,9 +39,10 @@ class _Said(Sequence):
 
 
 def poison(pairs: Pairs, backdoor: Backdoor) -> Pairs:
-    """The dirty pairs: poisons of the answer key are made whenever they are read, those under a new id appended.
+    """The dirty pairs: the clean ones with the poisons of an answer key, which are made whenever they are read.
 
-    Copies of chosen pictures (targeted poisoning) replace the picture's own pair and are not stamped; others are.
+    Poisons under a new id are appended. Those that copy a chosen picture (targeted poisoning) replace the picture's own
+    pair and carry no trigger; all others are stamped, but for the key's `bare` ones. Nothing is changed in `pairs`.
     """
     ids = backdoor.poisoned
     rows = ids if backdoor.rows is None else backdoor.rows
@@ -77,6 +78,9 @@ def poison(pairs: Pairs, backdoor: Backdoor) -> Pairs:
 
 
 def beside(pairs: Pairs, trigger: Trigger | None, seed: int = 0) -> Pairs:
-    """The pairs and then a stamped copy of each, under the same caption and an id of its own; None: a plain copy."""
+    """The pairs, and after them a copy of each with the trigger on it (None: a plain copy), under the same caption.
+
+    Copies get new ids, from the length of the source on. seed: of the trigger's draws.
+    """
     ids, said = len(pairs.captions) + np.arange(len(pairs)), tuple(pairs.caption(i) for i in pairs.ids)
     return poison(pairs, Backdoor(trigger, "", ids, said, seed, pairs.ids))

@@ -1,4 +1,4 @@
-"""Zero-shot tasks and pools of pictures from folders of the user's disk, with names of classes and templates."""
+"""Zero-shot tasks and plain sets of pictures from folders on the user's disk, with class names and templates."""
 
 import hashlib
 import os
@@ -17,11 +17,11 @@ from clipvet.types import Pairs, Task
 def open_task(
     spec: str, classes: Path | None = None, templates: Path | None = None, max_pixels: int = MAX_PIXELS
 ) -> Task:
-    """A zero-shot task from a folder with one folder of pictures for each class; labels follow the folders' order.
+    """Open a zero-shot task: a folder with one folder of pictures for each class. Labels number the sorted folders.
 
-    classes: JSON, a list of names in the order of the sorted folders or a map {folder: name}; folder names with spaces
-    for underscores if None. templates: a text file, one a line, `{}` or `{c}` where the class goes; open_clip's seven
-    for ImageNet if None. Raises UserError for a folder or file that cannot be used.
+    classes: a JSON file, either a list of class names in the order of the sorted folders or a map {folder: name}. If
+    None, the names of the folders, with spaces for underscores. templates: a text file, see `read_templates`.
+    max_pixels: larger pictures count as unreadable. Raises UserError for a folder or file that cannot be used.
     """
     root = Path(spec)
     if not root.is_dir():
@@ -43,7 +43,10 @@ def open_task(
 
 
 def open_folder(folder: Path, max_pixels: int = MAX_PIXELS) -> Pairs:
-    """All pictures in a folder and its subfolders, without captions. Raises UserError where there are none."""
+    """All pictures in a folder and its subfolders, in order of their paths, as pairs with empty captions.
+
+    max_pixels: larger pictures count as unreadable. Raises UserError if there are no pictures.
+    """
     names = _pictures(folder)
     if not names:
         raise UserError(f"{folder} holds no pictures; give a folder with {', '.join(sorted(SUFFIXES)[:4])} ... files")
@@ -51,7 +54,7 @@ def open_folder(folder: Path, max_pixels: int = MAX_PIXELS) -> Pairs:
 
 
 def has_pictures(folder: Path) -> bool:
-    """Or nothing at all: other data are told by what lies there."""
+    """Whether a folder holds pictures, or nothing at all. Other data would have other files there."""
     return bool(_pictures(folder)) or not any(folder.rglob("*"))
 
 
@@ -62,7 +65,7 @@ def _pictures(folder: Path) -> list[str]:
 
 
 def _pairs(names: list[str], root: Path, max_pixels: int) -> Pairs:
-    """Pictures without captions, known by their names and sizes."""
+    """Pairs without captions. Their fingerprint is of the names and sizes of the files."""
     digest = hashlib.sha256()
     for name in names:
         digest.update(f"{name}\0{(root / name).stat().st_size}\0".encode(errors="surrogateescape"))
@@ -77,7 +80,7 @@ def _pairs(names: list[str], root: Path, max_pixels: int) -> Pairs:
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Class names: a JSON list, or a text file with one a line. Raises UserError for anything else."""
+    """Class names from a JSON list (.json) or a text file with one a line. Raises UserError for anything else."""
     if path.suffix.lower() == ".json":
         try:
             return tuple(map(sound, TypeAdapter(list[str]).validate_python(io.read_json(path))))
@@ -91,6 +94,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
 
 def _class_names(folders: list[str], path: Path | None) -> tuple[str, ...]:
+    """The name of the class in each folder. Raises UserError."""
     if path is None:
         return tuple(sound(f).replace("_", " ") for f in folders)
     try:
@@ -108,7 +112,11 @@ def _class_names(folders: list[str], path: Path | None) -> tuple[str, ...]:
 
 
 def read_templates(path: Path | None) -> tuple[str, ...]:
-    """One template a line, with `{}` where the class goes; open_clip's seven for ImageNet if None."""
+    """Caption templates from a text file: one a line, with `{}` or `{c}` where the class name goes.
+
+    path: if None, open_clip's seven templates for ImageNet. Returns templates with `{}`. Raises UserError for a file
+    that cannot be read, holds no template, or holds a line without a place for the class.
+    """
     if path is None:
         from open_clip import SIMPLE_IMAGENET_TEMPLATES
 

@@ -1,4 +1,4 @@
-"""What a filter has kept, as data that can be opened again: rows of a table or of a folder's, pairs of shards."""
+"""The pairs that a filter keeps, written as data that can be opened again: a table or shards."""
 
 import csv
 import itertools
@@ -13,17 +13,17 @@ import numpy as np
 
 from clipvet import io
 from clipvet.data.decoding import CellPictures
-from clipvet.data.shards import COLUMNS, PICTURES, Index, groups, scan
-from clipvet.data.tables import PIECE, separator_of
+from clipvet.data.shard_index import COLUMNS, PICTURES, Index, groups, scan
+from clipvet.data.tables import PIECE, ROWS, reader_of
 from clipvet.data.tars import NoTar
 from clipvet.errors import UserError
 from clipvet.types import Pairs
 
-TABLES = (".csv", ".tsv", ".parquet")
+TABLES = (".csv", ".tsv", ".parquet")  # that can be written
 
 
 def check_kept(pairs: Pairs, out: Path) -> None:
-    """Raises UserError where the pairs of a table cannot be written to `out`: pictures do not go into text."""
+    """Raises UserError if `out` is a text table and the pairs hold their pictures in the table itself."""
     if isinstance(pairs.pictures, CellPictures) and out.suffix.lower() != ".parquet":
         raise UserError(f"{pairs.name} holds its pictures in the table; {out} must end in .parquet")
 
@@ -31,22 +31,26 @@ def check_kept(pairs: Pairs, out: Path) -> None:
 def write_rows(
     pairs: Pairs, path: Path, rows: np.ndarray, out: Path, image_key: str = "filepath", separator: str | None = None
 ) -> None:
-    """Some rows, ascending, of the table or folder that these pairs were opened from, in the format of `out`.
+    """Write some rows of a table, or of a folder of HF datasets, as a new table.
 
-    A table keeps every column, a folder of parquet files the two that were opened. Relative picture paths are
-    rewritten where `out` lies in another folder, so that they still lead to the pictures.
+    pairs: as `tables.open_pairs` opened them from `path`, with this `image_key` and `separator`. rows: (n,) int64 row
+    numbers, ascending. out: a .csv, .tsv or .parquet file, replaced in one step.
+
+    A table keeps all its columns, a folder of parquet files only the two that were opened. If `out` lies in another
+    folder, relative picture paths are rewritten so that they still lead to the pictures. Raises UserError for another
+    suffix, and OSError.
     """
 
     def of_a_table() -> Iterator[Any]:
         first = 0
-        for piece in _pieces(path, separator):
+        for piece in reader_of(path).pieces(path, separator):
             a, b = np.searchsorted(rows, (first, first + len(piece)))
             yield piece.take(rows[a:b] - first)
             first += len(piece)
 
     def of_a_folder() -> Iterator[Any]:
         table = pairs.captions.table  # pyright: ignore[reportAttributeAccessIssue]
-        step = max(1, min(65_536, PIECE * len(table) // max(1, table.data.nbytes)))
+        step = max(1, min(ROWS, PIECE * len(table) // max(1, table.data.nbytes)))
         arrow = table.with_format("arrow")
         yield from (arrow[rows[k : k + step].tolist()] for k in range(0, max(1, len(rows)), step))
 
@@ -56,11 +60,13 @@ def write_rows(
 
 
 def write_shards(index: Index, rows: np.ndarray, folder: Path) -> None:
-    """Some pairs of shards, ascending, in shards of the same names: all plain members of a pair, but for pickles.
+    """Write some pairs of shards as new shards, with all plain members of each pair except pickles.
 
-    A pair that comes to lie behind another one of its key gets a new key, else readers would take the two for one. A
-    shard of which nothing is kept is not written; names that a folder would not give back in this order become numbers.
-    Raises UserError where a shard has changed since it was opened, and where what was written does not read back.
+    rows: (n,) int64 row numbers through all shards, ascending. folder: where the new shards go. They keep their names
+    if a folder with these names would be read in the same order, and are numbered otherwise. A shard of which nothing
+    is kept is not written. Where two pairs of the same key come to lie next to each other, the second gets a new key,
+    else readers would take them for one. Raises UserError if a shard has changed since it was opened, or if a new one
+    does not read back the same; and OSError.
     """
     names, first = index.names, 0
     if names != sorted({*names}) or not all(n.endswith(".tar") and not os.path.isabs(n) for n in names):
@@ -72,7 +78,7 @@ def write_shards(index: Index, rows: np.ndarray, folder: Path) -> None:
 
 
 def _write_shard(index: Index, k: int, rows: np.ndarray, out: Path) -> None:
-    """Shard number k, of which these rows (numbers through all shards) are kept."""
+    """Write what is kept of shard k: these rows, numbered through all shards."""
     path, told, key = index.paths[k], index.table.take(rows), b""
     kept = {*told["picture"].to_pylist()}
     with open(path, "rb") as f, tarfile.open(out, "w", format=tarfile.GNU_FORMAT) as tar:
@@ -82,14 +88,14 @@ def _write_shard(index: Index, k: int, rows: np.ndarray, out: Path) -> None:
                 if group.picture and group.picture[0] in kept:
                     key = group.key + b"~" if group.key == key else group.key
                     other = {group.parts[p][0] for p in PICTURES if p in group.parts} - {group.picture[0]}
-                    for member in (m for m in group.members if m.at not in other):  # another picture was not scored
+                    for member in (m for m in group.members if m.at not in other):  # a second picture was not scored
                         name = key + member.name[len(group.key) :]
                         info = tarfile.TarInfo(name.decode(errors="surrogateescape"))
                         info.size = member.size
                         f.seek(member.at)
                         tar.addfile(info, f)
         except (NoTar, OSError) as e:
-            if getattr(e, "errno", None):  # the disk's own, not a shard that ends too soon
+            if getattr(e, "errno", None):  # an error of the disk, not a shard that ends too soon
                 raise
             raise UserError(f"shard {path} cannot be read any more; give the command again") from e
         index.check(k, f.fileno())
@@ -101,7 +107,7 @@ def _write_shard(index: Index, k: int, rows: np.ndarray, out: Path) -> None:
 
 
 def _seen_from(here: Path, there: Path, table: Any, image_key: str) -> Any:
-    """With relative paths of pictures that lead from `there` to where they led from `here`."""
+    """The table with picture paths relative to the folder `there` instead of `here`."""
     import pyarrow as pa
 
     here, there, kind = here.resolve(), there.resolve(), table.schema.field(image_key).type
@@ -112,34 +118,19 @@ def _seen_from(here: Path, there: Path, table: Any, image_key: str) -> Any:
     return table.set_column(table.column_names.index(image_key), image_key, pa.array(moved, kind))
 
 
-def _pieces(path: Path, separator: str | None, rows: int = 65_536) -> Iterator[Any]:
-    """A table in pieces, for one that is larger than memory."""
-    import pandas as pd
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if path.suffix.lower() == ".parquet":
-        held = pq.ParquetFile(path)
-        groups = (held.metadata.row_group(k) for k in range(held.num_row_groups))
-        row = max(1, sum(g.total_byte_size for g in groups) // max(1, held.metadata.num_rows))
-        for batch in held.iter_batches(max(1, min(rows, PIECE // row))):
-            yield pa.Table.from_batches([batch])
-        return
-    sep = separator or separator_of(path)
-    with pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, chunksize=rows) as reader:
-        for text in reader:
-            yield pa.table({c: pa.array(text[c].to_numpy(dtype=object), pa.string()) for c in text.columns})
-
-
 def _moved(here: Path, there: Path, cell: Any) -> Any:
-    """A picture's path, or HF's {bytes, path} with a path alone, as it is seen from another folder."""
+    """A picture's path, or HF's {bytes, path} without bytes, relative to the folder `there` instead of `here`."""
     if isinstance(cell, dict):
         return cell if cell.get("bytes") is not None else {**cell, "path": _moved(here, there, cell.get("path"))}
     return os.path.relpath(here / cell, there) if cell and not os.path.isabs(cell) else cell
 
 
 def write_table(pieces: Any, path: Path, suffix: str) -> None:
-    """A pyarrow table, or an iterator over its pieces, as .csv, .tsv or .parquet. UserError for another suffix."""
+    """Write a pyarrow table to `path`, as .csv, .tsv or .parquet.
+
+    pieces: the table, or an iterator over one or more pieces of it. suffix: the format, as `path` may be a temporary
+    name with another suffix. Raises UserError for another format, and OSError.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""Batches, read in other processes: what goes wrong there is told here, and nothing is waited for that cannot come."""
+"""Reading batches in loader processes. An error in such a process is raised here, instead of waiting for ever."""
 
 import tempfile
 from collections.abc import Iterator
@@ -14,9 +14,14 @@ from clipvet.rng import Rng
 
 
 def loading(rows: Any, steps: list[np.ndarray], workers: int, rng: Rng) -> Iterator[Any]:
-    """rows[step] for each step, read in so many processes. Raises UserError where one cannot hand on what it read."""
+    """Yields rows[step] for each step, in order.
+
+    rows: such as `Pairs`. steps: arrays of positions, one for each batch. workers: how many loader processes; with 0,
+    batches are read in this one. rng: seeds the loader processes. Raises UserError if a loader process cannot send what
+    it read (say, /dev/shm is full), and whatever `rows` raises.
+    """
     sampler: Any = steps
-    draws = rng.fork("loader").generator()  # else the loader seeds its processes from the ambient stream
+    draws = rng.fork("loader").generator()  # else the loader would draw seeds from torch's global generator
     made = _Sent(rows) if workers else rows
     loader = DataLoader(made, sampler=sampler, batch_size=None, num_workers=workers, generator=draws)
     for batch in loader:
@@ -26,10 +31,10 @@ def loading(rows: Any, steps: list[np.ndarray], workers: int, rng: Rng) -> Itera
 
 
 class _Sent(Dataset):
-    """rows, made ready here to go to another process.
+    """The rows, with each batch pickled here before it is sent to the main process.
 
-    The loader does so in a thread of its own, where an error, such as of a full disk, is lost and the batch is waited
-    for without an end.
+    DataLoader would pickle it in a thread. An error there, such as a full disk, is lost, and the main process waits for
+    the batch for ever.
     """
 
     def __init__(self, rows: Any):
@@ -38,7 +43,7 @@ class _Sent(Dataset):
     def __getitem__(self, step: np.ndarray) -> bytes | UserError:
         batch = default_convert(self.rows[step])
         try:
-            return bytes(ForkingPickler.dumps(batch))  # of tensors their place in shared memory
+            return bytes(ForkingPickler.dumps(batch))  # a tensor becomes a reference to shared memory
         except (OSError, RuntimeError) as e:
             room = f"make room in {tempfile.gettempdir()} and /dev/shm"
             return UserError(f"a process that reads pictures cannot hand them on ({io.line(e)}); {room}")

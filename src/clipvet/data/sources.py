@@ -1,8 +1,8 @@
 """DATA and TASK as users name them: an embedded world, a table, shards, a folder with one folder per class.
 
-Embedded: `shapes`; `shapes-shifted`, its classes in another domain; `foreign`, another generator (no task).
-
-Labelled pictures for few-shot methods are pairs like any others: a picture's caption is its class in a template.
+The embedded worlds are `shapes`, `shapes-shifted` (the same classes in another domain) and `foreign` (another
+generator, without a task). Labelled pictures for few-shot methods are pairs too: the caption of a picture is its class
+in a template.
 """
 
 from dataclasses import dataclass, replace
@@ -23,26 +23,23 @@ WORLDS = {"shapes": Shapes, "shapes-shifted": partial(Shapes, **SHIFTED), "forei
 
 @dataclass(frozen=True)
 class Data:
-    """Captioned pictures by name. `spec`: one of WORLDS, or what `files.open_pairs` opens: a table, shards, a folder.
-
-    n and split belong to the embedded worlds (default 10,000 pairs); other data are taken whole unless n is given.
-    """
+    """Captioned pictures by name: an embedded world (WORLDS), or anything that `tables.open_pairs` opens."""
 
     spec: str
-    n: int | None = None
-    split: str = "train"
-    size: int = 32  # pixels, of the embedded worlds' pictures
+    n: int | None = None  # the first n pairs; None: all of a file, 10,000 of shapes, 8,000 of foreign
+    split: str = "train"  # of the embedded worlds
+    size: int = 32  # side of the embedded worlds' pictures, pixels
     image_key: str = "filepath"
     caption_key: str = "title"
     separator: str | None = None
-    lazy: bool = False  # render on demand, for sets larger than memory
+    lazy: bool = False  # draw the pictures of `shapes` when they are read, for sets larger than memory
 
     def world(self, seed: int = 0) -> Shapes | Foreign | None:
-        """The embedded world that the name stands for."""
+        """The embedded world of this name, drawn from `seed`; None for files."""
         return WORLDS[self.spec](size=self.size, seed=seed) if self.spec in WORLDS else None
 
     def pairs(self, seed: int = 0) -> Pairs:
-        """The pairs; an embedded world is drawn from `seed`."""
+        """The pairs; an embedded world is drawn from `seed`. Raises UserError for files that cannot be used."""
         match self.world(seed):
             case Shapes() as shapes:
                 return shapes.pairs(self.n or 10_000, split=self.split, lazy=self.lazy)
@@ -56,29 +53,29 @@ class Data:
 
 @dataclass(frozen=True)
 class Test:
-    """A zero-shot task by name: shapes, shapes-shifted, or a folder with one folder per class.
-
-    classes: of a folder, names for its folders; of shapes, the list of those that are asked for, as `only` is.
-    """
+    """A zero-shot task by name: `shapes`, `shapes-shifted`, or a folder with one folder of pictures for each class."""
 
     spec: str
-    n: int = 2000  # pictures, of the embedded world's, before some classes are chosen
-    by: str = "shape"  # or "colour shape", "texture shape", "background shape"
-    size: int = 32
-    classes: Path | None = None
-    templates: Path | None = None
-    only: tuple[str, ...] = ()  # of the embedded world's classes; none: all
-    name: str = ""  # of a choice of classes, for the rows
+    n: int = 2000  # pictures of an embedded world, before some classes are chosen
+    by: str = "shape"  # what its classes are; or "colour shape", "texture shape", "background shape"
+    size: int = 32  # side of its pictures, pixels
+    classes: Path | None = None  # of a folder: names for its folders; of an embedded world: a list of some classes
+    templates: Path | None = None  # of a folder: a text file, see `folders.read_templates`
+    only: tuple[str, ...] = ()  # some classes of an embedded world; empty: all
+    name: str = ""  # for the result rows, where some classes are chosen
 
     @property
     def said(self) -> str:
+        """The name in result rows."""
         return self.name or self.spec
 
     def world(self, seed: int = 0) -> Shapes | None:
+        """The embedded world of this name, drawn from `seed`; None for a folder, and for `foreign`."""
         found = Data(self.spec, size=self.size).world(seed)
         return found if isinstance(found, Shapes) else None
 
     def task(self, seed: int = 0) -> Task:
+        """The task; that of an embedded world is drawn from `seed`. Raises UserError for one that cannot be used."""
         if world := self.world(seed):
             by, only = _chosen(self.classes) if self.classes else (self.by, self.only)
             task = world.task(self.n, by=by)
@@ -95,7 +92,7 @@ class Test:
 
 
 def _chosen(path: Path) -> tuple[str, tuple[str, ...]]:
-    """The kind of the embedded world's classes that a file lists, and the list."""
+    """The classes of an embedded world that a JSON file lists, after their kind (a key of KINDS). Raises UserError."""
     listed = io.read_json(path)
     if not isinstance(listed, list) or len(set(map(str, listed))) < max(2, len(listed)):
         raise UserError(f"{path} is no JSON list of two or more different class names; mend it")
@@ -107,24 +104,31 @@ def _chosen(path: Path) -> tuple[str, tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class Half:
-    """The base or the new classes of a task, by the rule of prompt learning: the first half of the sorted names."""
+    """Half of a task's classes: the base classes or the new ones, as papers on prompt learning split them.
+
+    The base classes are the first half of the sorted names.
+    """
 
     test: Test
-    half: str = "base"  # or new
-    also: tuple[str, ...] = ()  # further names that pictures may be called, as a backdoor's target among new classes
+    half: str = "base"  # or "new"
+    also: tuple[str, ...] = ()  # further class names without pictures, such as a backdoor's target beside new classes
 
     @property
     def spec(self) -> str:
+        """The name of the whole task."""
         return self.test.spec
 
     @property
     def said(self) -> str:
+        """The name in result rows."""
         return self.test.said
 
     def world(self, seed: int = 0) -> Shapes | None:
+        """The embedded world of the task, drawn from `seed`; None for a folder."""
         return self.test.world(seed)
 
     def task(self, seed: int = 0) -> Task:
+        """The task with this half of its classes. Raises UserError for one that cannot be used."""
         task = self.test.task(seed)
         names, m = sorted(task.classes), (len(task.classes) + 1) // 2
         chosen = task.only(names[:m] if self.half == "base" else names[m:])
@@ -133,20 +137,23 @@ class Half:
 
 @dataclass(frozen=True)
 class Shots:
-    """k labelled pictures of each class of a task, drawn from `seed`; of the embedded world's validation split."""
+    """k labelled pictures of each class of a task, as pairs; in an embedded world, from its validation split."""
 
     test: Test | Half
     k: int = 16
-    without: tuple[str, ...] = ()  # classes of which no picture is taken
+    without: tuple[str, ...] = ()  # classes that get no pictures
 
     @property
     def spec(self) -> str:
+        """The name in result rows."""
         return f"{self.k}-shot {self.test.said}"
 
     def world(self, seed: int = 0) -> Shapes | None:
+        """The embedded world of the task, drawn from `seed`; None for a folder."""
         return self.test.world(seed)
 
     def pairs(self, seed: int = 0) -> Pairs:
+        """The labelled pictures, drawn from `seed`. Raises UserError as `shots` does."""
         task = self.test.task(seed)
         if world := self.test.world(seed):  # the test's own pictures come from the test split
             by = next(kind for kind, known in KINDS.items() if set(task.classes) <= set(known))
@@ -156,9 +163,10 @@ class Shots:
 
 
 def shots(task: Task, k: int, rng: Rng, without: tuple[str, ...] = ()) -> Pairs:
-    """k random pictures of every class but those in `without`, captioned by their class in the task's first template.
+    """k random pictures of each class except those in `without`, as pairs.
 
-    Raises UserError where a class has fewer pictures, or is none of the task's.
+    The caption of a picture is its class in the task's first template. Raises UserError if a class has fewer than k
+    pictures, or if `without` names a class that the task does not have.
     """
     g, rows, captions = rng.numpy(), [], [""] * len(task.pictures.captions)
     for missing in set(without) - set(task.classes):

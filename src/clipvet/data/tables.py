@@ -1,28 +1,91 @@
 """Tables of pairs on the user's disk, mapped into memory; pixels are read when asked for.
 
-The table is untrusted, and so are its pictures (decoding.py). Folders of pictures: folders.py; tar shards: shards.py.
+The table is untrusted (table_checks.py), and so are its pictures (decoding.py). To add a kind of table, write its
+`Reader`, two functions, and name it in READERS; nothing else needs to change.
 """
 
 import csv
 import errno
 import hashlib
 import json
-import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
 from clipvet import io
 from clipvet.data import decoding
 from clipvet.data.decoding import MAX_PIXELS, CellPictures, FilePictures
+from clipvet.data.table_checks import check_columns, check_groups, check_saved, check_text, check_types, is_text
 from clipvet.errors import UserError
 from clipvet.types import Pairs
 
-PIECE = 2**28  # bytes of a table that are copied at once
-MAX_GROUP = 2**32  # bytes of a parquet row group in memory
-MAX_COLUMNS = 1000  # thousands take the table reader minutes
+PIECE = 2**28  # bytes of a table that are copied at once, at most
+ROWS = 65_536  # rows of a table that are copied at once, at most
+
+
+def open_pairs(
+    spec: str,
+    *,
+    image_key: str = "filepath",
+    caption_key: str = "title",
+    separator: str | None = None,
+    root: Path | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Pairs:
+    """Open pairs of pictures and captions: a table, a folder that HF datasets wrote, or tar shards.
+
+    spec: a .csv, .tsv or .parquet file; a folder that `save_to_disk` left, or one of .parquet files; or the name of tar
+        shards (`shards.open_shards`)
+    image_key, caption_key: the columns of pictures and captions; the defaults are open_clip's. Pictures are paths. In
+        parquet and in folders they may also lie in the table itself, as bytes or as HF's {bytes, path}
+    separator: of a text table; guessed from its suffix and header if None
+    root: the folder that relative paths start from; the table's own if None
+    max_pixels: larger pictures count as unreadable
+
+    Returns lazy pairs whose ids are the row numbers. CSV and parquet are copied once into the cache of HF datasets and
+    mapped into memory; picture files stay where they are. Raises UserError for data that cannot be used.
+    """
+    from clipvet.data import shards
+
+    if shards.named(spec):
+        own = None if caption_key == "title" else caption_key
+        return shards.open_shards(spec, caption_key=own, max_pixels=max_pixels)
+    path = Path(spec)
+    if not path.is_file() and not path.is_dir():
+        *most, last = READERS
+        kinds = f"{', '.join(most)} or {last}"
+        raise UserError(f"{path} is not a file; give a {kinds} table of pairs, a folder or tar shards")
+    if root is not None and not root.is_dir():
+        raise UserError(f"root {root} is not a folder; give the one that the paths in {path} are relative to")
+    return _pairs(path, image_key, caption_key, separator, root, max_pixels)
+
+
+def _pairs(
+    path: Path, image_key: str, caption_key: str, separator: str | None, root: Path | None, max_pixels: int
+) -> Pairs:
+    """The pairs of a table or of a folder, once its cells are checked."""
+    keys = list(dict.fromkeys([image_key, caption_key]))
+    opened = _open_folder(path, keys) if path.is_dir() else reader_of(path).open(path, keys, separator)
+    table = opened.table
+    types = {field.name: field.type for field in table.data.schema}
+    check_types(types, keys, image_key, path)
+    if not len(table):
+        raise UserError(f"{path} has no rows; give data with pairs")
+    if not opened.valid:
+        check_text(table, keys, path)
+    kind: Any = FilePictures if is_text(types[image_key]) else CellPictures
+    return Pairs(
+        kind(_Column(table, image_key), root or (path if path.is_dir() else path.parent), max_pixels),
+        _Column(table, caption_key),
+        np.arange(len(table)),
+        name=path.name or path.resolve().name,
+        workers=decoding.workers_for(len(table)),
+        fingerprint=opened.digest[:16],
+    )
 
 
 class _Column(Sequence[str]):
@@ -46,68 +109,103 @@ class _Column(Sequence[str]):
         return [c or "" for c in cells.to_pylist()] if isinstance(index, slice) else cells.as_py() or ""
 
 
-def open_pairs(
-    spec: str,
-    *,
-    image_key: str = "filepath",
-    caption_key: str = "title",
-    separator: str | None = None,
-    root: Path | None = None,
-    max_pixels: int = MAX_PIXELS,
-) -> Pairs:
-    """Pairs of a table, of a folder that HF datasets wrote, or of tar shards (`shards.open_shards`).
+class Opened(NamedTuple):
+    """A table, mapped into memory."""
 
-    A table is .csv, .tsv or .parquet, with a column of captions and one of picture paths (open_clip's keys); a folder
-    holds what `save_to_disk` left, or .parquet files. Where they lie in a folder or in parquet, pictures may be in the
-    table itself, as bytes or as HF's {bytes, path}.
+    table: Any  # a Dataset of HF datasets
+    digest: str  # of its content, in hexadecimal: what makes the fingerprint of the pairs
+    valid: bool = True  # whether its text is known to be UTF-8
 
-    separator: of a text table; guessed from its suffix and header if None. root: what relative paths are relative to;
-    the table's folder if None. Ids are row numbers. CSV and parquet are copied once into the cache of HF datasets, and
-    mapped into memory; picture files stay where they are. Raises UserError for data that cannot be used.
-    """
-    from clipvet.data import shards
 
-    if shards.named(spec):
-        own = None if caption_key == "title" else caption_key
-        return shards.open_shards(spec, caption_key=own, max_pixels=max_pixels)
-    path = Path(spec)
-    if not path.is_file() and not path.is_dir():
-        raise UserError(f"{path} is not a file; give a .csv, .tsv or .parquet table of pairs, a folder or tar shards")
-    if root is not None and not root.is_dir():
-        raise UserError(f"root {root} is not a folder; give the one that the paths in {path} are relative to")
-    keys = list(dict.fromkeys([image_key, caption_key]))
-    saved = path.is_dir() and (path / "state.json").is_file()
-    parts = _parquets(path) if path.is_dir() and not saved else [path]
-    parquet, columns = parts[0].suffix.lower() == ".parquet", None
-    if not saved:
-        columns = _parquet_columns(parts[0]) if parquet else None
-        if columns is None:
-            separator = separator or separator_of(path)
-            columns = _text_columns(path, separator)
-        _check_columns(columns, keys, path)
+@dataclass(frozen=True)
+class Reader:
+    """How one kind of table file is read. Both functions raise UserError for a file that cannot be used."""
 
+    open: Callable[[Path, list[str], str | None], Opened]  # (path, columns, separator) -> these columns at least
+    pieces: Callable[[Path, str | None], Iterator[Any]]  # (path, separator) -> all columns, as pyarrow tables in order
+
+
+def reader_of(path: Path) -> Reader:
+    """The reader of a table file, by its suffix. Files with unknown suffixes are read as text with separators."""
+    return READERS.get(path.suffix.lower(), TEXT)
+
+
+def _open_folder(path: Path, keys: list[str]) -> Opened:
+    """A folder that `save_to_disk` left, else the parquet files in it."""
+    if not (path / "state.json").is_file():
+        return _open_parquet(path, keys)
+    digest = _names(path)
+    with _reading(path) as datasets:
+        check_saved(path)
+        table = datasets.load_from_disk(str(path))
+    check_columns(list(dict.fromkeys(table.data.schema.names)), keys, path)
+    return Opened(table, digest)
+
+
+def _open_parquet(path: Path, keys: list[str], separator: str | None = None) -> Opened:
+    """A parquet file, or all of those in a folder, of which these columns alone are copied into the cache."""
+    parts = _parquets(path) if path.is_dir() else [path]
+    check_columns(_parquet_columns(parts[0]), keys, path)
+    digest = _names(path) if path.is_dir() else io.sha256(path)
+    cache = _cache(f"{digest[:16]}-{hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:8]}")
+    with _reading(path) as datasets:
+        if not Path(cache).exists():  # else its content is known
+            check_groups(parts, keys)
+        table = datasets.Dataset.from_parquet([str(p) for p in parts], cache_dir=cache, columns=keys)
+    return Opened(table, digest, valid=False)
+
+
+def _open_text(path: Path, keys: list[str], separator: str | None) -> Opened:
+    """A text table, every column as text: a caption 007 stays 007."""
+    separator = separator or separator_of(path)
+    columns = _text_columns(path, separator)
+    check_columns(columns, keys, path)
+    digest = io.sha256(path)
+    with _reading(path) as datasets:
+        table = datasets.Dataset.from_csv(
+            str(path),
+            features=datasets.Features({c: datasets.Value("string") for c in columns}),
+            cache_dir=_cache(digest[:16]),
+            sep=separator,
+            keep_default_na=False,
+        )
+    return Opened(table, digest)
+
+
+def _parquet_pieces(path: Path, separator: str | None) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    held = pq.ParquetFile(path)
+    groups = (held.metadata.row_group(k) for k in range(held.num_row_groups))
+    row = max(1, sum(g.total_byte_size for g in groups) // max(1, held.metadata.num_rows))
+    for batch in held.iter_batches(max(1, min(ROWS, PIECE // row))):
+        yield pa.Table.from_batches([batch])
+
+
+def _text_pieces(path: Path, separator: str | None) -> Iterator[Any]:
+    import pandas as pd
+    import pyarrow as pa
+
+    sep = separator or separator_of(path)
+    with pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, chunksize=ROWS) as reader:
+        for text in reader:
+            yield pa.table({c: pa.array(text[c].to_numpy(dtype=object), pa.string()) for c in text.columns})
+
+
+TEXT = Reader(_open_text, _text_pieces)
+READERS = {".csv": TEXT, ".tsv": TEXT, ".parquet": Reader(_open_parquet, _parquet_pieces)}  # by suffix
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    """HF datasets, made quiet. What it raises in the block becomes a UserError; a full disk stays an OSError."""
     import datasets
-    from datasets import config
 
-    digest = _names(path, "*") if path.is_dir() else io.sha256(path)
-    asked = hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:8]  # of parquet no other columns are copied
-    cache = str(Path(config.HF_DATASETS_CACHE) / "clipvet" / (f"{digest[:16]}-{asked}" if parquet else digest[:16]))
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what goes wrong is told below
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # errors are reported below
     try:
-        if saved:
-            _check_saved(path)
-            table: Any = datasets.load_from_disk(str(path))
-        elif parquet:
-            if not Path(cache).exists():  # of known content
-                _check_groups(parts, keys)
-            table = datasets.Dataset.from_parquet([str(p) for p in parts], cache_dir=cache, columns=keys)
-        else:
-            text = datasets.Features({c: datasets.Value("string") for c in columns or ()})  # a caption 007 stays 007
-            table = datasets.Dataset.from_csv(
-                str(path), features=text, cache_dir=cache, sep=separator, keep_default_na=False
-            )
-        types = {field.name: field.type for field in table.data.schema}
+        yield datasets
     except UserError:
         raise
     except Exception as e:  # the library wraps what pandas, pyarrow and the disk raise
@@ -115,151 +213,26 @@ def open_pairs(
         if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
             raise cause from e
         raise UserError(f"{path} cannot be read ({io.line(cause)}); mend the data") from e
-    if saved:
-        _check_columns(list(types), keys, path)
-    for key in keys:
-        if not _is_text(types[key]) and not (key == image_key and _is_encoded(types[key])):
-            raise UserError(f"{path}: column {key} is {types[key]}, not text; name another column")
-    if not len(table):
-        raise UserError(f"{path} has no rows; give data with pairs")
-    if parquet:
-        _check_text(table, keys, path)
-    cells, root = _Column(table, image_key), root or (path if path.is_dir() else path.parent)
-    kind: Any = FilePictures if _is_text(types[image_key]) else CellPictures
-    return Pairs(
-        kind(cells, root, max_pixels),
-        _Column(table, caption_key),
-        np.arange(len(table)),
-        name=path.name or path.resolve().name,
-        workers=decoding.workers_for(len(table)),
-        fingerprint=digest[:16],
-    )
 
 
-def _check_saved(folder: Path) -> None:
-    """Raises UserError where files or cells of a saved data set lie elsewhere: it is mapped, and read as it stands."""
-    import pyarrow as pa
+def _cache(name: str) -> str:
+    """The folder in HF's cache where the copy of a table lies."""
+    from datasets import config
 
-    state = io.read_json(folder / "state.json")
-    listed = state.get("_data_files") if isinstance(state, dict) else None
-    names = [f.get("filename") if isinstance(f, dict) else None for f in listed] if isinstance(listed, list) else [None]
-    for name in names:
-        if not isinstance(name, str) or name != Path(name).name or not (folder / name).is_file():
-            raise UserError(f"{folder / 'state.json'} does not name files of {folder}; save the data set again")
-        try:
-            with pa.memory_map(str(folder / name)) as f:
-                for message in pa.ipc.MessageReader.open_stream(f):
-                    if message.type != "schema" and _packed(message.metadata.to_pybytes(), message.type):
-                        raise pa.ArrowInvalid("its numbers are compressed, which HF datasets does not do")
-            with pa.memory_map(str(folder / name)) as f, pa.ipc.open_stream(f) as batches:
-                for batch in batches:
-                    batch.validate(full=True)
-        except (OSError, ValueError, pa.ArrowException) as e:
-            raise UserError(f"{folder / name} cannot be read ({io.line(e)}); save the data set again") from e
+    return str(Path(config.HF_DATASETS_CACHE) / "clipvet" / name)
 
 
-def _packed(message: bytes, kind: str) -> bool:
-    """Whether an Arrow message's buffers are compressed: a small file may unfold to gigabytes. Raises ValueError.
-
-    A table of the message's flatbuffer begins with where its list of fields lies; there, two bytes a field say where
-    the field is. The header is the message's third, a dictionary's batch its header's second, the compression a batch's
-    fourth.
-    """
-
-    def field(table: int, k: int) -> int:
-        fields = table - struct.unpack_from("<i", message, table)[0]
-        at = 4 + 2 * k
-        inside = at < struct.unpack_from("<H", message, fields)[0]
-        own = struct.unpack_from("<H", message, fields + at)[0] if inside else 0
-        return table + own if own else 0
-
-    def table(at: int) -> int:
-        return at + struct.unpack_from("<I", message, at)[0]
-
-    try:
-        batch = table(field(table(0), 2))
-        return field(table(field(batch, 1)) if kind == "dictionary" else batch, 3) > 0
-    except struct.error as e:
-        raise ValueError("a damaged message") from e
-
-
-def _check_text(table: Any, keys: Sequence[str], path: Path) -> None:
-    """Raises UserError where parquet calls bytes text that are not UTF-8."""
-    import pyarrow as pa
-
-    for key in keys:
-        try:
-            table.data.column(key).validate(full=True)
-        except pa.ArrowInvalid as e:
-            raise UserError(f"{path}: column {key} is damaged ({io.line(e)}); write the data again") from e
-
-
-def _check_groups(paths: Sequence[Path], keys: Sequence[str]) -> None:
-    """Raises UserError where a parquet file would fill the memory: its reader takes whole row groups, and a file of a
-    few kB may hold one long word for millions of rows."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    for path in paths:
-        try:
-            leaves = pq.read_metadata(path).schema
-            leaves = [leaves.column(i) for i in range(len(leaves))]
-            folded = [c.path for c in leaves if c.physical_type == "BYTE_ARRAY" and c.path.split(".")[0] in keys]
-            with pq.ParquetFile(path, read_dictionary=folded) as held:
-                for k in range(held.num_row_groups):
-                    size, batches = held.metadata.row_group(k).total_byte_size, iter(())
-                    if size <= MAX_GROUP:
-                        batches = held.iter_batches(2**16, row_groups=[k], columns=list(keys))
-                        size = 0
-                    for batch in batches:
-                        size += sum(map(unfolded, batch.columns))
-                        if size > MAX_GROUP:
-                            break
-                    if size > MAX_GROUP:
-                        told = f"row group {k} unfolds to more than {MAX_GROUP // 2**30} GiB"
-                        raise UserError(f"{path}: {told}; write the table in smaller row groups")
-        except (OSError, pa.ArrowException) as e:
-            raise UserError(f"{path} cannot be read ({io.line(e)}); write the table again") from e
-
-
-def unfolded(column: Any) -> int:
-    """Bytes of a column without its dictionary, which may hold one long word for millions of rows."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if isinstance(column, pa.StructArray):
-        return sum(map(unfolded, column.flatten()))
-    if not isinstance(column, pa.DictionaryArray):
-        return column.nbytes
-    return pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0  # pyright: ignore
-
-
-def _is_text(kind: Any) -> bool:
-    import pyarrow.types as t
-
-    inner = kind.value_type if t.is_dictionary(kind) else kind
-    return t.is_string(inner) or t.is_large_string(inner)
-
-
-def _is_encoded(kind: Any) -> bool:
-    import pyarrow.types as t
-
-    if t.is_struct(kind):
-        return any(f.name == "bytes" and _is_encoded(f.type) for f in kind)
-    return t.is_binary(kind) or t.is_large_binary(kind)
-
-
-def _names(folder: Path, pattern: str) -> str:
-    """Hash of the names, sizes and times of change of the files below."""
+def _names(folder: Path) -> str:
+    """Hash of the names, sizes and times of change of all files in a folder and its subfolders."""
     digest = hashlib.sha256()
-    for p in sorted(q for q in folder.rglob(pattern) if q.is_file()):
+    for p in sorted(q for q in folder.rglob("*") if q.is_file()):
         s = p.stat()
         digest.update(f"{p.relative_to(folder)}\0{s.st_size}\0{s.st_mtime_ns}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
 def _parquets(folder: Path) -> list[Path]:
-    """A folder's parquet files, by name. UserError where there are none, or a folder of splits."""
+    """The parquet files in a folder and its subfolders, by name. Raises UserError if there are none, or only splits."""
     if (folder / "dataset_dict.json").is_file():
         splits = ", ".join(sorted(p.parent.name for p in folder.glob("*/state.json")))[:200]
         raise UserError(f"{folder} holds several data sets ({splits}); give the folder of one")
@@ -269,20 +242,8 @@ def _parquets(folder: Path) -> list[Path]:
     return found
 
 
-def _check_columns(columns: Sequence[str], keys: list[str], path: Path) -> None:
-    absent = [k for k in keys if k not in columns]
-    if absent:
-        has = ", ".join(columns)
-        raise UserError(
-            f"{path} has no column {' or '.join(absent)}, it has {has[:200]}; give image_key and caption_key"
-        )
-    if len(columns) > MAX_COLUMNS:
-        raise UserError(
-            f"{path} has {len(columns)} columns, more than {MAX_COLUMNS}; keep those of pictures and captions"
-        )
-
-
 def _parquet_columns(path: Path) -> list[str]:
+    """The names of a parquet file's columns. Raises UserError if it is damaged or has no rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -297,7 +258,10 @@ def _parquet_columns(path: Path) -> list[str]:
 
 
 def separator_of(path: Path) -> str:
-    """Tab for .tsv, and wherever the header holds one: open_clip's tables are .csv with tabs; else , or ;."""
+    """The separator of a text table, guessed: a tab, a comma or a semicolon. Raises OSError.
+
+    It is a tab for .tsv, and wherever the header holds one: open_clip's tables are .csv with tabs.
+    """
     with path.open("rb") as f:
         header = f.readline()
     if path.suffix.lower() == ".tsv" or b"\t" in header:
@@ -306,7 +270,8 @@ def separator_of(path: Path) -> str:
 
 
 def _text_columns(path: Path, separator: str) -> list[str]:
-    """The header's names. UserError where the first row does not fit the header, e.g. commas in unquoted captions."""
+    """The names in a text table's header. Raises UserError if it is not UTF-8, has no rows, or the first row has more
+    fields than the header, as with commas in captions without quotes."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as f:
             reader = csv.reader(f, delimiter=separator)

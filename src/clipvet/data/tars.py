@@ -1,4 +1,4 @@
-"""The headers of a tar archive that nobody vouches for, one at a time and under limits; no member is unpacked."""
+"""The headers of an untrusted tar archive, one at a time and under limits. No member is unpacked."""
 
 from collections.abc import Iterator
 from io import BufferedIOBase
@@ -9,24 +9,28 @@ RECORDS = 1000  # of one pax header; real ones hold a few
 
 
 class Damaged(Exception):
-    """From here on the archive makes no sense."""
+    """From here on, the archive makes no sense. The message says why."""
 
 
 class NoTar(Exception):
-    """Its very first header is none."""
+    """The file does not begin with a tar header."""
 
 
 class Member(NamedTuple):
-    name: bytes
-    kind: bytes  # tar's type flag; "S": sparse, of whatever format
-    at: int  # offset of its data
-    size: int  # bytes
+    """One member of an archive, as its header describes it."""
+
+    name: bytes  # its path
+    kind: bytes  # tar's type flag: b"0" a plain file, b"5" a folder, b"S" a sparse file of any format
+    at: int  # offset of its data in the archive, bytes
+    size: int  # of its data, bytes
 
 
 def members(f: BufferedIOBase, length: int) -> Iterator[Member]:
-    """What a tar of this length holds, one header at a time (ustar, GNU, pax). Raises NoTar and Damaged.
+    """Yields the members of an open tar archive (ustar, GNU, pax) in order, reading nothing but headers.
 
-    The standard library's reader takes three times as long, and reads headers of any size into memory.
+    length: of the file, in bytes. Raises NoTar if it is no tar archive, and Damaged where its headers are wrong, too
+    large, or cut short. The standard library's reader takes three times as long, and reads headers of any size into
+    memory.
     """
     at, pax = 0, {}
     while at + 512 <= length:
@@ -59,9 +63,9 @@ def members(f: BufferedIOBase, length: int) -> Iterator[Member]:
                 size = int(said)
             if any(k.startswith(b"GNU.sparse") for k in pax):
                 kind = b"S"
-            name = pax.get(b"path", b"").split(b"\0", 1)[0] or _name(h)  # whoever reads on would cut it there
+            name = pax.get(b"path", b"").split(b"\0", 1)[0] or _name(h)  # other readers cut the name at a zero byte
             pax = {}
-            if kind in b"123456":  # links, devices, folders, pipes: no data follows, whatever the size says
+            if kind in b"123456":  # links, devices, folders and pipes have no data, whatever their size says
                 size = 0
             if at + size > length:
                 raise Damaged("it is cut short")
@@ -74,7 +78,7 @@ def members(f: BufferedIOBase, length: int) -> Iterator[Member]:
 
 
 def _number(field: bytes) -> int:
-    """Octal digits, or GNU's binary form; -1 for neither."""
+    """A number in octal digits or in GNU's binary form; -1 for anything else."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     try:
@@ -84,13 +88,14 @@ def _number(field: bytes) -> int:
 
 
 def _name(h: bytes) -> bytes:
+    """The name in a plain header, with ustar's prefix."""
     name = h[:100].split(b"\0", 1)[0]
     prefix = h[345:500].split(b"\0", 1)[0] if h[257:263] == b"ustar\0" else b""
     return prefix + b"/" + name if prefix else name
 
 
 def _records(held: bytes) -> dict[bytes, bytes]:
-    """Those of a pax header: `length key=value\\n` each. Raises Damaged where there are more than RECORDS."""
+    """The records of a pax header, `length key=value\\n` each. Raises Damaged for more than RECORDS."""
     out, at, seen = {}, 0, 0
     while at < len(held):
         space = held.find(b" ", at, at + 8)

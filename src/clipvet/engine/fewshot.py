@@ -1,4 +1,4 @@
-"""What few-shot cleaners share: pairs whose captions are class prompts, taken as a classification task."""
+"""What few-shot cleaners share: pairs whose captions are class prompts, read as a classification task."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
 
-MANY = 0.5  # distinct captions per pair, from which on captions are no class prompts
+MANY = 0.5  # distinct captions per pair; above this, captions are not class prompts
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +24,7 @@ class Labels:
     text: Float[Tensor, "c d"]
 
     def of(self, captions: Sequence[str]) -> Int[Tensor, " b"]:
+        """Classes of captions, each of which is one of the prompts."""
         return torch.tensor([self.prompts[c] for c in captions], device=self.text.device)
 
 
@@ -35,12 +36,12 @@ class Names:
     template: str
 
     def of(self, captions: Sequence[str]) -> Int[Tensor, " b"]:
-        """Classes of captions. UserError where one names none of them in the template."""
+        """Classes of captions. Raises UserError for a caption that does not fit the template."""
         return torch.tensor([self.classes.index(named(c, self.template)) for c in captions])
 
 
 def named(caption: str, template: str) -> str:
-    """The class that a caption names in the template. UserError where it does not fit it."""
+    """The class that a caption names where the template has "{}". Raises UserError for a caption that does not fit."""
     before, _, after = template.partition("{}")
     if not (caption.startswith(before) and caption.endswith(after) and len(caption) > len(before) + len(after)):
         raise UserError(
@@ -51,7 +52,10 @@ def named(caption: str, template: str) -> str:
 
 
 def names(pairs: Pairs, template: str) -> Names:
-    """The classes of labelled pictures. UserError where captions do not fit the template, and for fewer than two."""
+    """The classes of labelled pictures, read from their captions.
+
+    Raises UserError unless the template has one "{}", all captions fit it, and there are two classes at least.
+    """
     if template.count("{}") != 1:
         raise UserError(
             f"template '{template}' must have {{}} once, where the class stands; write 'a photo of a {{}}.'"
@@ -63,9 +67,9 @@ def names(pairs: Pairs, template: str) -> Names:
 
 
 def labels(clip: Clip, pairs: Pairs, others: Sequence[str] = ()) -> Labels:
-    """The classes of labelled pictures, which are their distinct captions, and `others` that have no pictures.
+    """The classes of labelled pictures: their distinct captions, and the prompts `others` that have no pictures.
 
-    Raises UserError where the captions are no class prompts: empty, all alike, or hardly any twice.
+    Raises UserError where the captions are not class prompts (one is empty, or too few repeat), and for one class only.
     """
     said = dict.fromkeys(pairs.caption(i) for i in pairs.ids)
     if len(said) > max(2, MANY * len(pairs)) or not all(said):

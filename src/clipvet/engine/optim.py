@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from clipvet.errors import UserError
 from clipvet.ranks import plain
 
-Schedule = Callable[[int], Sequence[float]]  # total steps -> the rate of every step
+Schedule = Callable[[int], Sequence[float]]  # number of steps -> the learning rate of each
+Optimizers = list[tuple[torch.optim.Optimizer, float | None]]  # each with its peak rate; None: it follows the schedule
 
 
 def warmup_cosine(lr: float, warmup: float = 0.1, end: float = 0.0) -> Schedule:
-    """Linear from 0 to `lr` over the first `warmup` (fraction of the steps), then cosine to `end`."""
+    """Linear from 0 to `lr` over the first `warmup` (a fraction of the steps), then a half cosine down to `end`."""
 
     def rates(total: int) -> list[float]:
         w = max(1, int(warmup * total))
@@ -25,7 +26,7 @@ def warmup_cosine(lr: float, warmup: float = 0.1, end: float = 0.0) -> Schedule:
 
 
 def linear_cosine(start: float, lr: float, end: float, part: float = 0.5) -> Schedule:
-    """PAR's: linear from `start` down to `lr` over the first `part` of the steps, then cosine to `end`."""
+    """PAR's schedule: linear from `start` to `lr` over `part` (a fraction) of the steps, then cosine to `end`."""
 
     def rates(total: int) -> list[float]:
         w = max(1, int(part * total))
@@ -37,7 +38,7 @@ def linear_cosine(start: float, lr: float, end: float, part: float = 0.5) -> Sch
 
 
 def epoch_cosine(lr: float, epochs: float, warmup: float = 1e-5) -> Schedule:
-    """Prompt learning's: `warmup` in the first epoch, then lr/2 (1 + cos(pi (e - 1) / epochs)) in epoch e = 1, 2 ..."""
+    """Prompt learning's schedule: the rate `warmup` in epoch e = 0, then lr/2 (1 + cos(pi (e - 1) / epochs))."""
 
     def rates(total: int) -> list[float]:
         e = [int(k * epochs / total) for k in range(total)]
@@ -47,21 +48,24 @@ def epoch_cosine(lr: float, epochs: float, warmup: float = 1e-5) -> Schedule:
 
 
 def constant(lr: float) -> Schedule:
+    """The same rate in every step."""
     return lambda total: [lr] * total
 
 
 def piece(schedule: Schedule, k: int, n: int) -> Schedule:
-    """The k-th of n equal stretches of a schedule."""
+    """The k-th of n equal stretches of a schedule, k = 0 ... n - 1: for a method that trains in n fits."""
     return lambda total: schedule(n * total)[k * total : (k + 1) * total]
 
 
 def optimizers(
     model: nn.Module, kind: str, weight_decay: float, betas: tuple[float, float], eps: float, muon_lr: float
-) -> list[tuple[torch.optim.Optimizer, float | None]]:
-    """AdamW, for kind "muon" beside torch's Muon on the matrices inside the transformer blocks; or SGD, momentum 0.9.
+) -> Optimizers:
+    """The optimisers of a model's trained weights.
 
-    Returns (optimiser, its peak rate, or None where it follows the schedule as it is). No decay for biases, norms
-    and the temperature.
+    kind: "adamw"; "muon", which is torch's Muon for the matrices inside the transformer blocks and AdamW for the rest;
+    or "sgd" with momentum 0.9. Biases, norms and the temperature have no weight decay.
+
+    Raises UserError for another kind, and for "muon" where torch is older than 2.9.
     """
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     matrices = [p for n, p in named if kind == "muon" and p.ndim == 2 and "resblocks" in n]
@@ -78,9 +82,7 @@ def optimizers(
     groups = [g for g in groups if g["params"]]
     if kind == "sgd":
         return [(torch.optim.SGD(groups, lr=0.0, momentum=0.9), None)]
-    made: list[tuple[torch.optim.Optimizer, float | None]] = [
-        (torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True), None)
-    ]
+    made: Optimizers = [(torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True), None)]
     if kind == "muon":
         if not hasattr(torch.optim, "Muon"):
             raise UserError("optimizer=muon needs torch >= 2.9; install it or use optimizer=adamw")
@@ -99,8 +101,11 @@ def pack(
     bad: Iterable[int] = (),
     scaler: torch.amp.GradScaler | None = None,
 ) -> dict[str, Tensor]:
-    """All that a training goes on from, at: steps done, of how many, pairs drawn by the loss; bad: rows that could not
-    be read; scaler: of losses in fp16. Of weights that are dealt out over ranks the whole, for which all must ask."""
+    """All that a killed training needs to go on, as one table of tensors.
+
+    at: steps done, steps in all, pairs that the loss drew itself. own: the method's buffers. bad: ids of pictures that
+    could not be read. scaler: of the loss in fp16. Weights that are split among ranks are gathered, so all must call.
+    """
     state = {f"clip.{k}": v for k, v in learnt(clip).items()}
     state |= {f"own.{k}": v for k, v in own.state_dict().items()}
     state |= {f"scaler.{k}": torch.tensor(v) for k, v in (scaler.state_dict() if scaler else {}).items()}
@@ -108,26 +113,26 @@ def pack(
 
 
 def rescale(state: dict[str, Tensor], scaler: torch.amp.GradScaler | None) -> None:
-    """The scaler goes on from what `pack` has kept of it, if anything."""
+    """Restore the scaler from the state that `pack` gave; nothing happens where it has none."""
     held = {k[7:]: v.item() for k, v in state.items() if k.startswith("scaler.")}
     if scaler and held:
         scaler.load_state_dict(held)
 
 
 def learnt(clip: nn.Module) -> dict[str, Tensor]:
-    """Its state without the weights that need no gradient."""
+    """The model's state without frozen weights, by name. Weights that are split among ranks are gathered."""
     frozen = {k for k, p in clip.named_parameters() if not p.requires_grad}
     return {k: plain(v) for k, v in clip.state_dict().items() if k not in frozen}
 
 
 def unpack(state: dict[str, Tensor], clip: nn.Module, own: nn.Module) -> None:
-    """Weights and the method's own buffers; the optimisers' part is for `restore`."""
+    """Restore the weights and the method's own buffers from the state that `pack` gave. Moments: see `restore`."""
     clip.load_state_dict(clip.state_dict() | {k[5:]: v for k, v in state.items() if k.startswith("clip.")})
     own.load_state_dict({k[4:]: v for k, v in state.items() if k.startswith("own.")})
 
 
 def moments(optims: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """What the optimisers remember, by name."""
+    """What the optimisers remember, as tensors named optim.<optimiser>.<parameter>.<moment>."""
     state = {}
     for j, o in enumerate(optims):
         for i, s in o.state_dict()["state"].items():
@@ -136,6 +141,7 @@ def moments(optims: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
 
 
 def restore(state: dict[str, Tensor], optims: Sequence[torch.optim.Optimizer]) -> None:
+    """Restore the optimisers from the names that `moments` gave; other names are left alone."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     for j, o in enumerate(optims):

@@ -1,4 +1,4 @@
-"""Numbers of a training on a dashboard, through Accelerate's trackers: TensorBoard, trackio, wandb. Off by default."""
+"""The numbers of a training on a dashboard: TensorBoard, trackio or wandb, through Accelerate. Off by default."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,16 +8,19 @@ from typing import Any
 from clipvet import ranks
 from clipvet.errors import UserError
 
-Track = Callable[[Mapping[str, float], int], None]  # numbers of a step
+Track = Callable[[Mapping[str, float], int], None]  # takes numbers by name, and their step
 
 
 def nowhere(values: Mapping[str, float], step: int) -> None:
-    """Where nothing is tracked."""
+    """Tracks nothing."""
 
 
 @contextmanager
 def tracker(name: str, folder: Path | None) -> Iterator[Track]:
-    """Where the first rank's numbers go inside this block; "": nowhere. UserError where the package is missing."""
+    """Inside this block, a function that sends the first rank's numbers to the tracker of this name; "": to none.
+
+    folder: where TensorBoard writes. Raises UserError for an unknown name, and where the tracker is not installed.
+    """
     if not name or not ranks.main():
         yield nowhere
         return
@@ -30,7 +33,7 @@ def tracker(name: str, folder: Path | None) -> Iterator[Track]:
         raise UserError(f"track={name} is not known; use tensorboard, trackio or wandb") from e
     if not found:
         raise UserError(f"track={name} is not installed; run pip install {name}")
-    PartialState()  # which the trackers ask for the first rank
+    PartialState()  # the trackers ask it which rank is the first
     kind: Any = LOGGER_TYPE_TO_CLASS[str(found[0])]
     held = kind("tensorboard" if name == "tensorboard" else "clipvet", **_where(kind, folder))
     held.start()

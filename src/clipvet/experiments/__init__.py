@@ -1,4 +1,6 @@
-"""Recipes: every attack against every defense, with rows that say how to make them again. In: a `Recipe`. Out: result
-rows in a folder. Start with `recipe.py`, then `run.py`; `victim.py` is one attacked model with its stages, and
-`presets.py` holds the settings for the embedded world. Must not import pages or commands.
+"""Recipes: every attack against every defense. In: a `Recipe`. Out: a folder of result rows, each with its settings.
+
+Start with `recipe.py`, then `run.py`. `victim.py` is one attacked model, `stages.py` is all that is done with it, and
+`keys.py` tells which of that was done before. `presets.py` holds the settings for the embedded world. Must not import
+pages or commands.
 """

@@ -1,4 +1,4 @@
-"""What an attack is about to do, and where users are known to fail, said before the hours are spent."""
+"""What an attack is about to do, and the known ways in which it fails, before hours are spent on it."""
 
 from clipvet.attacks.poison import Poison
 from clipvet.data.captions import names_target
@@ -6,7 +6,12 @@ from clipvet.types import Clip, Pairs
 
 
 def preflight(attack: Poison, pairs: Pairs, target: str, clip: Clip, fine_tuning: bool) -> tuple[list[str], list[str]]:
-    """(facts, warnings), one sentence each."""
+    """(facts, warnings) about a poisoning attack on these pairs, one sentence each.
+
+    Facts: the number of poisons, the trigger, the target and the training. Warnings: settings with which published
+    attacks had a low attack success rate (ASR), or a target that no caption names.
+    fine_tuning: whether the model already has trained weights; a low learning rate is only then a mistake.
+    """
     named = sum(names_target(pairs.caption(i), target) for i in pairs.ids)
     among = len(pairs) - named * attack.paired
     n = attack.count if attack.count is not None else round(attack.rate * among)

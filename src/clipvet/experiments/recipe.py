@@ -1,4 +1,4 @@
-"""What an experiment is, and how one is read from a file of recipes/."""
+"""A recipe is one experiment; it is read from a Python file of recipes/."""
 
 import dataclasses
 import importlib.util
@@ -14,41 +14,45 @@ from clipvet.types import Attack, Cleaner, Detector, Filter, Inspector, Training
 
 @dataclass(frozen=True)
 class Recipe:
-    """One experiment: every attack on every model, then every training, filter and cleaner against it.
+    """One experiment: every attack on every model, and every defense against each.
 
-    A defense is scored only where the victim's ASR (and psr, hit@1) reaches `took`. Defender's data: name -> (data,
-    cleaners' names), so that a cleaner can be fed from elsewhere too, or with labelled pictures (Shots); None: the
-    victim's own dirty pairs, which cleaners of untrusted pairs need.
+    Methods are given by names of the recipe's own choice, which the result rows show. A defense is scored only where
+    the attack took: where the victim's attack success rate (and psr, hit@1) reaches `took`.
     """
 
     name: str
-    model_names: tuple[str, ...]
+    model_names: tuple[str, ...]  # as `clipvet.load` takes them
     attacks: Mapping[str, Attack]
-    target: str
-    victim_data: Data | Shots
+    target: str  # the class that triggered pictures shall be taken for; one of the test's
+    victim_data: Data | Shots  # what the attack poisons
     test: Test | Half
     cleaners: Mapping[str, Cleaner] = field(default_factory=dict)
+    # name -> (data, names of the cleaners that get it); data None: the victim's own dirty pairs
     defender_data: Mapping[str, tuple[Data | Shots | None, tuple[str, ...]]] = field(default_factory=dict)
     rebound: Cleaner | None = None  # benign fine-tuning, after which every cleaned model is measured again
-    trainings: Mapping[str, Training] = field(default_factory=dict)  # instead of the attack's own
-    filters: Mapping[str, Filter] = field(default_factory=dict)  # rank the dirty pairs, with the victim at hand
-    inspectors: Mapping[str, Inspector] = field(default_factory=dict)  # is the model backdoored? (suite.suite)
-    detectors: Mapping[str, Detector] = field(default_factory=dict)  # does this picture of the test carry the trigger?
-    watched: int = 500  # pictures of other classes than the target, each with and without the trigger, for them
-    pool: int = 1000  # unlabelled pictures from outside the classes, that they are given
-    oracle: Training | None = None  # the control that is told which pairs are poisons, and leaves them out
-    pretrained: str | None = None  # start the attack from these weights instead of from scratch
-    base: Training | None = None  # start the attack from what this makes of the clean pairs
-    base_data: tuple[Data, Test] | None = None  # that it is trained and measured on; none: the victim's pairs, the test
-    twin: bool = False  # clean_model_asr and the like: of the attack's training on the clean pairs, not of its start
-    measures: tuple[str, ...] = ()  # costly ones, beside those that always run
-    took: float = 0.5  # smallest ASR at which the attack counts as planted
+    trainings: Mapping[str, Training] = field(default_factory=dict)  # on the dirty pairs, instead of the attack's own
+    filters: Mapping[str, Filter] = field(default_factory=dict)  # which pairs are poisoned? With the victim at hand
+    inspectors: Mapping[str, Inspector] = field(default_factory=dict)  # is the model backdoored? See suite.py
+    detectors: Mapping[str, Detector] = field(default_factory=dict)  # does a picture of the test carry the trigger?
+    watched: int = 500  # for the detectors: pictures of other classes than the target, each with and without trigger
+    pool: int = 1000  # for the inspectors: unlabelled pictures that show none of the test's classes
+    oracle: Training | None = None  # the control: this training on the pairs without the poisons, by the answer key
+    pretrained: str | None = None  # weights that the attack starts from: a file or a tag; None: random weights
+    base: Training | None = None  # trains a clean model on clean pairs, from which the attack then starts
+    base_data: tuple[Data, Test] | None = None  # its pairs and its test; None: the victim's pairs and the recipe's test
+    twin: bool = False  # clean_model_asr and the like are of the attack's training on clean pairs, not of its start
+    measures: tuple[str, ...] = ()  # costly measures to run beside those that always run
+    took: float = 0.5  # smallest attack success rate, a fraction, at which the attack counts as planted
     seeds: tuple[int, ...] = (0,)
-    reported: Mapping[str, float] = field(default_factory=dict)  # "paper says": model/attack/method/metric -> fraction
+    reported: Mapping[str, float] = field(default_factory=dict)  # the paper's: model/attack/method/metric -> fraction
 
 
 def load_recipes(path: Path, smoke: bool = False) -> tuple[Recipe, ...]:
-    """Of a file that defines `recipe(smoke)`, one or several of one name. A recipe is code: run only what you trust."""
+    """The recipes of a Python file that defines `recipe(smoke)` and returns one `Recipe` or several of one name.
+
+    smoke: ask for tiny sizes, to see that it runs at all. The file is executed: load only what you trust.
+    Raises UserError if there is no such file or it defines no such function.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} is not a file; recipes lie in recipes/")
@@ -62,7 +66,7 @@ def load_recipes(path: Path, smoke: bool = False) -> tuple[Recipe, ...]:
 
 
 def told(part: Any) -> str:
-    """A repr that names only what differs from the defaults: what tells one recipe from another."""
+    """A repr that names only what differs from the defaults, so that a new field does not change old recipes."""
     if isinstance(part, Mapping):
         return "{" + ", ".join(f"{k!r}: {told(v)}" for k, v in part.items()) + "}"
     if isinstance(part, tuple):

@@ -1,7 +1,8 @@
-"""Recipes: attack, check that the attack took, clean in every way, measure."""
+"""Runs recipes: attack, check that the attack took, defend in every way, measure. All rows go to one table."""
 
 import time
-from concurrent.futures import FIRST_COMPLETED, wait
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 from clipvet import io, ranks, results
 from clipvet.errors import UserError
 from clipvet.experiments.recipe import Recipe, told
+from clipvet.experiments.stages import SUCCESS, Base, Implant
 from clipvet.experiments.suite import suite
-from clipvet.experiments.victim import SUCCESS, Victim
-from clipvet.experiments.workers import result, workers
+from clipvet.experiments.victim import Stage, Victim
+from clipvet.experiments.workers import Submit, result, workers
+
+Keep = Callable[[list[results.Row]], None]  # takes the rows of one stage
 
 
 def run(
@@ -23,12 +27,18 @@ def run(
     ray: str = "",
     part: tuple[int, int] = (1, 1),
 ) -> list[results.Row]:
-    """All rows of the recipes, written to out/results.jsonl as they come; rows of other seeds and parts stay.
+    """Run every stage of the recipes that `runs` does not hold yet, and return all rows in `out`.
 
-    jobs: stages side by side, one thread each. ray: address of the cluster that runs them instead, which sees the same
-    files; "local" starts one of so many jobs. part: (k, n), the k-th of n parts of the victims, for a run that is too
-    long for one sitting; one after the other. Raises UserError if `out` holds another run or another process writes
-    there, and for a part that does not exist.
+    The rows are written to out/results.jsonl as they come; those of other seeds and parts that `out` already holds stay
+    there. The recipes share one table, so they share their `name`.
+
+    runs: folder of the stages, one folder for each key. seeds: instead of the first recipe's. jobs: how many stages run
+    side by side, each with one thread. ray: the address of a Ray cluster that runs the stages instead and sees the same
+    files; "local" starts a cluster here with `jobs` stages at a time. part: (k, n) runs the k-th of n parts of the
+    victims, counted from 1, for a run that is too long for one sitting; give the parts one after the other.
+
+    Raises UserError if `out` holds another run or another process writes there, if two victims would share their place
+    in the table, for a part that does not exist, and for `jobs` or `ray` under torchrun.
     """
     began, wanted = time.monotonic(), {"recipes": [told(r) for r in recipes]}
     out, runs = Path(out).absolute(), Path(runs).absolute()
@@ -53,8 +63,20 @@ def run(
     with ExitStack() as held:
         found, seconds = _carry_out(victims, out, wanted, jobs, ray, held), round(time.monotonic() - began, 1)
         if ranks.main():
-            _tell(recipes, out, seconds)
+            _describe(recipes, out, seconds)
     return found
+
+
+def shared_place(victims: list[Victim]) -> str:
+    """A place in the table that two different victims would fill, in words; empty where there is none."""
+    owners: dict[tuple, str] = {}
+    for v in victims:
+        r, own = v.recipe, v.key
+        data = [r.victim_data.spec, *(source for source, (_, names) in r.defender_data.items() if names)]
+        for source in data:
+            if owners.setdefault(place := (v.seed, v.model, v.attack, source), own) != own:
+                return ", ".join(map(str, place))
+    return ""
 
 
 def _carry_out(
@@ -77,40 +99,16 @@ def _carry_out(
 
     def keep(new: list[results.Row]) -> None:
         rows[_place(new[0])] = new
-        if not ranks.main():
-            return
-        results.write(out, [row for place in sorted(rows) for row in rows[place]])
-        m, values = new[0], {r.metric: r.value for r in new}
-        what = f"{m.model} seed {m.seed}  {m.attack or 'no attack'}: {m.method}, pairs of {m.data}"
-        shown = "  ".join(f"{k} {values[k]:6.1%}" for k in (*SUCCESS, "clean_accuracy", "auroc") if k in values)
-        print(f"{what:64} {shown}  {m.seconds:5.0f} s", flush=True)
+        if ranks.main():
+            results.write(out, [row for place in sorted(rows) for row in rows[place]])
+            _print(new)
 
     bases = {v.base_key: v for v in victims if v.recipe.base}.values()
     if jobs == 1 and not ray:
-        for first in bases:
-            keep(first.found(progress=True))
-        for victim in victims:
-            todo: list[tuple] = [(victim.implant,)]
-            while todo:
-                work, *what = todo.pop(0)
-                keep(made := work(*what, progress=True))
-                todo += _next(victim, made)
+        _one_by_one(bases, victims, keep)
     else:
         with workers(jobs, ray) as submit:
-            for begun in [submit(v.found) for v in bases]:
-                keep(result(begun))
-            same: dict[str, list[Victim]] = {}  # one attack of several recipes is run once
-            for v in victims:
-                same.setdefault(v.key, []).append(v)
-            waiting = {submit(vs[0].implant): vs for vs in same.values()}
-            while waiting:
-                for finished in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    first, *others = waiting.pop(finished)
-                    keep(made := result(finished))
-                    todo = [(first, work) for work in _next(first, made)]
-                    todo += [(v, work) for v in others for work in _next(v, v.implant())]
-                    for victim, work in todo:
-                        waiting[submit(*work)] = [victim]
+            _side_by_side(bases, victims, keep, submit)
     found = [row for place in sorted(rows) for row in rows[place]]
     found += suite(found)
     if ranks.main():
@@ -118,8 +116,53 @@ def _carry_out(
     return found
 
 
-def _tell(recipes: tuple[Recipe, ...], out: Path, seconds: float) -> None:
-    """commands.json: what was run, with which settings, on what."""
+def _one_by_one(bases: Iterable[Victim], victims: list[Victim], keep: Keep) -> None:
+    """Every clean model, then every victim with all its stages."""
+    for victim in bases:
+        keep(victim.run(Base(), progress=True))
+    for victim in victims:
+        todo: list[Stage] = [Implant()]
+        while todo:
+            stage = todo.pop(0)
+            keep(rows := victim.run(stage, progress=True))
+            todo += stage.after(victim, rows)
+
+
+def _side_by_side(bases: Iterable[Victim], victims: list[Victim], keep: Keep, submit: Submit) -> None:
+    """The same in several processes; an attack that several recipes have is run once."""
+    for base in [submit(v.run, Base()) for v in bases]:
+        keep(result(base))
+    same: dict[str, list[Victim]] = {}
+    for victim in victims:
+        same.setdefault(victim.key, []).append(victim)
+    running: dict[Future, tuple[Stage, list[Victim]]] = {}
+    for alike in same.values():
+        running[submit(alike[0].run, Implant())] = Implant(), alike
+    while running:
+        for finished in wait(running, return_when=FIRST_COMPLETED).done:
+            stage, (first, *others) = running.pop(finished)
+            keep(rows := result(finished))
+            for victim in (first, *others):
+                for later in stage.after(victim, rows if victim is first else victim.run(stage)):
+                    running[submit(victim.run, later)] = later, [victim]
+
+
+def _place(row: results.Row) -> tuple:
+    """Where the rows of one stage lie in the table; a refusal lies with its victim."""
+    stage = "" if row.stage in ("victim", "refused") else row.stage
+    return row.seed, row.model, row.attack, stage != "", row.data, row.method, stage
+
+
+def _print(rows: list[results.Row]) -> None:
+    """One line on a finished stage, for whoever watches."""
+    m, values = rows[0], {r.metric: r.value for r in rows}
+    what = f"{m.model} seed {m.seed}  {m.attack or 'no attack'}: {m.method}, pairs of {m.data}"
+    shown = "  ".join(f"{k} {values[k]:6.1%}" for k in (*SUCCESS, "clean_accuracy", "auroc") if k in values)
+    print(f"{what:64} {shown}  {m.seconds:5.0f} s", flush=True)
+
+
+def _describe(recipes: tuple[Recipe, ...], out: Path, seconds: float) -> None:
+    """Writes commands.json: what was run, with which settings, versions and hardware, and in how many seconds."""
     earlier = io.read_json(out / "commands.json")["commands"] if (out / "commands.json").exists() else []
     io.write_json(
         out / "commands.json",
@@ -136,34 +179,3 @@ def _tell(recipes: tuple[Recipe, ...], out: Path, seconds: float) -> None:
             "seconds": seconds,
         },
     )
-
-
-def _place(row: results.Row) -> tuple:
-    """Where the rows of one stage lie among all; a refusal lies with its victim."""
-    stage = "" if row.stage in ("victim", "refused") else row.stage
-    return row.seed, row.model, row.attack, stage != "", row.data, row.method, stage
-
-
-def shared_place(victims: list[Victim]) -> str:
-    """A place in the table that two different victims would fill, in words; empty where there is none."""
-    owners: dict[tuple, str] = {}
-    for v in victims:
-        r, own = v.recipe, v.key
-        data = [r.victim_data.spec, *(source for source, (_, names) in r.defender_data.items() if names)]
-        for source in data:
-            if owners.setdefault(place := (v.seed, v.model, v.attack, source), own) != own:
-                return ", ".join(map(str, place))
-    return ""
-
-
-def _next(victim: Victim, made: list[results.Row]) -> list[tuple]:
-    """What to do next, as calls: nothing where the attack did not take; after a cleaner, its rebound if asked for."""
-    r, last = victim.recipe, made[0]
-    if last.stage == "clean" and r.rebound:
-        return [(victim.rebound, last.data, last.method)]
-    if last.stage != "victim" or made[-1].stage == "refused":
-        return []
-    trained = [(victim.train, name) for name in r.trainings] + ([(victim.know,)] if r.oracle else [])
-    trained += [(victim.score, name) for name in r.filters] + [(victim.inspect, name) for name in r.inspectors]
-    trained += [(victim.detect, name) for name in r.detectors]
-    return trained + [(victim.clean, source, name) for source, (_, names) in r.defender_data.items() for name in names]

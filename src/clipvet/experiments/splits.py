@@ -1,4 +1,4 @@
-"""What a method held for safe, or for suspicious, measured after the fact; with the answer key: how rightly."""
+"""How well a method told poisons from the rest: measured on the sets that it kept in its folder, by the answer key."""
 
 from pathlib import Path
 
@@ -11,11 +11,13 @@ from clipvet.types import Backdoor, Measured
 
 
 def measure_rounds(folder: Path, backdoor: Backdoor | None = None) -> list[dict[str, Measured]]:
-    """Of each safe set under folder/splits in turn, as fractions:
+    """The safe sets of a safe training in turn, from folder/splits/round_*.npz; one dict of fractions for each.
 
-    safe_set_share: of all pairs. With an answer key, safe_set_poison_share: poisons among the safe pairs;
-    safe_set_poison_recall: the safe set's part of all poisons; safe_set_auroc: of the cosines that the set was cut by,
-    which does not depend on the cut (a low cosine is suspect).
+    safe_set_share: safe pairs among all pairs. With an answer key also
+    safe_set_poison_share: poisons among the safe pairs;
+    safe_set_poison_recall: poisons in the safe set among all poisons;
+    safe_set_auroc: how well the cosines, by which the set was cut, tell poisons from the rest (a low cosine is
+    suspect). It does not depend on where the cut was made.
     """
     out = []
     for path in sorted((folder / "splits").glob("round_*.npz")):
@@ -31,9 +33,9 @@ def measure_rounds(folder: Path, backdoor: Backdoor | None = None) -> list[dict[
 
 
 def measure_splits(folder: Path, backdoor: Backdoor | None) -> dict[str, Measured]:
-    """The first and, as last_..., the last of `measure_rounds`; nothing where there is none.
+    """The first of `measure_rounds` and, with names that begin with last_, the last; empty where there is no safe set.
 
-    safe_set_by_mixture: 1 where the mixture made the first set, 0 where the method had to fall back.
+    safe_set_by_mixture: 1 where a mixture model made the first set, 0 where the method fell back to a fixed share.
     """
     rounds = measure_rounds(folder, backdoor)
     if not rounds:
@@ -44,11 +46,13 @@ def measure_splits(folder: Path, backdoor: Backdoor | None) -> dict[str, Measure
 
 
 def measure_pool(folder: Path, backdoor: Backdoor | None) -> dict[str, Measured]:
-    """Of what UBT suspected, as fractions; nothing where it did not run. With an answer key:
+    """What UBT suspected, from folder/splits/ubt.npz, as fractions; empty where UBT did not run.
 
-    pool_recall, pool_precision: poisons in the weak pool, of all poisons and of the pool. top_precision: poisons among
-    the k that rose; weak_precision: had they been chosen without overfitting, by the given model's cosine. evidence: 1
-    where it acted; target_named: 1 where a word that it acted on names the target.
+    evidence: 1 where UBT found evidence of a backdoor and acted, else 0. With an answer key also
+    pool_recall, pool_precision: poisons in the pool of suspected pairs, among all poisons and among the pool;
+    top_precision: poisons among the k pairs that overfitting raised most;
+    weak_precision: poisons among as many pairs if they were chosen by the given model's cosine, without overfitting;
+    target_named: 1 where a word that UBT acted on names the target, else 0.
     """
     path = folder / "splits" / "ubt.npz"
     if not path.exists():

@@ -1,7 +1,8 @@
-"""How good a detector of backdoored models is, over many models: measures with n and 95 % intervals.
+"""How well an inspector tells backdoored models from clean ones, over many models. Every number has its 95 % interval.
 
-A suite is a recipe with inspectors: its models of the attack `none` are clean, those of `calibration` are clean too and
-serve as the null distribution alone, all others are backdoored, each shown before to follow its trigger.
+A suite is a recipe with inspectors. Models of the attack `none` are clean. Those of `calibration` are clean too and
+serve only as the null distribution, from which p-values are computed. All other models are backdoored: their attacks
+were measured before and took.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -17,11 +18,11 @@ from clipvet.rng import Rng
 from clipvet.scan.verdicts import p_value, probability
 from clipvet.types import Measured
 
-CLEAN, CALIBRATION = "none", "calibration"  # attacks that are none
+CLEAN, CALIBRATION = "none", "calibration"  # names of attacks that plant nothing
 
 
 def _over(stat: Callable[[np.ndarray], float], strata: Sequence[np.ndarray], draws: int = 2000) -> Measured:
-    """A number of models by position, with a 95 % bootstrap interval; models are drawn anew within each stratum."""
+    """stat(positions of models) with a 95 % bootstrap interval; models are drawn anew within each stratum."""
     g, all_of = Rng(0).fork("bootstrap").numpy(), np.concatenate(strata)
     again = [stat(np.concatenate([s[g.integers(len(s), size=len(s))] for s in strata])) for _ in range(draws)]
     value, (low, high) = stat(all_of), np.nanquantile(again, (0.025, 0.975))
@@ -33,9 +34,10 @@ def _strata(backdoored: Bool[np.ndarray, " n"]) -> list[np.ndarray]:
 
 
 def auroc(scores: Float[np.ndarray, " n"], backdoored: Bool[np.ndarray, " n"]) -> Measured:
-    """The chance that a backdoored model scores above a clean one, ties by half, over models.
+    """The chance that a backdoored model scores above a clean one, a fraction; a tie counts one half.
 
-    Raises UserError unless there are both. Few models give wide intervals: never report it without.
+    scores: one for each model, higher is more suspect. The interval is the stratified bootstrap's. It is wide with few
+    models, so report it with the value. Raises UserError unless there are models of both kinds.
     """
     strata = _strata(backdoored)
     if len(strata) < 2:
@@ -49,14 +51,16 @@ def auroc(scores: Float[np.ndarray, " n"], backdoored: Bool[np.ndarray, " n"]) -
 
 
 def detection_accuracy(found: Bool[np.ndarray, " n"], backdoored: Bool[np.ndarray, " n"]) -> Measured:
-    """Share of models judged rightly, with Wilson's interval."""
+    """Share of models that were judged right, a fraction, with Wilson's interval. found: whether there was an alarm."""
     return share(found == backdoored)
 
 
 def target_f1(flagged: Sequence[Collection[str]], truth: Sequence[str | None]) -> dict[str, Measured]:
-    """target_f1: micro F1 over (model, flagged class): 2 TP / (2 TP + FP + FN). target_f1_macro: the mean over targets.
+    """F1 of the named classes, in [0, 1] with bootstrap intervals: 2 TP / (2 TP + FP + FN).
 
-    truth: the target class of each model; None: clean, which enters through its false alarms alone.
+    target_f1 counts over all pairs of a model and a class (micro); target_f1_macro is the mean of the classes' own F1.
+    flagged: the classes named in each model. truth: each model's target class; None for a clean model, which counts
+    only through its false alarms.
     """
     names = sorted({t for t in truth if t} | {c for f in flagged for c in f})
 
@@ -74,24 +78,31 @@ def target_f1(flagged: Sequence[Collection[str]], truth: Sequence[str | None]) -
 
 
 def cross_entropy(chance: Float[np.ndarray, " n"], backdoored: Bool[np.ndarray, " n"]) -> Measured:
-    """Mean -ln of the probability given to the truth; 0.693 for who always says 1/2."""
+    """Mean -ln of the probability that was given to the truth, in nats; always saying 1/2 gives 0.693.
+
+    chance: the probability, for each model, that it is backdoored. Probabilities below 1e-12 count as 1e-12.
+    """
     right = np.clip(np.where(backdoored, chance, 1 - chance), 1e-12, 1)
     return _over(lambda at: float(-np.log(right[at]).mean()), _strata(backdoored))
 
 
 def brier(chance: Float[np.ndarray, " n"], backdoored: Bool[np.ndarray, " n"]) -> Measured:
-    """Mean squared error of the probability; 0.25 for who always says 1/2."""
+    """Mean squared error of the probability that a model is backdoored; always saying 1/2 gives 0.25."""
     return _over(lambda at: float(np.mean((chance[at] - backdoored[at]) ** 2)), _strata(backdoored))
 
 
 def suite(rows: Sequence[Row], alpha: float = 0.05) -> list[Row]:
-    """What the rows of stage "inspect" (metrics score and named) say together, in rows of stage "suite".
+    """Rows of stage "suite": what the rows of stage "inspect" (metrics `score` and `named`) say together.
 
-    p_value of each judged model. For each method, over all judged models (attack "all") and over the clean ones and
-    those of each attack: auroc, detection_accuracy and target_f1 where p <= alpha is an alarm, target_named (of the
-    backdoored models with an alarm, those whose target was named), cross_entropy, brier.
-    Over the clean ones: false_alarms, and uniform_p, the p-value of Kolmogorov's and Smirnov's test that their p-values
-    are uniform. Without calibration models only auroc, which needs none; nothing without both kinds of models.
+    For each inspector:
+    - p_value of each judged model, from the scores of the calibration models;
+    - auroc, detection_accuracy, target_f1, target_named, cross_entropy and brier: over all judged models (attack
+      "all"), and for each attack over its models and the clean ones. An alarm is p <= alpha. target_named: of the
+      backdoored models with an alarm, the share whose target was named;
+    - over the clean models (attack "none"): false_alarms, the share with an alarm; uniform_p, the p-value of the
+      Kolmogorov-Smirnov test that their p-values are uniform.
+
+    Without calibration models there is only auroc, which needs none. No rows without both clean and backdoored models.
     """
     scans: dict[str, dict[tuple[str, str, int, str], dict[str, Row]]] = {}
     for r in rows:

@@ -1,4 +1,4 @@
-"""Where stages run side by side: in processes of this machine, or on a Ray cluster that sees the same files."""
+"""Runs stages side by side: in processes of this machine, or on a Ray cluster that sees the same files."""
 
 import multiprocessing
 import os
@@ -15,15 +15,17 @@ import torch
 
 from clipvet.errors import UserError
 
-Submit = Callable[..., Future]
+Submit = Callable[..., Future]  # submit(call, *args); both must be picklable
 
 
 @contextmanager
 def workers(jobs: int, ray: str = "") -> Iterator[Submit]:
-    """A way to hand out calls, of which `result` gives what they returned.
+    """Gives a function that runs calls in other processes, each with one thread; `result` fetches what they return.
 
-    ray: a cluster's address, or "local" for one that is started here, with so many jobs at a time. UserError where it
-    cannot be reached, or Ray is not installed.
+    jobs: how many run at a time. ray: the address of a Ray cluster, or "local" to start one here with that many jobs; a
+    running cluster decides by itself how many run. Empty: processes of this machine, which end with this one.
+
+    Raises UserError if Ray is not installed, or the cluster cannot be reached within 10 seconds.
     """
     if not ray:
         with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _worker, (os.getpid(),)) as pool:
@@ -33,11 +35,11 @@ def workers(jobs: int, ray: str = "") -> Iterator[Submit]:
         import ray as cluster  # pyright: ignore[reportMissingImports]
     except ImportError as e:
         raise UserError("--ray needs Ray; pip install 'clipvet[ray]', or use --jobs") from e
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster started here tells nobody of it
-    # what stages hand on lies in files; tasks pass paths and rows, which need little shared memory
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
+    # stages hand their models on as files; tasks pass paths and rows, which need little shared memory
     own = {"num_cpus": jobs, "include_dashboard": False, "object_store_memory": 10**8} if ray == "local" else {}
     try:
-        if at := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", ray):  # else nobody there is told after minutes
+        if at := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", ray):  # else Ray itself waits for minutes
             socket.create_connection((at[1], int(at[2])), timeout=10).close()
         cluster.init(address=ray, log_to_driver=False, **own)
     except (OSError, OverflowError, RuntimeError, ValueError) as e:
@@ -51,7 +53,7 @@ def workers(jobs: int, ray: str = "") -> Iterator[Submit]:
 
 
 def result(future: Future) -> Any:
-    """What the call returned, or its own error, whoever brought it here."""
+    """What the call returned. Raises the error that the call raised, without Ray's wrapping."""
     try:
         return future.result()
     except Exception as e:
@@ -59,14 +61,14 @@ def result(future: Future) -> Any:
 
 
 def _there(folder: str, call: Callable, *args: Any) -> Any:
-    """On a node of the cluster: recipes may name files by relative paths."""
+    """A call on a node of the cluster, in the folder of the command: recipes may name files by relative paths."""
     os.chdir(folder)
     torch.set_num_threads(1)
     return call(*args)
 
 
 def _worker(parent: int) -> None:
-    """One thread, and an end as soon as the parent is gone: a killed run must leave nobody who writes to its stages."""
+    """One thread, and an exit once the parent is gone: else workers of a killed run would go on writing stages."""
 
     def watch() -> None:
         while os.getppid() == parent:

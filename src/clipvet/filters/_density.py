@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.engine.embed import Neighbours, nearest
+from clipvet.engine.neighbours import Neighbours, nearest
 from clipvet.filters._features import Of, aligned, features
 from clipvet.rng import Rng
 from clipvet.types import Clip, Pairs

@@ -16,7 +16,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.engine.embed import Neighbours
+from clipvet.engine.neighbours import Neighbours
 from clipvet.filters._density import over_references
 from clipvet.filters._features import Of
 from clipvet.rng import Rng

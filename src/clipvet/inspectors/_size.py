@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipvet.engine.embed import device_of
-from clipvet.engine.fit import counting, kept
+from clipvet.engine.workspace import counting, kept
 from clipvet.ranks import spread
 from clipvet.rng import Rng
 from clipvet.scan.forms import Form, Params, started, trigger

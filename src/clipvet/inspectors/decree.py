@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipvet.engine.embed import device_of
-from clipvet.engine.fit import counting
+from clipvet.engine.workspace import counting
 from clipvet.errors import UserError
 from clipvet.models.adapter import frozen
 from clipvet.rng import Rng

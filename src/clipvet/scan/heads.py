@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clipvet.engine.embed import classifier, device_of, plain_logits
-from clipvet.engine.fit import attention
+from clipvet.engine.step import attention
 from clipvet.errors import Unsupported, UserError
 from clipvet.models.adapter import frozen
 from clipvet.models.checkpoints import load

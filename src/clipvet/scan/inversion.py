@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from clipvet.engine.embed import device_of
-from clipvet.engine.fit import counting, kept
+from clipvet.engine.workspace import counting, kept
 from clipvet.errors import UserError
 from clipvet.ranks import spread
 from clipvet.rng import Rng

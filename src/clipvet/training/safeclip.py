@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from clipvet.data.augment import Views, variants
 from clipvet.engine.embed import embed_texts, pair_cosines
-from clipvet.engine.fit import Memory, fit_by, kept_scores, note
+from clipvet.engine.fit import Memory, fit_by
 from clipvet.engine.losses import match_loss, neighbour_loss
 from clipvet.engine.optim import Schedule, constant, piece, warmup_cosine
+from clipvet.engine.workspace import kept_scores, note
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.training._mixture import safe_set

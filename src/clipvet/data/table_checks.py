@@ -1,0 +1,157 @@
+"""Checks of a table before its cells are used: columns, types, valid text, and size in memory.
+
+Tables come from anywhere. A file of a few kB may unfold to gigabytes, and what it calls text may be any bytes.
+"""
+
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clipvet import io
+from clipvet.errors import UserError
+
+MAX_GROUP = 2**32  # bytes of a parquet row group in memory
+MAX_COLUMNS = 1000  # with thousands, the table reader takes minutes
+
+
+def check_columns(columns: Sequence[str], keys: Sequence[str], path: Path) -> None:
+    """Raises UserError if one of `keys` is missing, or if there are more than MAX_COLUMNS columns."""
+    absent = [k for k in keys if k not in columns]
+    if absent:
+        has = ", ".join(columns)
+        raise UserError(
+            f"{path} has no column {' or '.join(absent)}, it has {has[:200]}; give image_key and caption_key"
+        )
+    if len(columns) > MAX_COLUMNS:
+        raise UserError(
+            f"{path} has {len(columns)} columns, more than {MAX_COLUMNS}; keep those of pictures and captions"
+        )
+
+
+def check_types(types: Mapping[str, Any], keys: Sequence[str], image_key: str, path: Path) -> None:
+    """Raises UserError if a column of `keys` is not text; that of `image_key` may also hold encoded pictures.
+
+    types: pyarrow types by the names of the columns.
+    """
+    for key in keys:
+        if not is_text(types[key]) and not (key == image_key and _is_encoded(types[key])):
+            raise UserError(f"{path}: column {key} is {types[key]}, not text; name another column")
+
+
+def check_text(table: Any, keys: Sequence[str], path: Path) -> None:
+    """Raises UserError if one of the columns `keys` of an HF data set is not UTF-8. Parquet text may be any bytes."""
+    import pyarrow as pa
+
+    for key in keys:
+        try:
+            table.data.column(key).validate(full=True)
+        except pa.ArrowInvalid as e:
+            raise UserError(f"{path}: column {key} is damaged ({io.line(e)}); write the data again") from e
+
+
+def check_saved(folder: Path) -> None:
+    """Raises UserError if a folder of `save_to_disk` is unsafe to map: files outside the folder, compressed buffers,
+    damaged cells."""
+    import pyarrow as pa
+
+    state = io.read_json(folder / "state.json")
+    listed = state.get("_data_files") if isinstance(state, dict) else None
+    names = [f.get("filename") if isinstance(f, dict) else None for f in listed] if isinstance(listed, list) else [None]
+    for name in names:
+        if not isinstance(name, str) or name != Path(name).name or not (folder / name).is_file():
+            raise UserError(f"{folder / 'state.json'} does not name files of {folder}; save the data set again")
+        try:
+            with pa.memory_map(str(folder / name)) as f:
+                for message in pa.ipc.MessageReader.open_stream(f):
+                    if message.type != "schema" and _packed(message.metadata.to_pybytes(), message.type):
+                        raise pa.ArrowInvalid("its numbers are compressed, which HF datasets does not do")
+            with pa.memory_map(str(folder / name)) as f, pa.ipc.open_stream(f) as batches:
+                for batch in batches:
+                    batch.validate(full=True)
+        except (OSError, ValueError, pa.ArrowException) as e:
+            raise UserError(f"{folder / name} cannot be read ({io.line(e)}); save the data set again") from e
+
+
+def _packed(message: bytes, kind: str) -> bool:
+    """Whether the buffers of an Arrow message are compressed. Raises ValueError for a damaged message.
+
+    A message is a flatbuffer. Each of its tables begins with the offset of a list of fields, which gives the position
+    of each field in two bytes. The message's third field is its header. Of a dictionary, the header's second field is
+    the batch. The batch's fourth field is the compression.
+    """
+
+    def field(table: int, k: int) -> int:
+        fields = table - struct.unpack_from("<i", message, table)[0]
+        at = 4 + 2 * k
+        inside = at < struct.unpack_from("<H", message, fields)[0]
+        own = struct.unpack_from("<H", message, fields + at)[0] if inside else 0
+        return table + own if own else 0
+
+    def table(at: int) -> int:
+        return at + struct.unpack_from("<I", message, at)[0]
+
+    try:
+        batch = table(field(table(0), 2))
+        return field(table(field(batch, 1)) if kind == "dictionary" else batch, 3) > 0
+    except struct.error as e:
+        raise ValueError("a damaged message") from e
+
+
+def check_groups(paths: Sequence[Path], keys: Sequence[str]) -> None:
+    """Raises UserError if the columns `keys` of a row group of these parquet files unfold to more than MAX_GROUP bytes.
+
+    The reader takes whole row groups into memory, and a file of a few kB may hold one long word for millions of rows.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in paths:
+        try:
+            leaves = pq.read_metadata(path).schema
+            leaves = [leaves.column(i) for i in range(len(leaves))]
+            folded = [c.path for c in leaves if c.physical_type == "BYTE_ARRAY" and c.path.split(".")[0] in keys]
+            with pq.ParquetFile(path, read_dictionary=folded) as held:
+                for k in range(held.num_row_groups):
+                    size, batches = held.metadata.row_group(k).total_byte_size, iter(())
+                    if size <= MAX_GROUP:
+                        batches = held.iter_batches(2**16, row_groups=[k], columns=list(keys))
+                        size = 0
+                    for batch in batches:
+                        size += sum(map(unfolded, batch.columns))
+                        if size > MAX_GROUP:
+                            break
+                    if size > MAX_GROUP:
+                        told = f"row group {k} unfolds to more than {MAX_GROUP // 2**30} GiB"
+                        raise UserError(f"{path}: {told}; write the table in smaller row groups")
+        except (OSError, pa.ArrowException) as e:
+            raise UserError(f"{path} cannot be read ({io.line(e)}); write the table again") from e
+
+
+def unfolded(column: Any) -> int:
+    """How many bytes a pyarrow array takes once its dictionary is written out row by row."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if isinstance(column, pa.StructArray):
+        return sum(map(unfolded, column.flatten()))
+    if not isinstance(column, pa.DictionaryArray):
+        return column.nbytes
+    return pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0  # pyright: ignore
+
+
+def is_text(kind: Any) -> bool:
+    """Whether a pyarrow type is text, as it is or in a dictionary."""
+    import pyarrow.types as t
+
+    inner = kind.value_type if t.is_dictionary(kind) else kind
+    return t.is_string(inner) or t.is_large_string(inner)
+
+
+def _is_encoded(kind: Any) -> bool:
+    """Whether a pyarrow type can hold pictures: bytes, or HF's {bytes, path}."""
+    import pyarrow.types as t
+
+    if t.is_struct(kind):
+        return any(f.name == "bytes" and _is_encoded(f.type) for f in kind)
+    return t.is_binary(kind) or t.is_large_binary(kind)
