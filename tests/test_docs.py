@@ -77,7 +77,7 @@ def test_the_gate_in_ci_is_understood() -> None:
         name, *args = shlex.split(command)
         typer.main.get_command(cli.app).commands[name].make_context(name, args)  # pyright: ignore
     (hook,) = hooks["repos"][0]["hooks"]
-    assert hook["entry"] == "python -m clipvet.models.gate" in steps[1]
+    assert hook["entry"] == "python -m clipvet.gate" in steps[1]
     for name in [*(f"model{suffix}" for suffix in gate.PICKLED), "model.safetensors", "tokenizer_config.json"]:
         assert re.search(hook["files"], name), name
     assert not re.search(hook["files"], "notes.md")
