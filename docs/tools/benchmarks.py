@@ -6,38 +6,29 @@ from typing import Any
 
 from clipvet import io
 
+ROOT = Path(__file__).parents[2]
 ABOUT = ("command", "settings", "hardware", "versions", "rows")
 
 
-def benchmark_table(path: Path) -> str:
-    """Every figure with its range over rounds, what it was measured with, and the command."""
-    told = io.read_json(path)
-    out = []
-    if rows := told.get("rows"):
-        names = [k for k, v in rows[0].items() if not isinstance(v, list)]
-        out += ["| " + " | ".join(names) + " |", "|---|" + "---|" * (len(names) - 1)]
-        out += ["| " + " | ".join(_shown(row[k]) for k in names) + " |" for row in rows]
-    else:
-        figures = list(_figures({k: v for k, v in told.items() if k not in ABOUT}))
-        out += ["| figure | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in figures)]
+def read(name: str) -> dict[str, Any]:
+    """What results/benchmark_<name>.json holds."""
+    return io.read_json(ROOT / f"results/benchmark_{name}.json")
+
+
+def benchmark_table(name: str) -> str:
+    """Every figure with its range over rounds, then what it was measured with."""
+    told = read(name)
+    table = _rows_table(told["rows"]) if told.get("rows") else _figures_table(told)
     settings = ", ".join(f"{k} {v}" for k, v in told["settings"].items() if v not in ("", "None"))
     command = f"`python benchmarks/{told['command']}`; " if "command" in told else ""
-    about = f"{command}{settings}; {told['hardware']}; torch {told['versions']['torch']}."
-    return "\n".join([*out, "", about])
+    return f"{table}\n\n{command}{settings}; {told['hardware']}; torch {told['versions']['torch']}."
 
 
-def _figures(told: dict[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in told.items():
-        if isinstance(value, dict) and "median" not in value:
-            yield from _figures(value, f"{before}{name}: ")
-        else:
-            yield before + name, _shown(value)
-
-
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A figure as people read it: median and range, three digits, commas."""
     match value:
         case {"median": m, "low": low, "high": high}:
-            return _shown(m) if low == high else f"{_shown(m)} ({_shown(low)}–{_shown(high)})"
+            return shown(m) if low == high else f"{shown(m)} ({shown(low)}–{shown(high)})"
         case bool():
             return "yes" if value else "no"
         case float():
@@ -45,5 +36,24 @@ def _shown(value: Any) -> str:
         case int():
             return f"{value:,}"
         case list():
-            return ", ".join(map(_shown, value))
+            return ", ".join(map(shown, value))
     return str(value).replace("|", "\\|")
+
+
+def _rows_table(rows: list[dict[str, Any]]) -> str:
+    names = [k for k, v in rows[0].items() if not isinstance(v, list)]
+    lines = [names, ["---"] * len(names), *([shown(row[k]) for k in names] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _figures_table(told: dict[str, Any]) -> str:
+    figures = _figures({k: v for k, v in told.items() if k not in ABOUT})
+    return "\n".join(["| figure | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in figures)])
+
+
+def _figures(told: dict[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in told.items():
+        if isinstance(value, dict) and "median" not in value:
+            yield from _figures(value, f"{before}{name}: ")
+        else:
+            yield before + name, shown(value)
