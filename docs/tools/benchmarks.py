@@ -6,7 +6,7 @@ from typing import Any
 
 from clipvet import io
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 ABOUT = ("command", "settings", "hardware", "versions", "rows")
 
 

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import matplotlib
 
@@ -20,7 +21,12 @@ from matplotlib.axes import Axes
 from tools.rows import Rows, read
 
 COLOUR = "#00796b"
-STYLE = {"svg.hashsalt": "clipvet", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 11}
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "clipvet",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 11,
+}
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,8 @@ def _frame(axes: Axes, chart: Chart, names: list[str]) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(-2, 102)
-    axes.set_xlabel(chart.axis)
+    what = "a bar is the 95 % interval" if chart.intervals else "a dot is one model, a line the mean"
+    axes.set_xlabel(f"{chart.axis} ({what})")
     axes.grid(axis="x", color="#dddddd", linewidth=0.8)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

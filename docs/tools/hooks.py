@@ -15,14 +15,17 @@ from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 DOCS, PACKAGE = ROOT / "docs", ROOT / "src/clipvet"
 SCRIPTS = ROOT / ".venv/docs"  # mermaid.min.js and iframe-worker.js, which `make docs-site` takes from npm packages
 OUTSIDE = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}  # file of the repository -> page
 SHOWN_AS = OUTSIDE | {"README.md": "index.md"}
 NOT_API = ("commands", "cli")  # the command line: `clipvet --help` says what is there
+BOOST = {"methods": 2, "results": 0.5, "decisions": 0.5, "changelog.md": 0.5}  # a name shall lead to its method first
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 FENCE = re.compile(r"(^ *```.*?^ *```)", re.MULTILINE | re.DOTALL)
+ROOM = """::: {}
+    options: {{members: false, show_root_heading: false, show_root_toc_entry: false, show_source: false}}"""
 log = logging.getLogger("mkdocs.hooks.clipvet")
 
 
@@ -45,6 +48,8 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    room = page.file.src_uri.split("/")[0]
+    page.meta.setdefault("search", {"boost": BOOST.get(room, 1)})
     parts = FENCE.split(markdown)
     parts[::2] = [LINK.sub(lambda found: _link(found, page.file.src_uri), part) for part in parts[::2]]
     return "".join(parts)
@@ -64,14 +69,13 @@ def api_pages() -> dict[str, str]:
     """One page for each room of the package, and one for the modules at its root."""
     pages = {}
     for room in [PACKAGE, *(p.parent for p in sorted(PACKAGE.glob("*/__init__.py")))]:
-        found = sorted(room.glob("*.py") if room == PACKAGE else room.rglob("*.py"))
-        names = [n for n in map(_module, found) if "._" not in n and n != _module(room / "__init__.py")]
-        names = [n for n in names if n.split(".")[1] not in NOT_API]
+        title = _module(room / "__init__.py")
+        found = map(_module, room.glob("*.py") if room == PACKAGE else room.rglob("*.py"))
+        names = [n for n in found if "._" not in n and n != title and n.split(".")[1] not in NOT_API]
         if names:
-            title = _module(room / "__init__.py")
-            about = f"::: {title}\n    options: {{members: false, show_root_heading: false, show_source: false}}"
+            names.sort(key=lambda n: (n != "clipvet.types", n))
             members = "\n\n".join(f"::: {n}" for n in names)
-            pages[f"api/{room.name}.md"] = f"# {title}\n\n{about}\n\n{members}\n"
+            pages[f"api/{room.name}.md"] = f"# {title}\n\n{ROOM.format(title)}\n\n{members}\n"
     return pages
 
 
@@ -86,7 +90,8 @@ def _filled(entry, known: list[str]):
         return {title: _filled(part, known) for title, part in entry.items()}
     if isinstance(entry, str):
         return entry
-    named = [part for part in entry if isinstance(part, str) and "*" not in part]
+    pages = [page for part in entry for page in (part.values() if isinstance(part, dict) else [part])]
+    named = [page for page in pages if isinstance(page, str) and "*" not in page]
     filled = []
     for part in entry:
         pattern = part if isinstance(part, str) and "*" in part else None
@@ -103,8 +108,7 @@ def _link(found: re.Match, page: str) -> str:
     outside = page in OUTSIDE.values()
     path = ((ROOT if outside else (DOCS / page).parent) / target).resolve()
     if not path.is_relative_to(ROOT) or not path.exists():
-        log.warning(f"{page}: the link {target} leads nowhere")
-        return found[0]
+        return found[0]  # of which MkDocs complains
     if path.is_relative_to(PACKAGE) and path.suffix == ".py" and _module(path).split(".")[1] not in NOT_API:
         return f"[{text}][{_module(path)}]" if "._" not in _module(path) else text
     inside = path.relative_to(ROOT).as_posix()

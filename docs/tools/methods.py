@@ -6,7 +6,7 @@ from textwrap import dedent
 
 from clipvet import find
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {
     "triggers": "clipvet attack --trigger {}",
     "attacks": "clipvet attack --attack {}",
@@ -18,9 +18,9 @@ COMMANDS = {
 }
 HEAD = """# Methods
 
-Every method is one file, and its card stands at the head of that file. These pages are made from the cards by
-`make docs`. A card says what the method does, where it was published, what it needs, and how this implementation differs
-from the publication. "Tested" says whether a test restates the published equation and compares.
+Every method is one file, and its card stands at the head of that file. A card says what the method does, where it was
+published, what it needs, and how this implementation differs from the publication. These pages are made from the cards
+by `make docs`. They also say whether a test restates the published equation and compares.
 """
 
 

@@ -1,6 +1,5 @@
 """Pages from the templates in docs/templates/, in which every figure is an expression over the committed rows."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +12,9 @@ from tools.meanings import MEANINGS
 from tools.rows import Rows, read
 from tools.tables import tables
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = ROOT / "docs/templates"
-NOTE = "<!-- Made by `make docs` from docs/templates/{}: change that file, not this one. -->\n\n"
+NOTE = "<!-- Made by `make docs` from docs/templates/{}: change that file, not this one. -->"
 BEGIN, END = "<!-- generated from {}: begin -->", "<!-- end -->"
 
 
@@ -24,13 +23,24 @@ def pages() -> dict[Path, str]:
     env = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined)
     env.trim_blocks = env.lstrip_blocks = env.keep_trailing_newline = True
     env.filters |= {"pct": pct, "points": points, "span": span, "points_span": points_span, "shown": benchmarks.shown}
-    env.globals |= {"rows": read, "chart": chart, "benchmark": benchmarks.read, "benchmark_table": benchmarks.benchmark_table}
+    env.globals |= {
+        "rows": read,
+        "chart": chart,
+        "benchmark": benchmarks.read,
+        "benchmark_table": benchmarks.benchmark_table,
+    }
     made = {}
     for path in sorted(TEMPLATES.rglob("*.md")):
         name, recipe = path.relative_to(TEMPLATES).as_posix(), path.stem
-        own = {"recipe": recipe, "t": read(recipe), "how": partial(recipes.how, recipe), "tables": partial(_tables, recipe)}
+        own = {
+            "recipe": recipe,
+            "t": read(recipe),
+            "how": partial(recipes.how, recipe),
+            "tables": partial(_tables, recipe),
+        }
         own["sentence"] = recipes.words(recipe)["sentence"]
-        made[ROOT / "docs" / name] = NOTE.format(name) + env.get_template(name).render(own)
+        title, text = env.get_template(name).render(own).split("\n", 1)
+        made[ROOT / "docs" / name] = f"{title}\n\n{NOTE.format(name)}\n{text}"
     return made
 
 
@@ -41,9 +51,9 @@ def filled(text: str) -> str:
     for part in parts:
         source, rest = part.split(": begin -->", 1)
         path, *metrics = source.split()  # "results/demo", or "results/demo asr" for some metrics alone
-        make: Callable[..., str] = layouts_table if path.endswith(".json") else tables
-        shown = make(ROOT / path, tuple(metrics)) if metrics else make(ROOT / path)
-        out.append(f"{BEGIN.format(source)}\n{shown}\n{END}{rest.split(END, 1)[1]}")
+        shown = tuple(metrics) or ("asr", "clean_accuracy")
+        made = layouts_table(ROOT / path) if path.endswith(".json") else tables(Path(path).name, shown)
+        out.append(f"{BEGIN.format(source)}\n{made}\n{END}{rest.split(END, 1)[1]}")
     return "".join(out)
 
 
@@ -82,6 +92,5 @@ def _tables(recipe: str, *metrics: str) -> str:
     made = []
     for metric in metrics:
         meaning = MEANINGS[metric]
-        made.append(f"### {metric}\n\n{meaning}\n\n{tables(ROOT / 'results' / recipe, (metric,))}")
+        made.append(f"### {metric}\n\n{meaning}\n\n{tables(recipe, (metric,))}")
     return "\n\n".join(made)
-

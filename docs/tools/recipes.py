@@ -8,7 +8,7 @@ from typing import Any
 from clipvet import io
 from tools.rows import MEASURED, read
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def words(recipe: str) -> dict[str, str]:
@@ -29,7 +29,7 @@ def how(recipe: str, command: str = "") -> str:
     """The section that says how the rows were made and how to make them again."""
     told, run = words(recipe), _run(recipe)
     rows = read(recipe)
-    commands = run.get("commands") or [command or told["command"]]
+    commands = sorted(run.get("commands", [])) or [command or told["command"]]
     facts = {
         "Hardware": run.get("hardware") or told["hardware"] or "2 CPU cores",
         "Seeds": ", ".join(map(str, sorted({r.seed for r in rows.where(stage=MEASURED)}))),
@@ -38,7 +38,7 @@ def how(recipe: str, command: str = "") -> str:
     }
     if told["sentence"]:
         facts = {"Recipe": f"[`recipes/{recipe}.py`](../../recipes/{recipe}.py)"} | facts
-    out = ["```sh", *commands, "```", "", "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in facts.items())]
+    out = ["```sh", *commands, "```", "", *(f"- **{k}**: {v}" for k, v in facts.items())]
     if told["expected"]:
         out += ["", f"What the recipe itself expects, with what was measured:\n\n> {told['expected']}"]
     return "\n".join([*out, *_settings(run)])
@@ -53,4 +53,11 @@ def _settings(run: dict[str, Any]) -> list[str]:
     if not run.get("settings"):
         return []
     lines = "\n".join(f"{name} = {said}" for name, said in run["settings"].items())
-    return ["", "<details markdown><summary>Settings of every method</summary>", "", f"```python\n{lines}\n```", "", "</details>"]
+    return [
+        "",
+        "<details markdown><summary>Settings of every method</summary>",
+        "",
+        f"```text\n{lines}\n```",
+        "",
+        "</details>",
+    ]

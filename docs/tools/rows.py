@@ -10,7 +10,7 @@ from pathlib import Path
 from clipvet import results
 from clipvet.results import Row
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 MEASURED = ("victim", "clean", "rebound", "train", "filter", "detect", "suite")  # stages whose rows are shown
 
 

@@ -2,19 +2,18 @@
 
 import statistics
 from dataclasses import replace
-from pathlib import Path
 
 from clipvet import results
 from clipvet.results import Row
-from tools.rows import MEASURED
+from tools.rows import MEASURED, read
 
 DIGITS = {"pairs_seen": 0, "parameters": 0, "seconds": 0, "cross_entropy": 2, "brier": 3, "uniform_p": 2}
 DIGITS |= {"clip_inspector_score": 1}  # all other figures are shares, shown in percent
 
 
-def tables(folder: Path, metrics: tuple[str, ...] = ("asr", "clean_accuracy")) -> str:
+def tables(recipe: str, metrics: tuple[str, ...]) -> str:
     """One table for each model and metric, each under a line that says what it shows."""
-    every = results.read(folder)
+    every = read(recipe)
     rows = _with_seconds([r for r in every if r.stage in MEASURED])
     inspected = sorted({r.seed for r in every if r.stage == "inspect"})
     made = []
