@@ -23,6 +23,7 @@ SHOWN_AS = OUTSIDE | {"README.md": "index.md"}
 NOT_API = ("commands", "cli")  # the command line: `clipvet --help` says what is there
 BOOST = {"methods": 2, "results": 0.5, "decisions": 0.5, "changelog.md": 0.5}  # a name shall lead to its method first
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s#]+)(#[^)\s]*)?\)")
+RANGE = re.compile(r"\([\d.,]+–[\d.,]+\)")
 FENCE = re.compile(r"(^ *```.*?^ *```)", re.MULTILINE | re.DOTALL)
 ROOM = """::: {}
     options: {{members: false, show_root_heading: false, show_root_toc_entry: false, show_source: false}}"""
@@ -53,6 +54,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     parts = FENCE.split(markdown)
     parts[::2] = [LINK.sub(lambda found: _link(found, page.file.src_uri), part) for part in parts[::2]]
     return "".join(parts)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """A range in a table is never broken in two."""
+    return RANGE.sub(r'<span class="range">\g<0></span>', html)
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:

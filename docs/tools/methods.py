@@ -16,6 +16,7 @@ COMMANDS = {
     "detectors": "clipvet detect --method {}",
     "cleaners": "clipvet clean --method {}",
 }
+ORDER = ("inspectors", "cleaners", "filters", "training", "detectors", "attacks", "triggers", "measures")
 HEAD = """# Methods
 
 Every method is one file, and its card stands at the head of that file. A card says what the method does, where it was
@@ -32,7 +33,7 @@ def pages() -> dict[Path, str]:
 
 def _overview() -> str:
     out = [HEAD]
-    for family in find.VERBS:
+    for family in sorted(find.VERBS, key=ORDER.index):
         out += [f"## {_title(family)}", "", _about(family), "", "| method | what it is | needs |", "|---|---|---|"]
         for name in find.names(family):
             card = find.card(family, name)
@@ -43,7 +44,8 @@ def _overview() -> str:
 
 
 def _family(family: str) -> str:
-    out = [f"# {_title(family)}", "", f"{_about(family)} The verb is `{find.VERBS[family]}`.", ""]
+    note = f"<!-- Made by `make docs` from the cards in src/clipvet/{family}/: change those, not this page. -->"
+    out = [f"# {_title(family)}", "", note, "", f"{_about(family)} The verb is `{find.VERBS[family]}`.", ""]
     for name in find.names(family):
         out += [_method(family, name), ""]
     return "\n".join(out)

@@ -31,7 +31,7 @@ def how(recipe: str, command: str = "") -> str:
     rows = read(recipe)
     commands = sorted(run.get("commands", [])) or [command or told["command"]]
     facts = {
-        "Hardware": run.get("hardware") or told["hardware"] or "2 CPU cores",
+        "Hardware": run.get("hardware") or told["hardware"].split(" Settings:")[0] or "2 CPU cores",
         "Seeds": ", ".join(map(str, sorted({r.seed for r in rows.where(stage=MEASURED)}))),
         "Versions": ", ".join(f"{k} {v}" for k, v in rows.rows[0].versions.items()),
         "Rows": f"[`results/{recipe}/results.jsonl`](../../results/{recipe}/results.jsonl), {len(rows):,} of them",
