@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 PYTHON ?= python3
 
-.PHONY: setup demo test test-all check bench smoke docs clean browser
+.PHONY: setup demo test test-all check bench smoke docs docs-site clean browser
 
 setup: .venv/.done
 
@@ -30,8 +30,21 @@ smoke: setup
 bench: setup
 	$(PY) benchmarks/step.py
 
+# writes the generated pages: methods, results, benchmarks
 docs: setup
 	$(PY) docs/generate.py
+
+# builds the site into site/, offline; open site/index.html
+docs-site: setup .venv/docs/.done
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
+
+# two scripts of the site: one draws diagrams, one searches without a server; a site without them leaves both out
+.venv/docs/.done: | setup
+	mkdir -p .venv/docs
+	cd .venv/docs && npm pack --silent mermaid@11.17.2 iframe-worker@1.0.4 \
+	  && tar xzOf mermaid-11.17.2.tgz package/dist/mermaid.min.js >mermaid.min.js \
+	  && tar xzOf iframe-worker-1.0.4.tgz package/shim/index.js >iframe-worker.js \
+	  && rm *.tgz && touch .done || echo "no npm, or no network: the site will have no diagrams"
 
 # the report is tested in a real browser
 browser:
@@ -40,4 +53,4 @@ browser:
 	  || echo "no Chromium: install it, or run pytest -m 'not browser'"
 
 clean:
-	rm -rf .venv runs build dist *.egg-info
+	rm -rf .venv runs build dist site *.egg-info

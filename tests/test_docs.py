@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -25,11 +26,48 @@ def test_generated_parts_are_up_to_date() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_readme_is_short_and_its_files_exist() -> None:
+def test_readme_is_short_and_links_lead_somewhere() -> None:
+    """In README and CONTRIBUTING, to the anchor; the site's build checks the pages of docs/."""
     assert len(README.splitlines()) <= 150
-    for page in ("README.md", "docs/results.md", "docs/checkpoints.md", "docs/benchmarks.md"):
-        for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
-            assert ((ROOT / page).parent / link).exists(), f"{page}: {link}"
+    for page in ("README.md", "CONTRIBUTING.md"):
+        for link, anchor in re.findall(r"\]\(([^)#:]+)#?([^)]*)\)", (ROOT / page).read_text()):
+            assert (ROOT / link).exists(), f"{page}: {link}"
+            if anchor:
+                headings = re.findall(r"^#+ (.*)", (ROOT / link).read_text(), re.M)
+                assert anchor in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}, (
+                    f"{link}#{anchor}"
+                )
+
+
+def test_the_site_builds_with_all_links_and_opens_offline(tmp_path: Path) -> None:
+    for needed in ("mkdocs", "material", "mkdocstrings"):
+        pytest.importorskip(needed, reason=f"{needed} is missing: pip install 'clipvet[docs]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    env = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) > 50
+    for page in pages:  # nothing is fetched from elsewhere
+        fetched = re.findall(r"<(?:script|img|link|iframe)[^>]*(?:src|href)=[\"']?https?:[^>]*>", page.read_text())
+        assert not fetched, f"{page.relative_to(tmp_path)}: {fetched}"
+
+
+def test_figures_in_sentences_compare_the_same_victims(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    from tools.rows import Rows
+
+    from clipvet.results import Row
+
+    def row(method: str, attack: str, value: float) -> Row:
+        return Row("r", "clean", attack, method, "", "asr", value, 1, value, value, 0.0, 0, "m", "shapes")
+
+    rows = Rows((row("none", "patch", 0.9), row("par", "patch", 0.1), row("par", "sig", 0.3), row("none", "sig", 0.8)))
+    rows = Rows((*rows, row("abl", "patch", 0.5)))
+    assert [round(v, 2) for v in rows.of("par").minus(rows.of("none")).values] == [-0.8, -0.5]
+    assert rows.of(("par", "abl")).minus(rows.of(("par", "abl"))).values == [0, 0, 0]
+    assert rows.of("par").also(rows.of("abl")).values == [0.1]
+    assert len(rows.of("par").below(0.3)) == 1
 
 
 def test_the_tour_runs(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -60,7 +98,7 @@ def test_every_command_of_the_readme_is_understood(monkeypatch, capsys) -> None:
         sub.make_context(name, args)
 
 
-def gate_yaml() -> list[dict]:
+def gate_yaml() -> list[Any]:
     return [
         yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/gate.md").read_text(), re.S)
     ]
