@@ -13,32 +13,24 @@ differs: on CLIP's zero-shot logits, 5 epochs over CLIP-Inspector's pictures; `p
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from clipvet.inspectors._size import smallest
+from clipvet.inspectors._size import Smallest, smallest
 from clipvet.rng import Rng
 from clipvet.scan.forms import signed
 from clipvet.types import Clip, Finding, Pairs
 
 
 @dataclass(frozen=True)
-class PixelBackdoor:
-    lr: float = 0.1
-    betas: tuple[float, float] = (0.5, 0.9)
-    epochs: float = 5
-    batch: int = 32  # pictures a step
+class PixelBackdoor(Smallest):
     weight: float = 1e-3  # lambda at the start
     patience: int = 10  # steps in a row that succeed, or fail, before lambda moves
-    up: float = 1.5  # and it rises by this factor, and falls by this one's power 3/2
+    up: float = 1.5  # lambda rises by this factor, and falls by its power 3/2
     hit: float = 0.9  # ASR on a batch that counts as success
-    limit: int = 50  # classes that compete at a time
-    at_once: int = 256  # pictures in one pass
-    precision: Literal["no", "bf16"] = "no"
 
     needs: ClassVar[str] = "unlabelled pictures; white-box weights"
 
     def inspect(
         self, clip: Clip, pictures: Pairs, classes: Sequence[str], templates: Sequence[str], rng: Rng
     ) -> Finding:
-        weight = self.weight, self.weight, self.up, self.up**1.5, self.patience
-        return smallest(self, signed(), weight, clip, pictures, classes, templates, rng)
+        return smallest(self, signed(), self.weight, clip, pictures, classes, templates, rng)

@@ -21,6 +21,7 @@ from clipvet.types import Clip, Pairs
 
 Logits = Callable[[Tensor], Tensor]  # pictures (b, 3, h, w) -> (b, c), with gradient
 Head = Callable[[Sequence[str]], Logits]  # class names -> logits over them
+Team = tuple[list[int], list[int]]  # targets, and the candidates that they compete with; classes by position
 Loss = Literal["margin", "cross_entropy", "logit"]
 BROKEN = "the model's logits are not finite (NaN), so it cannot be inspected; give whole weights"
 
@@ -173,13 +174,21 @@ def shares(z: Float[Tensor, "n c"]) -> Float[np.ndarray, " c"]:
     return (torch.bincount(z.argmax(1), minlength=z.shape[1]) / len(z)).double().numpy()
 
 
+def base_rates(
+    logits: Logits, team: Team, pool: Float[Tensor, "n 3 h w"], device: torch.device, at_once: int
+) -> Float[np.ndarray, " t"]:
+    """The share of the untouched pictures that each target gets. Raises UserError where logits are not finite."""
+    found = shares(untouched(logits, pool, device, at_once))
+    return found[[team[1].index(t) for t in team[0]]]
+
+
 def class_losses(kind: Loss, z: Float[Tensor, "n c"]) -> Float[np.ndarray, " c"]:
     """Mean loss of every class in turn as the target."""
     each = [class_loss(kind, z[None], torch.tensor([t])).mean() for t in range(z.shape[1])]
     return torch.stack(each).double().numpy()
 
 
-def groups(names: Sequence[str], limit: int, rng: Rng) -> list[tuple[list[int], list[int]]]:
+def groups(names: Sequence[str], limit: int, rng: Rng) -> list[Team]:
     """(targets, candidates) by position, where at most `limit` classes compete at a time: each is once a target.
 
     All groups have the same number of candidates, as a margin over more classes is larger, and share a fifth of them;
