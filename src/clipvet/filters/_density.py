@@ -6,6 +6,7 @@ training batch of the paper, and a score is the mean over several such subsets.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,28 +22,32 @@ NEAR = 1e-4  # distances below are rounding: the pictures are the same
 MOST = 1000.0  # the local dimension where all distances are equal
 
 
-def over_references(
-    f: Callable[[Neighbours], Float[Tensor, " m"]],
-    clip: Clip,
-    pairs: Pairs,
-    rng: Rng,
-    k: int,
-    reference: int | None,
-    draws: int,
-    of: Of,
-) -> Float[Tensor, " n"]:
-    """f of every readable pair's neighbours in a reference, itself never among them, averaged over the references.
+@dataclass(frozen=True)
+class Density:
+    """The fields of a density filter, in their order. A filter repeats those that its paper sets."""
 
-    reference: its size; None, or more than there are: all pairs. Which pairs are drawn depends on their ids, not on
-    their order. The neighbours' own distances come from the same reference, with themselves left out too.
+    k: int = 16  # neighbours
+    reference: int | None = 1024  # pairs among which neighbours are looked for; None: all of them
+    draws: int = 8  # references whose scores are averaged
+    features: Of = "image"  # or text, pair
+
+
+def over_references(
+    how: Density, f: Callable[[Neighbours], Float[Tensor, " m"]], clip: Clip, pairs: Pairs, rng: Rng
+) -> Float[Tensor, " n"]:
+    """f of every readable pair's neighbours in a reference, averaged over the references; NaN for unreadable pairs.
+
+    A pair is never its own neighbour. The neighbours' own distances come from the same reference, in which each of them
+    is left out too. A reference as large as the set, or larger, is the whole set. Which pairs are drawn depends on
+    their ids, not on their order.
     """
-    x, kept = features(clip, pairs, of)
+    x, kept = features(clip, pairs, how.features)
     ids = pairs.ids[kept]
-    small = reference is not None and reference < len(x)
+    small = how.reference is not None and how.reference < len(x)
     scores = []
-    for draw in range(draws if small else 1):
-        among = rng.fork("reference", draw).keys(ids.tolist()).numpy().argsort()[:reference] if small else None
-        near = nearest(x, k, np.sort(among) if among is not None else None)
+    for draw in range(how.draws if small else 1):
+        among = rng.fork("reference", draw).keys(ids.tolist()).numpy().argsort()[: how.reference] if small else None
+        near = nearest(x, how.k, np.sort(among) if among is not None else None)
         scores.append(f(near._replace(distance=near.distance.clamp_min(NEAR))))
     return aligned(torch.stack(scores).mean(0), kept, len(pairs))
 

@@ -20,18 +20,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipvet.engine.embed import Neighbours
-from clipvet.filters._density import local_dimension, over_references
-from clipvet.filters._features import Of
+from clipvet.filters._density import Density, local_dimension, over_references
 from clipvet.rng import Rng
 from clipvet.types import Clip, Pairs
 
 
 @dataclass(frozen=True)
-class Dao:
+class Dao(Density):
     k: int = 16  # neighbours
     reference: int | None = 1024  # pairs among which neighbours are looked for; None: all of them
-    draws: int = 8  # references whose scores are averaged
-    features: Of = "image"  # or text, pair
 
     needs: ClassVar[str] = "untrusted pairs"
     phrase: ClassVar[str] = "{k}-NN sparsity {score:.2f} above its neighbours'"
@@ -41,4 +38,4 @@ class Dao:
             r, lid = near.distance[:, -1], local_dimension(near.distance)
             return (lid[near.index] * (r[:, None] / r[near.index]).log()).mean(1)
 
-        return over_references(dao, clip, pairs, rng, self.k, self.reference, self.draws, self.features)
+        return over_references(self, dao, clip, pairs, rng)

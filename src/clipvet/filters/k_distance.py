@@ -15,25 +15,18 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.engine.embed import Neighbours
-from clipvet.filters._density import over_references
-from clipvet.filters._features import Of
+from clipvet.filters._density import Density, over_references
 from clipvet.rng import Rng
 from clipvet.types import Clip, Pairs
 
 
 @dataclass(frozen=True)
-class KDistance:
+class KDistance(Density):
     k: int = 16  # neighbours
     reference: int | None = 1024  # pairs among which neighbours are looked for; None: all of them
-    draws: int = 8  # references whose scores are averaged
-    features: Of = "image"  # or text, pair
 
     needs: ClassVar[str] = "untrusted pairs"
     phrase: ClassVar[str] = "{k}-NN distance {score:.2f}"
 
     def score(self, clip: Clip, pairs: Pairs, rng: Rng) -> Float[Tensor, " n"]:
-        def k_distance(near: Neighbours) -> Tensor:
-            return near.distance[:, -1]
-
-        return over_references(k_distance, clip, pairs, rng, self.k, self.reference, self.draws, self.features)
+        return over_references(self, lambda near: near.distance[:, -1], clip, pairs, rng)

@@ -16,25 +16,18 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.engine.embed import Neighbours
-from clipvet.filters._density import local_dimension, over_references
-from clipvet.filters._features import Of
+from clipvet.filters._density import Density, local_dimension, over_references
 from clipvet.rng import Rng
 from clipvet.types import Clip, Pairs
 
 
 @dataclass(frozen=True)
-class Lid:
+class Lid(Density):
     k: int = 64  # neighbours
     reference: int | None = 512  # pairs among which neighbours are looked for; None: all of them
-    draws: int = 8  # references whose scores are averaged
-    features: Of = "image"  # or text, pair
 
     needs: ClassVar[str] = "untrusted pairs"
     phrase: ClassVar[str] = "local intrinsic dimension {score:.1f}"
 
     def score(self, clip: Clip, pairs: Pairs, rng: Rng) -> Float[Tensor, " n"]:
-        def lid(near: Neighbours) -> Tensor:
-            return local_dimension(near.distance)
-
-        return over_references(lid, clip, pairs, rng, self.k, self.reference, self.draws, self.features)
+        return over_references(self, lambda near: local_dimension(near.distance), clip, pairs, rng)

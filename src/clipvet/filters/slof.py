@@ -17,18 +17,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipvet.engine.embed import Neighbours
-from clipvet.filters._density import over_references
-from clipvet.filters._features import Of
+from clipvet.filters._density import Density, over_references
 from clipvet.rng import Rng
 from clipvet.types import Clip, Pairs
 
 
 @dataclass(frozen=True)
-class Slof:
+class Slof(Density):
     k: int = 16  # neighbours
     reference: int | None = 1024  # pairs among which neighbours are looked for; None: all of them
-    draws: int = 8  # references whose scores are averaged
-    features: Of = "image"  # or text, pair
 
     needs: ClassVar[str] = "untrusted pairs"
     phrase: ClassVar[str] = "{k}-NN distance {score:.2f}x its neighbours'"
@@ -38,4 +35,4 @@ class Slof:
             r = near.distance[:, -1]
             return (r[:, None] / r[near.index]).mean(1)
 
-        return over_references(slof, clip, pairs, rng, self.k, self.reference, self.draws, self.features)
+        return over_references(self, slof, clip, pairs, rng)
