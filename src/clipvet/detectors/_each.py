@@ -1,14 +1,24 @@
 """What detectors share: pictures one by one through a model, scores put back in the pictures' order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.engine.embed import device_of
+from clipvet.engine.embed import classifier, device_of
 from clipvet.errors import UserError
+from clipvet.scan.heads import check_classes
 from clipvet.types import Batch, Clip, Pairs
+
+
+def asked(clip: Clip, classes: Sequence[str], templates: Sequence[str]) -> Callable[[Tensor], Tensor]:
+    """The classifier that a detector asks: embeddings (b, d) -> logits (b, c).
+
+    Raises UserError for fewer than two classes, for one that is listed twice, and for an empty one.
+    """
+    check_classes(classes)
+    return classifier(clip, classes, templates)
 
 
 @torch.no_grad()

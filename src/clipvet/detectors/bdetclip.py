@@ -17,10 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.detectors._each import each
+from clipvet.detectors._each import asked, each
 from clipvet.engine.embed import classifier
 from clipvet.rng import Rng
-from clipvet.scan.heads import check_classes
 from clipvet.types import Batch, Clip, Pairs
 
 WORDS = ["music", "paper", "river", "window", "sugar", "garden", "engine", "market", "letter", "bridge", "kitchen"]
@@ -38,8 +37,7 @@ class BDetClip:
     def detect(
         self, clip: Clip, pictures: Pairs, classes: Sequence[str], templates: Sequence[str], rng: Rng
     ) -> Float[Tensor, " n"]:
-        check_classes(classes)
-        scale, benign = clip.logit_scale.detach().float(), classifier(clip, classes, templates)
+        benign, scale = asked(clip, classes, templates), clip.logit_scale.detach().float()
         malignant = []
         for k in range(self.draws):
             said = [rng.fork("words", k, c).numpy().choice(WORDS, self.words, replace=False) for c in classes]

@@ -15,10 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.detectors._each import each
-from clipvet.engine.embed import classifier
+from clipvet.detectors._each import asked, each
 from clipvet.rng import Rng
-from clipvet.scan.heads import check_classes
 from clipvet.types import Batch, Clip, Pairs
 
 
@@ -32,8 +30,7 @@ class ScaleUp:
     def detect(
         self, clip: Clip, pictures: Pairs, classes: Sequence[str], templates: Sequence[str], rng: Rng
     ) -> Float[Tensor, " n"]:
-        check_classes(classes)
-        tell = classifier(clip, classes, templates)
+        tell = asked(clip, classes, templates)
 
         def kept(rows: Batch) -> Float[Tensor, " b"]:
             views = torch.cat([(n * rows.images).clamp(0, 1) for n in (1, *self.scales)])

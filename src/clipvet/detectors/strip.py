@@ -16,10 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipvet.data.worlds.pool import pool
-from clipvet.detectors._each import each
-from clipvet.engine.embed import classifier, device_of
+from clipvet.detectors._each import asked, each
+from clipvet.engine.embed import device_of
 from clipvet.rng import Rng
-from clipvet.scan.heads import check_classes
 from clipvet.types import Batch, Clip, Pairs
 
 
@@ -34,9 +33,8 @@ class Strip:
     def detect(
         self, clip: Clip, pictures: Pairs, classes: Sequence[str], templates: Sequence[str], rng: Rng
     ) -> Float[Tensor, " n"]:
-        check_classes(classes)
+        tell = asked(clip, classes, templates)
         over = self.weight * pool(self.overlays, clip.geometry.size, rng.fork("overlays").key).to(device_of(clip))
-        tell = classifier(clip, classes, templates)
 
         def certainty(rows: Batch) -> Float[Tensor, " b"]:
             laid = (rows.images[:, None] + over).clamp(0, 1)
