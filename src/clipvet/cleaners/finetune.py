@@ -41,12 +41,5 @@ class Finetune:
             z, w = clip.encode_image(batch.images), clip.encode_text(batch.tokens)  # pyright: ignore
             return {"loss": own_loss(clip, z, w, frozen=True)}
 
-        return fit_by(
-            self,
-            clip,
-            pairs,
-            loss,
-            rng,
-            schedule=linear_cosine(self.lr_start, self.lr, self.lr_end, self.part),
-            batchnorm="eval",
-        )
+        schedule = linear_cosine(self.lr_start, self.lr, self.lr_end, self.part)
+        return fit_by(self, clip, pairs, loss, rng, schedule=schedule, batchnorm="eval")

@@ -11,17 +11,17 @@ differs: the map is the tower's own projection, so that the logits are linear in
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from clipvet.cleaners._shots import cross_entropy
 from clipvet.data.augment import Views
-from clipvet.engine.fewshot import labels, view
+from clipvet.engine.fewshot import labels
 from clipvet.engine.fit import fit_by
 from clipvet.engine.optim import constant
 from clipvet.errors import UserError
 from clipvet.models.adapter import frozen
 from clipvet.rng import Rng
-from clipvet.types import Batch, Clip, Pairs
+from clipvet.types import Clip, Pairs
 
 
 def projection(clip: Any) -> list[Tensor]:
@@ -49,13 +49,9 @@ class LinearProbe:
     needs: ClassVar[str] = "labelled pictures"
 
     def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
-        named, start = labels(clip, pairs, self.others), frozen(clip)
+        """The model with another projection. Raises UserError where it has none, and for pictures without labels."""
+        loss, start = cross_entropy(labels(clip, pairs, self.others), self.augment), frozen(clip)
         for p in projection(start):
             p.requires_grad_(True)
-
-        def loss(clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
-            z = clip.encode_image(view(batch, self.augment, rng))
-            return {"loss": F.cross_entropy(clip.logit_scale * z @ named.text.T, named.of(batch.captions))}
-
         fitted: Any = fit_by(self, start, pairs, loss, rng, schedule=constant(self.lr), batchnorm="eval")
         return fitted.requires_grad_(True)

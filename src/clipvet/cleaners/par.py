@@ -93,12 +93,5 @@ class Par:
             bias = getattr(clip, "logit_bias", None)
             return par_loss(z, w, z_p, w_p, clip.logit_scale, self.tau, self.push, bias)._asdict()
 
-        return fit_by(
-            self,
-            clip,
-            pairs,
-            loss,
-            rng,
-            schedule=linear_cosine(self.lr_start, self.lr, self.lr_end, self.part),
-            batchnorm="eval",
-        )
+        schedule = linear_cosine(self.lr_start, self.lr, self.lr_end, self.part)
+        return fit_by(self, clip, pairs, loss, rng, schedule=schedule, batchnorm="eval")
