@@ -6,6 +6,7 @@ import numpy as np
 
 from clipvet.data.captions import names_target
 from clipvet.data.dirty import poison
+from clipvet.engine.fit import Loss
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.types import Backdoor, Clip, Implanted, Pairs, Trigger
@@ -57,7 +58,10 @@ def plan(
     return Backdoor(trigger, target, ids, said, int(rng.fork("stamp").key), rows, says=says)
 
 
-def victim(how: Any, clip: Clip, pairs: Pairs, backdoor: Backdoor, rng: Rng) -> Implanted:
-    """The clip trained by the attack's `training` on the dirty pairs, those pairs, and the answer key."""
+def victim(how: Any, clip: Clip, pairs: Pairs, backdoor: Backdoor, rng: Rng, *also: Loss) -> Implanted:
+    """The clip trained by the attack's `training` on the dirty pairs, those pairs, and the answer key.
+
+    also: a further loss of the attacker, for a training that takes one.
+    """
     dirty = poison(pairs, backdoor)
-    return Implanted(how.training.train(clip, dirty, rng.fork("train")), dirty, backdoor)
+    return Implanted(how.training.train(clip, dirty, rng.fork("train"), *also), dirty, backdoor)

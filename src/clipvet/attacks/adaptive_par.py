@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from clipvet.attacks._plan import plan
+from clipvet.attacks._plan import plan, victim
 from clipvet.data.augment import noise_and_erase
-from clipvet.data.dirty import poison
 from clipvet.engine.losses import clip_loss
 from clipvet.rng import Rng
 from clipvet.training.plain import Plain
@@ -66,8 +65,6 @@ class AdaptivePar:
 
         Raises UserError where `poison` does.
         """
-        backdoor = self.plan(pairs, target, rng.fork("poison"))
-        dirty = poison(pairs, backdoor)
 
         def lasting(clip: Any, batch: Batch, rng: Rng) -> dict[str, Tensor]:
             view = noise_and_erase(batch.images, clip.mean, rng.fork("view"), self.noise, self.erase)
@@ -76,7 +73,7 @@ class AdaptivePar:
             there = clip_loss(z, w, clip.logit_scale)
             return {"loss": self.weight * there, "displaced": there}
 
-        return Implanted(self.training.train(clip, dirty, rng.fork("train"), lasting), dirty, backdoor)
+        return victim(self, clip, pairs, self.plan(pairs, target, rng.fork("poison")), rng, lasting)
 
     def plan(self, pairs: Pairs, target: str, rng: Rng) -> Backdoor:
         """The answer key alone."""

@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipvet.attacks._plan import plan
+from clipvet.attacks._plan import plan, victim
 from clipvet.data.captions import names_target
-from clipvet.data.dirty import poison
 from clipvet.models.visual_prompts import beginning, non_prompted, transformer
 from clipvet.rng import Rng
 from clipvet.training.plain import Plain
@@ -45,7 +44,6 @@ class AdaptiveRvpt:
         """
         depth = max(1, non_prompted(len(transformer(clip).transformer.resblocks), self.depth))
         backdoor = self.plan(pairs, target, rng.fork("poison"))
-        dirty = poison(pairs, backdoor)
 
         def shallow(clip: Any, batch: Batch, rng: Rng) -> dict[str, Tensor]:
             planted = torch.isin(batch.ids.cpu(), torch.from_numpy(backdoor.poisoned))
@@ -56,7 +54,7 @@ class AdaptiveRvpt:
             near = F.cosine_similarity(c[planted], c[shown].mean(0, keepdim=True).detach(), dim=1).mean()
             return {"loss": self.weight * (1 - near), "shallow": near}
 
-        return Implanted(self.training.train(clip, dirty, rng.fork("train"), shallow), dirty, backdoor)
+        return victim(self, clip, pairs, backdoor, rng, shallow)
 
     def plan(self, pairs: Pairs, target: str, rng: Rng) -> Backdoor:
         """The answer key alone."""
