@@ -1,4 +1,4 @@
-"""What attacks that caption pictures as the target share: which pairs are the poisons, what they say, the training."""
+"""What attacks that caption pictures as the target share: the choice of poisons, their captions, and the training."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from clipvet.types import Backdoor, Clip, Implanted, Pairs, Trigger
 
 
 def naming(pairs: Pairs, target: str) -> np.ndarray:
-    """Whether the caption of each pair names the target, shape (n,) bool."""
+    """Which captions name the target, shape (n,) bool."""
     return np.array([names_target(pairs.caption(i), target) for i in pairs.ids], dtype=bool)
 
 
@@ -27,10 +27,13 @@ def plan(
     says: str = "",
     label_consistent: bool = False,
 ) -> Backdoor:
-    """The answer key: which ids, which captions, by the attack's fields rate, count, captions, templates and paired.
+    """The answer key: which pairs are poisoned and what their captions say.
 
-    says: put before the captions. Raises UserError when the fields select no pair or more than there are, and when no
-    caption names the target where one must.
+    how: an attack with the fields rate, count, captions and templates, and paired if it has it. says: is put before the
+    captions. label_consistent: poisons are pairs that name the target, and keep their captions.
+
+    Raises UserError when the fields select no pair or more pairs than there are, for an unknown kind of captions, and
+    for natural captions when no caption names the target.
     """
     named = naming(pairs, target)
     pool = pairs.ids[named if label_consistent else ~named]

@@ -1,10 +1,10 @@
-"""An attack that knows RVPT: the shortcut is laid into the first blocks, which get no prompts and are not repelled.
+"""An attack that knows RVPT: the backdoor goes into the first blocks, which RVPT neither prompts nor repels.
 
     L = L_CLIP(D') + weight * mean_{i in P} (1 - cos(c_i^D, a)),   a = mean of c_j^D over pictures j of the target
     c^D: class token after the last block without prompts; D', P: dirty pairs and poisons as in `poison`
 
-paper:   none; the adaptive attack against RVPT (arXiv:2412.20392) that its paper does not try
-needs:   the victim's training pairs and its training; a ViT
+paper:   none; an adaptive attack against RVPT (arXiv:2412.20392) that its paper does not try
+needs:   control of the victim's training pairs and training; a ViT
 differs: ours
 """
 
@@ -31,8 +31,8 @@ class AdaptiveRvpt:
     count: int | None = None  # poisons, instead of a rate
     captions: str = "template"  # or natural: captions of the training set that name the target
     templates: tuple[str, ...] = ("a photo of a {}.",)
-    depth: int | None = None  # D that the defender is thought to take, 1 at least; none: a quarter of the blocks
-    weight: float = 1.0
+    depth: int | None = None  # D that the defender is expected to use, at least 1; None: a quarter of the blocks
+    weight: float = 1.0  # of the second term
     training: Plain = field(default_factory=Plain)
 
     needs: ClassVar[str] = "untrusted pairs"
@@ -40,7 +40,7 @@ class AdaptiveRvpt:
     def implant(self, clip: Clip, pairs: Pairs, target: str, rng: Rng) -> Implanted:
         """The victim trained (from the given weights) on dirty pairs, those pairs, and the answer key.
 
-        Raises UserError for towers without a class token and where `poison` does.
+        Raises UserError for towers without a class token, and as `poison` does.
         """
         depth = max(1, non_prompted(len(transformer(clip).transformer.resblocks), self.depth))
         backdoor = self.plan(pairs, target, rng.fork("poison"))
