@@ -1,8 +1,8 @@
-"""The density filters' common ground: distances to the nearest of a reference, and the local dimension from them.
+"""What the density filters share: distances to the nearest pairs of a reference, and the local dimension from them.
 
-Poisons share a trigger, so they lie together. Where a reference holds more of them than k, each finds k of its own kind
-at hand and looks dense; where it holds fewer, it stands alone. Hence the reference is a random subset, as large as one
-training batch of the paper, and a score is the mean over several such subsets.
+Poisons share a trigger, so they lie close together. If a reference holds more than k of them, each finds k neighbours
+of its own kind and looks dense; if it holds fewer, each looks isolated. So a reference is a random subset, about as
+large as one training batch of the paper, and a score is the mean over several such subsets.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ from clipvet.filters._features import Of, aligned, features
 from clipvet.rng import Rng
 from clipvet.types import Clip, Pairs
 
-NEAR = 1e-4  # distances below are rounding: the pictures are the same
-MOST = 1000.0  # the local dimension where all distances are equal
+NEAR = 1e-4  # smaller distances are rounding: the pictures are the same
+MOST = 1000.0  # largest local dimension, for points whose distances are all equal
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,10 @@ def over_references(
 
 
 def local_dimension(r: Float[Tensor, "m k"]) -> Float[Tensor, " m"]:
-    """LID(x) = -k / sum_j log(r_j(x) / r_k(x)), ratios floored at 1e-4; 0 for a picture with k copies of itself."""
+    """LID(x) = -k / sum_j log(r_j(x) / r_k(x)), at most 1000, with ratios floored at 1e-4.
+
+    r: distances to the k nearest, nearest first. A picture with k copies of itself gets 0.
+    """
     total = (r / r[:, -1:]).clamp_min(1e-4).log().sum(1)
     lid = (-r.shape[1] / total.clamp_max(-1e-12)).clamp_max(MOST)
     return torch.where(r[:, -1] > NEAR, lid, 0.0)

@@ -1,11 +1,11 @@
-"""k-distance: a picture is suspect when even its k-th neighbour is far.
+"""k-distance: a picture is suspect when even its k-th nearest neighbour is far away.
 
     r_k(x) = ||x - y_k||      y_k: the k-th nearest of the reference
 
-paper:   Ramaswamy et al., SIGMOD 2000; on backdoored CLIP: Huang et al., ICLR 2025, arXiv:2502.01385; neither text was
-         read: the formula is that of the latter's public code's behaviour
+paper:   Ramaswamy et al., SIGMOD 2000; on backdoored CLIP: Huang et al., ICLR 2025, arXiv:2502.01385; neither text
+         read: the formula follows the behaviour of the latter's public code
 needs:   untrusted pairs; a model that was trained on them
-differs: the reference is a random subset of the whole set, drawn `draws` times (the code: the batch at hand); k is
+differs: the reference is a random subset of the whole set, drawn `draws` times (the code: the current batch); k is
          DAO's
 """
 

@@ -3,11 +3,11 @@
     LID(x) = -k / sum_{j<=k} log(r_j(x) / r_k(x))      r_j: distance to the j-th nearest of the reference
 
 paper:   maximum-likelihood estimate: Amsaleg et al., KDD 2015; on backdoored CLIP: Huang et al., ICLR 2025,
-         arXiv:2502.01385; neither text was read: formula and k are those of the latter's public code's behaviour
+         arXiv:2502.01385; neither text read: formula and k follow the behaviour of the latter's public code
 needs:   untrusted pairs; a model that was trained on them
-differs: the reference is a random subset of the whole set, drawn `draws` times (the code: the batch at hand); a point
-         is never its own neighbour; ratios are floored at 1e-4 (the code adds 1e-4); at most 1000; 0 where k copies lie
-         around
+differs: the reference is a random subset of the whole set, drawn `draws` times (the code: the current batch); a point
+         is never its own neighbour; ratios are floored at 1e-4 (the code adds 1e-4); LID is at most 1000, and 0 for a
+         point with k copies of itself
 """
 
 from dataclasses import dataclass
