@@ -1,4 +1,4 @@
-"""What inspectors that search the smallest trigger of every class share: their fields, the search, the finding."""
+"""What inspectors that look for the smallest trigger of every class share: their fields, the search, the finding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

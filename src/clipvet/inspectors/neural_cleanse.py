@@ -1,12 +1,12 @@
-"""Neural Cleanse: for every class the smallest patch that turns pictures into it; a backdoor's is far smaller.
+"""Neural Cleanse: for every class, find the smallest patch that turns pictures into it; a backdoor's is far smaller.
 
     x' = (1 - m) x + m q;   min CE(z(x'), t) + lambda_t |m|_1;   m, q = tanh(.) / 2 + 1/2
     A_t = (med - |m_t|_1) / MAD;   score = max over t of A_t, t with a success only
 
-paper:   Wang et al., IEEE S&P 2019; the text was not read: rules and settings are from the behaviour of its public code
+paper:   Wang et al., IEEE S&P 2019; text not read: rules and settings follow the behaviour of its public code
 needs:   unlabelled pictures; white-box weights with gradient
-differs: on CLIP's zero-shot logits, 5 epochs over CLIP-Inspector's pictures; `patience` and the ASR count
-         mini-batches, as epochs would never suffice; no early stop; at most `limit` classes compete
+differs: on CLIP's zero-shot logits, with 5 epochs over CLIP-Inspector's pictures; `patience` and the ASR count
+         mini-batches, as epochs would be too few; no early stop; at most `limit` classes compete
 """
 
 from collections.abc import Sequence

@@ -1,14 +1,14 @@
-"""Pixel Backdoor: for every class the fewest pixels that turn pictures into it; a backdoor needs far fewer.
+"""Pixel Backdoor: for every class, find the fewest pixels that turn pictures into it; a backdoor needs far fewer.
 
     x' = clip(x + p+ - p-, 0, 1),  p+- = clip(w+-, 0, 1);   min CE(z(x'), t) + lambda_t R(w)
     R   = sum over pixels of max_channels [tanh(w+ / 10) / (2 - 1e-7) + 1/2] + the same of w-
     A_t = (med - n_t) / MAD, n_t pixels that change by 1/255 or more;   score = max over t of A_t, t with a success only
 
-paper:   Tao et al., CVPR 2022; the text was not read: rules and settings are from the behaviour of its public code
+paper:   Tao et al., CVPR 2022; text not read: rules and settings follow the behaviour of its public code
 needs:   unlabelled pictures; white-box weights with gradient
-differs: on CLIP's zero-shot logits, 5 epochs over CLIP-Inspector's pictures; `patience` and the ASR count
-         mini-batches; the best is that of the smallest R, its lesser changes are not cut off, and the search does not
-         begin anew from it; at most `limit` classes compete
+differs: on CLIP's zero-shot logits, with 5 epochs over CLIP-Inspector's pictures; `patience` and the ASR count
+         mini-batches; the best trigger is that of the smallest R, its small changes are not cut off, and the search
+         does not start again from it; at most `limit` classes compete
 """
 
 from collections.abc import Sequence

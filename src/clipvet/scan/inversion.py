@@ -2,9 +2,9 @@
 
     min over the parameters of a trigger (forms.py):  E_x loss(logits(x'), t)
 
-The search for many classes at once, and the scan that decides which classes to go on with. Adam works number by number
-and every class has a trigger and a loss of its own, so many classes in one batch are the same computation as one class
-after the other.
+Here are the search for many classes at once and the scan, which decides which classes go on. Every class has its own
+trigger and its own loss, and Adam treats every number by itself. So many classes in one batch give the same result as
+one class after the other.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,16 +26,16 @@ from clipvet.scan.forms import Form, Params, stamped, started
 from clipvet.scan.heads import Head, Logits, Loss, Team, base_rates, check_slope, class_loss, groups
 from clipvet.types import Clip
 
-Lot = tuple[list[int], Callable[[], dict[str, Tensor]]]  # classes by position, and what searches for their triggers
+Lot = tuple[list[int], Callable[[], dict[str, Tensor]]]  # classes by position, and the search for their triggers
 
 
 class Budget(NamedTuple):
-    """How triggers are looked for; all of it fixed beforehand, for clean and suspect models alike."""
+    """How triggers are searched for: fixed beforehand, and the same for clean and suspect models."""
 
     form: Form
-    steps: list[np.ndarray]  # rows of the pool
+    steps: list[np.ndarray]  # the pool's rows of every step
     loss: Loss = "margin"
-    lr: float = 0.1
+    lr: float = 0.1  # Adam's
     betas: tuple[float, float] = (0.9, 0.999)
     at_once: int = 256  # pictures in one pass
 
@@ -43,7 +43,7 @@ class Budget(NamedTuple):
 def lots_of(
     targets: list[int], candidates: list[int], size: int, device: torch.device
 ) -> Iterator[tuple[int, list[int], Int[Tensor, " k"]]]:
-    """The targets in lots of `size`: the lot's first place, its targets, and their positions among the candidates."""
+    """The targets in lots of `size`: a lot's start, its targets, and their positions among the candidates."""
     for j in range(0, len(targets), size):
         some = targets[j : j + size]
         yield j, some, torch.tensor([candidates.index(t) for t in some], device=device)
@@ -59,10 +59,10 @@ def dealt(lots: Sequence[Lot], count: Callable[[int], None]) -> Iterator[tuple[l
 def descend(
     logits: Logits, state: dict[str, Tensor], pool: Tensor, targets: Int[Tensor, " k"], how: Budget, steps: slice
 ) -> dict[str, Tensor]:
-    """The parameters and Adam's moments after some of the steps, with the mean loss and hit rate of the last of them.
+    """The parameters and Adam's moments after these steps, and the mean loss and ASR over the later half of them.
 
-    state: p0, p1 ... of the start, each (k, ...), or what an earlier call gave. Raises UserError on a loss that is not
-    finite.
+    state: the start's parameters as p0, p1 ..., each (k, ...), or what an earlier call returned; every value has one
+    entry a class. Raises UserError on a loss that is not finite.
     """
     device = targets.device
     names = sorted(k for k in state if k[0] == "p")
@@ -98,7 +98,7 @@ def descend(
 def judge(
     logits: Logits, parts: tuple[Tensor, Tensor], pool: Tensor, targets: Int[Tensor, " k"], kind: Loss, at_once: int
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
-    """Loss and ASR of finished triggers over the whole pool."""
+    """Mean loss and ASR of finished triggers over the whole pool. parts: mask (k, 1, h, w), pattern (k, 3, h, w)."""
     loss, hits, per = torch.zeros(len(targets)), torch.zeros(len(targets)), max(1, at_once // len(targets))
     mask, pattern = (p.to(targets.device) for p in parts)
     for k in range(0, len(pool), per):
@@ -224,8 +224,11 @@ def scan(
 
 
 def easiest(losses: Sequence[Float[np.ndarray, " k"]], n: int) -> list[int]:
-    """Positions of n classes: those that come first by their own loss or, with a reference's losses beside, by the
-    difference, whichever places them better."""
+    """Positions of the n easiest classes, in order of position.
+
+    losses: the model's, and the reference's if there is one. A class counts by its better place: that of its loss, or
+    that of its loss minus the reference's.
+    """
     own, *reference = losses
     looks = [own - r for r in reference] + [own]
     places = np.min([np.argsort(np.argsort(x, kind="stable")) for x in looks], axis=0)
@@ -233,14 +236,18 @@ def easiest(losses: Sequence[Float[np.ndarray, " k"]], n: int) -> list[int]:
 
 
 class Weight:
-    """The weight of a trigger's size, class by class: up after `patience` steps that succeed, down after as many that
-    fail (Neural Cleanse's rule, on mini-batches). Until a first run of successes it is `first`."""
+    """The weight of a trigger's size, of each of k classes: Neural Cleanse's rule, on mini-batches.
+
+    It rises by the factor `up` after `patience` steps in a row that succeed, and falls by `down` after as many that
+    fail. It begins at `first`; if that is 0, the first rise takes it to `init`.
+    """
 
     def __init__(self, k: int, first: float, init: float, up: float, down: float, patience: int):
         self.value, self.init, self.up, self.down, self.patience = torch.full((k,), first), init, up, down, patience
         self.good, self.bad = torch.zeros(k), torch.zeros(k)
 
     def update(self, success: Bool[Tensor, " k"]) -> None:
+        """Takes in one step: which classes succeeded."""
         s = success.cpu()
         self.good, self.bad = torch.where(s, self.good + 1, 0), torch.where(s, 0, self.bad + 1)
         rise, fall = self.good >= self.patience, self.bad >= self.patience
@@ -250,7 +257,7 @@ class Weight:
 
 
 class Shrunk(NamedTuple):
-    """The smallest triggers that still succeed; where none ever did, the last."""
+    """The smallest triggers that succeeded; for a class without a success, its last one."""
 
     size: Float[Tensor, " k"]
     success: Bool[Tensor, " k"]
@@ -269,8 +276,11 @@ def shrink(
     device: torch.device,
     betas: tuple[float, float] = (0.5, 0.9),
 ) -> Shrunk:
-    """min E attack + weight * size, over the steps' rows. attack: stamped pictures (k b, 3, h, w) and the parameters ->
-    loss (k,) and success (k,). rates: Adam's, step by step."""
+    """Minimises attack + weight * size for k classes, over the steps' rows of the pool.
+
+    attack: (stamped pictures (k b, 3, h, w), parameters) -> (loss (k,), success (k,)). rates: Adam's, one a step.
+    Raises UserError on a loss that is not finite.
+    """
     params = tuple(p.to(device).clone().requires_grad_() for p in start)
     adam = torch.optim.Adam(params, rates[0], betas)
     best, size = [p.detach().clone() for p in params], torch.full((len(params[0]),), torch.inf)
@@ -280,7 +290,7 @@ def shrink(
             group["lr"] = rate
         loss, success = attack(stamped(pool[row].to(device), *form.parts(params)), params)
         own = form.size(params)
-        with torch.no_grad():  # this step's parameters, before they move
+        with torch.no_grad():  # of this step's parameters, before they change
             better = success.cpu() & (own.cpu() < size)
             taken = better | ~ever & ~success.cpu()
             for b, p in zip(best, params):
