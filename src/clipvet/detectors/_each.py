@@ -1,4 +1,4 @@
-"""What detectors share: pictures one by one through a model, scores put back in the pictures' order."""
+"""What detectors share: the classifier that they ask, and scores put back in the pictures' order."""
 
 from collections.abc import Callable, Sequence
 
@@ -25,7 +25,11 @@ def asked(clip: Clip, classes: Sequence[str], templates: Sequence[str]) -> Calla
 def each(
     clip: Clip, pictures: Pairs, score: Callable[[Batch], Float[Tensor, " b"]], batch: int = 64
 ) -> Float[Tensor, " n"]:
-    """Scores aligned with `pictures.ids`, NaN for unreadable pictures. Raises UserError where one is not finite."""
+    """Scores aligned with `pictures.ids`, NaN for unreadable pictures.
+
+    score: of a batch, whose pictures are on the model's device. batch: pictures at a time. Raises UserError for a score
+    that is not finite.
+    """
     pictures, out = pictures.at(clip.geometry), torch.full((len(pictures),), torch.nan)
     for k in range(0, len(pictures), batch):
         rows = pictures[k : k + batch]
