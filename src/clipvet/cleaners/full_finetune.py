@@ -1,10 +1,11 @@
-"""Full fine-tuning of the picture tower on a few labelled pictures: cross-entropy and, if asked, RVPT's repelling.
+"""Full fine-tuning of the picture tower on a few labelled pictures: cross-entropy and, if asked for, RVPT's repelling.
 
     L = -mean_i log softmax_j(s <z_i, t_j>)[y_i] + alpha * mean_i mean_d cos(c_i^d, sigma_i^d)      over all blocks d
 
 paper:   the rows "full fine-tuning" of RVPT's ablation, arXiv:2412.20392, Table 8 (CE; CE + FR)
 needs:   few labelled pictures; white-box weights
-differs: the text tower and the temperature rest; steps and rate are those of RVPT, AdamW at CLIP's fine-tuning rate
+differs: text tower and temperature stay as they are; steps and rate are those of RVPT, with AdamW at CLIP's fine-tuning
+         rate
 """
 
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ from clipvet.types import Batch, Clip, Pairs
 
 @dataclass(frozen=True)
 class FullFinetune:
-    alpha: float = 0.0  # weight of the repelling; above 0 a ViT is needed
-    others: tuple[str, ...] = ()  # prompts of classes of which there is no picture
+    alpha: float = 0.0  # weight of the repelling; above 0 it needs a ViT
+    others: tuple[str, ...] = ()  # prompts of further classes, without pictures
     epochs: float = 50
     batch: int = 32  # pictures a step
     lr: float = 1e-5  # where the cosine begins

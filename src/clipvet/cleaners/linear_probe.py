@@ -1,11 +1,11 @@
-"""Linear probe: the frozen picture tower's features, and a linear map of them learned on a few labelled pictures.
+"""Linear probe: a linear map of the frozen picture tower's features, learned on a few labelled pictures.
 
     L = -mean_i log softmax_j(s <z_i, t_j>)[y_i],   z = A f / ||A f||       over A alone; f: features before projection
 
 paper:   the baseline of Radford et al. 2021, arXiv:2103.00020, and of RVPT (arXiv:2412.20392), whose settings these are
 needs:   few labelled pictures; white-box weights
-differs: the map is the tower's own projection, so that the logits are linear in f up to its length and the result is
-         a checkpoint of the same format; it starts from the zero-shot classifier, not from noise
+differs: the map is the tower's own projection, so the logits are linear in f up to its length, and the result is a
+         checkpoint of the same format; it starts from the zero-shot classifier, not from noise
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from clipvet.types import Clip, Pairs
 
 
 def projection(clip: Any) -> list[Tensor]:
-    """The last linear map of the picture tower. Raises UserError where there is none."""
+    """The weights of the picture tower's last linear map. Raises UserError if it has none."""
     visual = getattr(getattr(clip, "model", None), "visual", None)
     pool = getattr(visual, "attnpool", None)
     found = list(pool.c_proj.parameters()) if pool is not None else [getattr(visual, "proj", None)]
@@ -36,7 +36,7 @@ def projection(clip: Any) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class LinearProbe:
-    others: tuple[str, ...] = ()  # prompts of classes of which there is no picture
+    others: tuple[str, ...] = ()  # prompts of further classes, without pictures
     epochs: float = 40
     batch: int = 32  # pictures a step
     lr: float = 0.01

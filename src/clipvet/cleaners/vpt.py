@@ -4,7 +4,7 @@
 
 paper:   Jia et al., ECCV 2022, arXiv:2203.12119; the row "VPT" of RVPT (arXiv:2412.20392), whose settings these are
 needs:   few labelled pictures; white-box weights of a ViT
-differs: the classifier is CLIP's own zero-shot one, not a new linear head, as in RVPT
+differs: the classifier is CLIP's own zero-shot one, as in RVPT, not a new linear head
 """
 
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ from clipvet.types import Clip, Pairs
 
 @dataclass(frozen=True)
 class Vpt:
-    depth: int | None = None  # D, the first blocks that get no prompts; none: a quarter of them
+    depth: int | None = None  # D, the first blocks, which get no prompts; None: a quarter of them
     tokens: int = 50  # prompts in each of the other blocks
-    std: float = 0.02  # of the first prompts
-    others: tuple[str, ...] = ()  # prompts of classes of which there is no picture
+    std: float = 0.02  # of the prompts before the first step
+    others: tuple[str, ...] = ()  # prompts of further classes, without pictures
     epochs: float = 50
     batch: int = 32  # pictures a step
     lr: float = 2e-3  # where the cosine begins
