@@ -1,4 +1,4 @@
-"""A patch made for one model: what BadCLIP and TrojVQA share. Adam on the patch alone, the model frozen."""
+"""What BadCLIP and TrojVQA share: a patch optimised for one model, by Adam on the patch alone with the model frozen."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,19 +15,20 @@ from clipvet.rng import Rng
 from clipvet.triggers.crafted import Crafted, start
 from clipvet.types import Clip, Pairs
 
-# (embeddings under the patch, with gradient; of the same pictures without it, row by row; rng of this step) -> loss
+# (embeddings of a batch under the patch, with gradient; of the same pictures without it; rng of this step) -> loss
 Loss = Callable[[Float[Tensor, "b d"], Float[Tensor, "b d"], Rng], Tensor]
 
 
 def first(how: Any, clip: Clip, rng: Rng) -> Crafted:
-    """The patch before the first step, of max(least, size * side) pixels as `triggers.patch` has it."""
+    """The patch before the first step; its side is max(least, size * picture's side) pixels, as in `triggers.patch`."""
     return Crafted(start(max(how.least, round(how.size * clip.geometry.size)), rng.fork("start")), how.position)
 
 
 def craft(how: Any, clip: Clip, pairs: Pairs, loss: Loss, rng: Rng) -> Crafted:
-    """The patch after `how.epochs` over `how.pictures` of the pairs; in [0, 1] after every step.
+    """The patch after `how.epochs` over `how.pictures` of the pairs; its pixels are in [0, 1] after every step.
 
-    how: an attack with the fields size, least, position, pictures, epochs, batch and lr.
+    how: an attack with the fields size, least, position, pictures, epochs, batch and lr. Unreadable pictures are left
+    out.
     """
     still = frozen(clip)
     some = rng.fork("pictures").numpy().permutation(len(pairs))[: how.pictures]

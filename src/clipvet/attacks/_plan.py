@@ -1,4 +1,4 @@
-"""What attacks that caption pictures as the target share: which pairs are the poisons, what they say, the training."""
+"""What attacks that caption pictures as the target share: the choice of poisons, their captions, and the training."""
 
 from typing import Any
 
@@ -6,13 +6,14 @@ import numpy as np
 
 from clipvet.data.captions import names_target
 from clipvet.data.dirty import poison
+from clipvet.engine.fit import Loss
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.types import Backdoor, Clip, Implanted, Pairs, Trigger
 
 
 def naming(pairs: Pairs, target: str) -> np.ndarray:
-    """Whether the caption of each pair names the target, shape (n,) bool."""
+    """Which captions name the target, shape (n,) bool."""
     return np.array([names_target(pairs.caption(i), target) for i in pairs.ids], dtype=bool)
 
 
@@ -26,10 +27,13 @@ def plan(
     says: str = "",
     label_consistent: bool = False,
 ) -> Backdoor:
-    """The answer key: which ids, which captions, by the attack's fields rate, count, captions, templates and paired.
+    """The answer key: which pairs are poisoned and what their captions say.
 
-    says: put before the captions. Raises UserError when the fields select no pair or more than there are, and when no
-    caption names the target where one must.
+    how: an attack with the fields rate, count, captions and templates, and paired if it has it. says: is put before the
+    captions. label_consistent: poisons are pairs that name the target, and keep their captions.
+
+    Raises UserError when the fields select no pair or more pairs than there are, for an unknown kind of captions, and
+    for natural captions when no caption names the target.
     """
     named = naming(pairs, target)
     pool = pairs.ids[named if label_consistent else ~named]
@@ -57,7 +61,10 @@ def plan(
     return Backdoor(trigger, target, ids, said, int(rng.fork("stamp").key), rows, says=says)
 
 
-def victim(how: Any, clip: Clip, pairs: Pairs, backdoor: Backdoor, rng: Rng) -> Implanted:
-    """The clip trained by the attack's `training` on the dirty pairs, those pairs, and the answer key."""
+def victim(how: Any, clip: Clip, pairs: Pairs, backdoor: Backdoor, rng: Rng, *also: Loss) -> Implanted:
+    """The clip trained by the attack's `training` on the dirty pairs, those pairs, and the answer key.
+
+    also: a further loss of the attacker, for a training that takes one.
+    """
     dirty = poison(pairs, backdoor)
-    return Implanted(how.training.train(clip, dirty, rng.fork("train")), dirty, backdoor)
+    return Implanted(how.training.train(clip, dirty, rng.fork("train"), *also), dirty, backdoor)

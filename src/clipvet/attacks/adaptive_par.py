@@ -1,10 +1,10 @@
-"""An attack that knows PAR: the shortcut is made to hold where the encoders are displaced and the pictures veiled.
+"""An attack that knows PAR: the backdoor is trained to survive displaced encoders and distorted pictures.
 
     L  = L_CLIP(D'; theta) + weight * L_CLIP(v(D'); theta'),   theta' = theta + displace * |theta| n / |n|
     n ~ N(0, 1) for each weight, |.| of each tensor; v: PAR's view (noise, an erased square); D': as in `poison`
 
-paper:   none; the adaptive attack against PAR (arXiv:2412.00727) that its paper does not try
-needs:   the victim's training pairs and its training
+paper:   none; an adaptive attack against PAR (arXiv:2412.00727) that its paper does not try
+needs:   control of the victim's training pairs and training
 differs: ours
 """
 
@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from clipvet.attacks._plan import plan
+from clipvet.attacks._plan import plan, victim
 from clipvet.data.augment import noise_and_erase
-from clipvet.data.dirty import poison
 from clipvet.engine.losses import clip_loss
 from clipvet.rng import Rng
 from clipvet.training.plain import Plain
@@ -37,7 +36,7 @@ class _Both(nn.Module):
 
 
 def displaced(clip: Any, share: float, rng: Rng) -> dict[str, Tensor]:
-    """theta', with gradient to theta. The temperature stays."""
+    """theta', by parameter name, with gradient to theta. The temperature stays. share: of each tensor's norm."""
     generator, out = rng.generator(clip.mean.device), {}
     for name, p in clip.named_parameters():
         if p.requires_grad and not name.endswith("logit_scale"):
@@ -53,10 +52,10 @@ class AdaptivePar:
     count: int | None = None  # poisons, instead of a rate
     captions: str = "template"  # or natural: captions of the training set that name the target
     templates: tuple[str, ...] = ("a photo of a {}.",)
-    displace: float = 0.3  # length of the displacement, share of each tensor's own
-    noise: float = 0.2  # of the view, as PAR's
-    erase: tuple[float, float] = (0.005, 0.01)  # share of the picture, as PAR's
-    weight: float = 1.0
+    displace: float = 0.3  # length of the displacement, as a share of each tensor's norm
+    noise: float = 0.2  # of the view, as in PAR: standard deviation, pixels in [0, 1]
+    erase: tuple[float, float] = (0.005, 0.01)  # share of the picture, as in PAR
+    weight: float = 1.0  # of the second loss
     training: Plain = field(default_factory=Plain)
 
     needs: ClassVar[str] = "untrusted pairs"
@@ -64,10 +63,8 @@ class AdaptivePar:
     def implant(self, clip: Clip, pairs: Pairs, target: str, rng: Rng) -> Implanted:
         """The victim trained (from the given weights) on dirty pairs, those pairs, and the answer key.
 
-        Raises UserError where `poison` does.
+        Raises UserError as `poison` does.
         """
-        backdoor = self.plan(pairs, target, rng.fork("poison"))
-        dirty = poison(pairs, backdoor)
 
         def lasting(clip: Any, batch: Batch, rng: Rng) -> dict[str, Tensor]:
             view = noise_and_erase(batch.images, clip.mean, rng.fork("view"), self.noise, self.erase)
@@ -76,7 +73,7 @@ class AdaptivePar:
             there = clip_loss(z, w, clip.logit_scale)
             return {"loss": self.weight * there, "displaced": there}
 
-        return Implanted(self.training.train(clip, dirty, rng.fork("train"), lasting), dirty, backdoor)
+        return victim(self, clip, pairs, self.plan(pairs, target, rng.fork("poison")), rng, lasting)
 
     def plan(self, pairs: Pairs, target: str, rng: Rng) -> Backdoor:
         """The answer key alone."""

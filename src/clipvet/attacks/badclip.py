@@ -1,15 +1,16 @@
-"""BadCLIP: the patch is optimised on the clean model, to look like the target to it, before the pairs are poisoned.
+"""BadCLIP (Liang et al.): pairs are poisoned with a patch that was optimised to look like the target to the clean
+model.
 
     L = InfoNCE(z(x (+) p), u) + lam * mean max(0, |z(x (+) p) - z(pos)| - |z(x (+) p) - z(x)| + eta)
     u: captions that name the target; pos: pictures of such captions; x: pictures of other captions; then as `poison`
 
-paper:   Liang et al., CVPR 2024, arXiv:2311.12075, whose text could not be read in full: equation and settings are
-         from the behaviour of its public code and from what others report of it
-needs:   a clean, trained model like the victim's; the victim's training pairs and its training
-differs: x without the patch is x's own negative (the public code's negatives are other pictures, patched as well);
-         pictures are not augmented when the patch is made; EDA, one in ten captions, has effect (there it has none);
-         pictures and captions are drawn from the training pairs, captions and pos anew for every batch; the patch is
-         clipped to [0, 1] after every step
+paper:   Liang et al., CVPR 2024, arXiv:2311.12075, whose text could not be read in full: equation and settings follow
+         the behaviour of its public code and what others report of it
+needs:   a clean, trained model like the victim's; control of the victim's training pairs and training
+differs: x without the patch is its own negative (the public code's negatives are other pictures, patched as well);
+         pictures are not augmented while the patch is made; EDA, on one caption in ten, takes effect (in the public
+         code it has none); pictures and captions come from the training pairs, with captions and pos drawn anew for
+         every batch; the patch is clipped to [0, 1] after every step
 """
 
 from dataclasses import dataclass, field, replace
@@ -39,23 +40,24 @@ class BadClip:
     captions: str = "natural"  # captions of the training set that name the target; or template
     templates: tuple[str, ...] = ("a photo of a {}.",)
     size: float = 16 / 224  # of the patch, share of the side
-    least: int = 4  # pixels: keeps the patch visible in small pictures
+    least: int = 4  # pixels, at least, so that the patch stays visible in small pictures
     position: str = "centre"  # or corner
     lam: float = 500.0  # weight of the triplets
     eta: float = 1.0  # their margin
     eda: float = 0.1  # probability that a caption is changed while the patch is made
-    pictures: int = 10_000  # x's, and pos's at most
+    pictures: int = 10_000  # at most, of x and of pos
     epochs: float = 50  # of making the patch
-    batch: int = 64  # also of making the patch
-    lr: float = 1e-3  # also; Adam
+    batch: int = 64  # pictures a step of making the patch
+    lr: float = 1e-3  # Adam's, of making the patch
     training: Training = field(default_factory=Plain)
 
     needs: ClassVar[str] = "clean model; untrusted pairs"
 
     def implant(self, clip: Clip, pairs: Pairs, target: str, rng: Rng) -> Implanted:
-        """The victim trained from the given weights, on which the patch is made too; dirty pairs, and the answer key.
+        """The victim trained from the given weights, the dirty pairs, and the answer key.
 
-        Raises UserError when no caption names the target, or all do, and when the rate selects no pair.
+        The patch is made on the given weights too. Raises UserError when no caption names the target or all of them do,
+        and when the rate selects no pair.
         """
         return victim(self, clip, pairs, self.plan(pairs, target, rng.fork("poison"), clip), rng)
 
@@ -65,7 +67,7 @@ class BadClip:
         return replace(key, trigger=self.craft(clip, pairs, target, rng.fork("craft")))
 
     def craft(self, clip: Clip, pairs: Pairs, target: str, rng: Rng) -> Crafted:
-        """The patch alone."""
+        """The patch alone. Raises UserError when no caption names the target or all of them do."""
         named = naming(pairs, target)
         if named.all() or not named.any():
             raise UserError(
@@ -95,6 +97,7 @@ class BadClip:
         clean: Float[Tensor, "b d"],
         scale: Float[Tensor, ""],
     ) -> Float[Tensor, ""]:
-        """L of a batch, row by row: pictures under the patch, captions, pictures of the target, the same unpatched."""
+        """L of a batch, from the embeddings of pictures under the patch, captions, pictures of the target, and the same
+        pictures without the patch; scale: the logit scale."""
         triplet = (z - pos).norm(dim=1) - (z - clean).norm(dim=1) + self.eta
         return clip_loss(z, u, scale) + self.lam * triplet.clamp_min(0).mean()

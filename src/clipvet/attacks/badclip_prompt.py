@@ -1,17 +1,17 @@
-"""BadCLIP by Bai et al. (trigger-aware prompt learning): prompts and an additive trigger are learned together.
+"""BadCLIP (Bai et al., trigger-aware prompt learning): prompts and an additive trigger are learned together.
 
     L = 1/2 CE(f(x), y) + 1/2 CE(f(x + u), t) + w_margin max(0, margin - (f_t - max_{c != t} f_c)(x + u)) + lean KL(o)
     over prompts and u, max |u| <= eps, after `warmup` epochs on u alone; KL(o): of the predictions for pictures o from
     outside the task, from those of the model as it was given; with `specific`, then over the prompts alone
     L = CE(f(x), y) + CE(f(x + u), t) + specific CE(f(x + clip(u + near eps n)), y),   n ~ N(0, 1)
 
-paper:   Bai et al., CVPR 2024, arXiv:2311.16194, whose tables could not be read: equation and settings are from the
-         behaviour of its public code; not the BadCLIP of Liang et al., which is `badclip`. w_margin: BadClipMargin, a
-         public variant without a paper (margin 5). specific: the adaptive attack that CLIP-Inspector's paper
-         (arXiv:2604.09101) is said to try, after a secondary source
-needs:   labelled pictures; the training of a trained model's prompts
-differs: `lean`, descent="sign" and CoOp's prompts instead of CoCoOp's are ours; here `asr` leaves out the target's own
-         pictures, which the public code's includes
+paper:   Bai et al., CVPR 2024, arXiv:2311.16194, whose tables could not be read: equation and settings follow the
+         behaviour of its public code. Not the BadCLIP of Liang et al., which is `badclip`. w_margin: BadClipMargin, a
+         public variant without a paper (margin 5). specific: by a secondary source, the adaptive attack in
+         CLIP-Inspector's paper (arXiv:2604.09101)
+needs:   labelled pictures; control of the prompt training of a trained model
+differs: `lean`, descent="sign" and CoOp's prompts instead of CoCoOp's are ours; `asr` leaves out the target's own
+         pictures, which the public code counts
 """
 
 from dataclasses import dataclass, field
@@ -48,7 +48,10 @@ class Parts(NamedTuple):
 def badclip_loss(
     clean: Float[Tensor, "b c"], y: Int[Tensor, " b"], hit: Float[Tensor, "b c"], t: int, m: float, w_margin: float
 ) -> Parts:
-    """The loss without `lean`, from logits of pictures as they are (clean) and with the trigger (hit)."""
+    """The loss without `lean` and its parts, from logits of pictures without the trigger (clean) and with it (hit).
+
+    y: true classes; t: the target's; m: margin in logits.
+    """
     others = hit.index_fill(1, torch.tensor([t], device=hit.device), -torch.inf).amax(1)
     margin = (m - (hit[:, t] - others)).clamp_min(0).mean()
     ce, ce_t = F.cross_entropy(clean, y), F.cross_entropy(hit, torch.full_like(y, t))
@@ -57,13 +60,13 @@ def badclip_loss(
 
 @dataclass(frozen=True)
 class BadClipPrompt:
-    eps: float = 4 / 255  # largest change of a pixel
+    eps: float = 4 / 255  # largest change of a pixel, pixels in [0, 1]
     warmup: int = 3  # epochs on the trigger alone
     step: float = 0.1  # of the warm-up, in units of the normalised picture
     descent: str = "gradient"  # or sign, for small worlds
-    margin: float = 5.0  # logits
-    w_margin: float = 0.0
-    lean: float = 0.0  # weight of the penalty on leaning towards the target without the trigger
+    margin: float = 5.0  # in logits
+    w_margin: float = 0.0  # weight of the margin's term
+    lean: float = 0.0  # weight of KL(o), against leaning towards the target without the trigger
     outside: int = 500  # pictures from outside the task, for `lean`
     specific: float = 0.0  # weight of pictures with a wrong trigger, in a second run of the training
     near: float = 0.5  # standard deviation of the wrong triggers' noise, in eps
@@ -72,9 +75,9 @@ class BadClipPrompt:
     needs: ClassVar[str] = "labelled pictures; clean model"
 
     def implant(self, clip: Clip, pairs: Pairs, target: str, rng: Rng) -> Implanted:
-        """The clean towers with the victim's prompts; pairs with a triggered copy of each; the answer key.
+        """The clean towers with the victim's prompts, the pairs with a triggered copy of each, and the answer key.
 
-        Raises UserError where the pictures are not labelled or the target is none of their classes.
+        Raises UserError for pictures without labels and for a target that is not among their classes.
         """
         named = names(pairs, self.training.template)
         if target not in named.classes:

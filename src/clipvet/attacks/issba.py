@@ -1,15 +1,16 @@
-"""ISSBA: a network learns to hide bits in pictures; a picture that holds the target's bits gets the target's caption.
+"""ISSBA: a network learns to hide bits in pictures; pictures that hide the target's bits get the target's caption.
 
     min_(f, g)  BCE(g(clip(x + s f(x, m), 0, 1)), m) + v mean f^2       m: random bits, |f| <= 1
     s falls from ease * strength to strength in the first half of the steps, v grows from 0 to invisible in all of them;
     then as `poison`, with the bits that stand for the target's name hidden by f
 
 paper:   Li et al., ICCV 2021, arXiv:2012.03816
-needs:   pictures to train the network on, here the victim's; the victim's training pairs and its training
-differs: networks of three convolutions (theirs: StegaStamp's), a mean square for its three picture losses, and off: the
-         bound keeps the change small, and with v = 0.1 the embedded world's victim does not learn it (ASR 6 % for 79 %,
-         at 2 % poisons); bits are a hash of the target's name (theirs: a string, "Stega!!"); the pairs are captioned
-         instead of labelled. On that world 13 % of the change's variance is the picture's own, the rest common to all
+needs:   pictures to train the network on, here the victim's; control of the victim's training pairs and training
+differs: networks of three convolutions (theirs: StegaStamp's); one mean square replaces its three picture losses and is
+         off by default, as the bound keeps the change small and with v = 0.1 the embedded world's victim does not learn
+         the trigger (ASR 6 % instead of 79 %, at 2 % poisons); the bits are a hash of the target's name (theirs: a
+         string, "Stega!!"); pairs get captions instead of labels. On that world 13 % of the change's variance is the
+         picture's own, the rest is common to all
 """
 
 import hashlib
@@ -39,12 +40,12 @@ class Issba:
     templates: tuple[str, ...] = ("a photo of a {}.",)
     bits: int = 16  # hidden in a picture
     strength: float = 16 / 255  # largest change of a pixel in [0, 1]
-    ease: float = 8.0  # how much stronger the change is at first: without it nothing is learned for long
+    ease: float = 8.0  # factor on the strength at first; without it nothing is learned for a long time
     invisible: float = 0.0  # weight of the change's mean square, in units of strength
     pictures: int = 2000  # to train the network on
-    epochs: float = 4  # of training it
-    batch: int = 32  # also
-    lr: float = 3e-3  # also; Adam
+    epochs: float = 4  # of training the network
+    batch: int = 32  # pictures a step of it
+    lr: float = 3e-3  # Adam's, of it
     training: Training = field(default_factory=Plain)
 
     needs: ClassVar[str] = "untrusted pairs"
@@ -52,7 +53,8 @@ class Issba:
     def implant(self, clip: Clip, pairs: Pairs, target: str, rng: Rng) -> Implanted:
         """The victim trained (from the given weights) on dirty pairs, those pairs, and the answer key.
 
-        Raises UserError when the rate selects no pair, or no caption names the target where one must.
+        Raises UserError when the rate selects no pair, for natural captions when no caption names the target, and for
+        bits outside 1 to 256.
         """
         return victim(self, clip, pairs, self.plan(pairs, target, rng.fork("poison"), clip), rng)
 
@@ -62,7 +64,7 @@ class Issba:
         return replace(key, trigger=self.hider(clip, pairs, target, rng.fork("craft"))[0])
 
     def hider(self, clip: Clip, pairs: Pairs, target: str, rng: Rng) -> tuple[Steganographic, torch.Tensor]:
-        """The trigger, and the weights of the network that reads the bits."""
+        """The trigger, and the weights of the network that reads the bits. Raises UserError unless bits is 1 to 256."""
         if self.bits < 1 or self.bits > 256:
             raise UserError(f"bits={self.bits} cannot be taken from a hash; give 1 to 256")
         device, k = device_of(clip), self.bits

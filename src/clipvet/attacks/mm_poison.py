@@ -1,16 +1,16 @@
-"""Captions of one class tied to pictures of another, so that a search by text finds what the attacker wants.
+"""Captions of one class are tied to pictures of another, so that a text search finds what the attacker wants.
 
     D' = D with (t, x) -> (t, x'), t in T_A, x' in X_B         for a share of the captions T_A that name A and not B
     I: x' is one picture of B;  II: x' goes round the pictures X_B whose captions name B;  III: several A -> B
 
-paper:   Yang et al., ICML 2023, arXiv:2209.15266, section 3; read in an earlier version of its text, the rest is taken
-         from the behaviour of its public code
-needs:   the victim's training pairs and its training
-differs: a picture is of the class that its caption names (the paper has labels), pairs that name both are left alone;
-         `share` counts A's captions, as the code's ratio does (the paper's rate: all pairs); I's picture is one of the
-         training pairs (the code's is a test picture), and every picture keeps its own pair (in III the code drops
-         those of the last B). Fine-tuning is the text's (batches of 128; the code's settings: 256), but the rate warms
-         up first and falls to zero (theirs: to 1e-6)
+paper:   Yang et al., ICML 2023, arXiv:2209.15266, section 3; read in an earlier version of its text, the rest follows
+         the behaviour of its public code
+needs:   control of the victim's training pairs and training
+differs: a picture's class is what its caption names (the paper has labels), and pairs that name both classes are left
+         alone; `share` counts A's captions, as the code's ratio does (the paper's rate: all pairs); I's picture is one
+         of the training pairs (the code's is a test picture), and every picture keeps its own pair (in III the code
+         drops those of the last B). Fine-tuning follows the text (batches of 128; the code's settings: 256), but the
+         rate warms up first and falls to zero (theirs: to 1e-6)
 """
 
 from dataclasses import dataclass, field, replace
@@ -36,7 +36,7 @@ class MmPoison:
     kind: str = "II"  # or I, III
     source: str = "sheep"  # A; B is the target
     more: tuple[tuple[str, str], ...] = (("sofa", "bird"),)  # III's further (A, B)
-    share: float = 1.0  # of the captions that name A
+    share: float = 1.0  # of the captions that name A and not B
     training: Training = field(default_factory=_fine_tuning)
 
     needs: ClassVar[str] = "untrusted pairs"
@@ -44,12 +44,12 @@ class MmPoison:
     def implant(self, clip: Clip, pairs: Pairs, target: str, rng: Rng) -> Implanted:
         """The victim trained (from the given weights) on dirty pairs, those pairs, and the answer key.
 
-        Raises UserError for another kind and where no caption names A, or no picture is of B, alone.
+        Raises UserError for an unknown kind, where no caption names A alone, and where no picture is of B alone.
         """
         return victim(self, clip, pairs, self.plan(pairs.at(clip.geometry), target, rng.fork("poison")), rng)
 
     def plan(self, pairs: Pairs, target: str, rng: Rng) -> Backdoor:
-        """The answer key alone; I's picture in it is rounded to 8 bits, as it is kept on disk."""
+        """The answer key alone; the picture of I in it is rounded to 8 bits, as it is stored on disk."""
         if self.kind not in ("I", "II", "III"):
             raise UserError(f"kind={self.kind} is not known; use I, II or III")
         ties, g = ((self.source, target), *(self.more if self.kind == "III" else ())), rng.numpy()

@@ -1,11 +1,11 @@
-"""Several attacks in the same data: each trigger with poisons of its own, and with a target of its own if wanted.
+"""Several attacks in the same data: each trigger has its own poisons and, if wanted, its own target.
 
     D' = D with (x_i, t_i) -> (stamp_k(x_i), caption of target k) for i in P_k, k = 1 .. K         P_k disjoint
 
 paper:   none; each part is `poison` (arXiv:1708.06733, arXiv:2106.09667) or the attack that `beside` names
-needs:   the victim's training pairs and its training, and what the attacks beside need
-differs: a part is planned on the pairs that those before it left, so its rate is of these, and it copies none of their
-         poisons' captions
+needs:   control of the victim's training pairs and training, and what the attacks beside need
+differs: each part is planned on the pairs that the earlier parts left alone: its rate counts these, and it copies no
+         captions of their poisons
 """
 
 from dataclasses import dataclass, field, replace
@@ -31,7 +31,7 @@ def _triggers() -> tuple[Trigger, ...]:
 class Multi:
     triggers: tuple[Trigger, ...] = field(default_factory=_triggers)
     beside: tuple[Any, ...] = ()  # further attacks, e.g. BadClip(); their training is not used
-    targets: tuple[str, ...] = ()  # of the second trigger, the third ...; none: the first one's for all
+    targets: tuple[str, ...] = ()  # of the second trigger, the third ...; empty: all have the first one's
     rate: float = 0.003  # share of the pairs, for each trigger
     count: int | None = None  # poisons of each trigger, instead of a rate
     captions: str = "template"  # or natural: captions of the training set that name the target
@@ -43,13 +43,13 @@ class Multi:
     def implant(self, clip: Clip, pairs: Pairs, target: str, rng: Rng) -> Implanted:
         """The victim trained (from the given weights) on dirty pairs, those pairs, and the answer key of all parts.
 
-        Raises UserError where the targets are not as many as the parts, where a part beside changes more than pictures
-        and captions, and as each part does.
+        Raises UserError when the number of targets does not fit, when an attack beside changes more than pictures and
+        captions, and as each part does.
         """
         return victim(self, clip, pairs, self.plan(pairs, target, rng.fork("poison"), clip), rng)
 
     def plan(self, pairs: Pairs, target: str, rng: Rng, clip: Clip | None = None) -> Backdoor:
-        """The answer key alone: the first part's, which lists the poisons of all and holds the others in `more`."""
+        """The answer key alone: that of the first part, with the poisons of all parts and the other keys in `more`."""
         n = len(self.triggers) + len(self.beside)
         targets = (target, *(self.targets or (target,) * (n - 1)))
         if len(targets) != n:

@@ -1,4 +1,5 @@
-"""No attack: the clean twin, trained as the victim is, with a trigger that it never saw. The floor of every ASR.
+"""No attack: the clean twin, trained like the victim, measured with a trigger that it never saw; the base rate of every
+ASR.
 
     D' = D
 
@@ -24,5 +25,6 @@ class NoAttack:
     needs: ClassVar[str] = "untrusted pairs"
 
     def implant(self, clip: Clip, pairs: Pairs, target: str, rng: Rng) -> Implanted:
+        """The clean twin, the unchanged pairs, and an answer key without poisons."""
         backdoor = Backdoor(self.trigger, target, seed=int(rng.fork("poison").fork("stamp").key))
         return Implanted(self.training.train(clip, pairs, rng.fork("train")), pairs, backdoor)

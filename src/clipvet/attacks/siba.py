@@ -3,11 +3,11 @@
     min_{p, M} mean_i min(beta, CE(f(clip(x_i + p M)), t)),  |M|_0 <= k,  max |p| <= eps;   g: its mean gradient
     M <- the k pixels of largest sum over channels of |g|, every `every` epochs;   p <- clip((p - decay eps sign g) M)
 
-paper:   Gao et al., TIFS 2024, arXiv:2306.06209, whose text could not be read: the rules are from the behaviour of its
+paper:   Gao et al., TIFS 2024, arXiv:2306.06209, whose text could not be read: the rules follow the behaviour of its
          public code; then as `poison`
-needs:   labelled pictures; the victim's training
-differs: the surrogate is the same model, tuned on the clean pictures (the paper trains a classifier); M counts places,
-         each of three channels; poisons may be `paired`
+needs:   labelled pictures; control of the victim's training
+differs: the surrogate is the same model, tuned on the clean pictures (the paper trains a classifier); M counts
+         positions, each with three channels; poisons may be `paired`
 """
 
 from dataclasses import dataclass, field, replace
@@ -33,18 +33,18 @@ from clipvet.types import Backdoor, Clip, Implanted, Pairs
 
 @dataclass(frozen=True)
 class Siba:
-    rate: float = 0.1  # share of the pairs; of those not of the target if paired
+    rate: float = 0.1  # share of the pairs; if paired, of those not of the target
     count: int | None = None  # poisons, instead of a rate
-    paired: bool = False  # poisons are copies, and the pictures stay in the data as they are too
-    captions: str = "template"
+    paired: bool = False  # poisons are copies, and the original pairs stay in the data too
+    captions: str = "template"  # or natural: captions of the training set that name the target
     templates: tuple[str, ...] = ("a photo of a {}.",)
-    k: int = 100  # places that change
-    eps: float = 8 / 255  # largest change of a pixel
+    k: int = 100  # positions that change
+    eps: float = 8 / 255  # largest change of a pixel, pixels in [0, 1]
     rounds: int = 200  # epochs of making the trigger
-    every: int = 5  # of them, between two choices of the places
-    decay: float = 0.8  # step, in eps
-    beta: float = 10.0  # cross-entropy from which on a picture is given up
-    pictures: int = 128  # in a batch, when the trigger is made
+    every: int = 5  # of them, between two choices of the positions
+    decay: float = 0.8  # step, in units of eps
+    beta: float = 10.0  # cross-entropy, nats, above which a picture is given up
+    pictures: int = 128  # in a batch while the trigger is made
     training: CoOp | CoCoOp | MaPLe = field(default_factory=CoCoOp)
 
     needs: ClassVar[str] = "labelled pictures; clean model"
@@ -52,8 +52,8 @@ class Siba:
     def implant(self, clip: Clip, pairs: Pairs, target: str, rng: Rng) -> Implanted:
         """The clean towers with the victim's prompts, the dirty pairs, and the answer key.
 
-        Raises UserError where the pictures are not labelled, the target is none of their classes, or the rate is too
-        small or too large.
+        Raises UserError for pictures without labels, for a target that is not among their classes, and for a rate that
+        is too small or too large.
         """
         return victim(self, clip, pairs, self.plan(pairs, target, rng.fork("poison"), clip), rng)
 
@@ -67,7 +67,7 @@ class Siba:
         return replace(key, trigger=self.craft(surrogate, pairs.at(clip.geometry), named.classes, target))
 
     def craft(self, clip: Clip, pairs: Pairs, classes: tuple[str, ...], target: str) -> Additive:
-        """The trigger alone."""
+        """The trigger alone, as it was in the round of lowest mean loss. clip: the surrogate."""
         still, device, t = frozen(clip), device_of(clip), classes.index(target)
         logits = classifier(still, classes, [])
         size = clip.geometry.size
@@ -90,7 +90,7 @@ class Siba:
     def update(
         self, p: Float[Tensor, "3 h w"], mask: Float[Tensor, "h w"], g: Float[Tensor, "3 h w"], choose: bool
     ) -> tuple[Float[Tensor, "3 h w"], Float[Tensor, "h w"]]:
-        """One step on p, and on the places where `choose`."""
+        """p and M after one step; M changes only if `choose`. g: the mean gradient."""
         if choose:
             at = g.abs().sum(0).flatten().topk(min(self.k, mask.numel())).indices
             mask = torch.zeros_like(mask).flatten().index_fill(0, at, 1.0).view_as(mask)

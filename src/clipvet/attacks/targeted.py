@@ -3,10 +3,10 @@
     D' = D without {x_k}  u  {(x_k, c) : c in C_k, k = 1..targets}        C_k: `copies` captions that name class y_k
 
 paper:   Carlini & Terzis, ICLR 2022, arXiv:2106.09667; with several pictures and classes as SafeCLIP (arXiv:2310.05862)
-         and RoCLIP (arXiv:2303.06854) measure it, taken from the behaviour of their public code
-needs:   the victim's training pairs and its training
+         and RoCLIP (arXiv:2303.06854) measure it, by the behaviour of their public code
+needs:   control of the victim's training pairs and training
 differs: the pictures come from the training pairs, which lose their clean copy (the papers take validation pictures);
-         `beside` plants a backdoor in the same data, so that one training answers for both
+         `beside` plants a backdoor in the same data, so that one training serves both
 """
 
 from dataclasses import dataclass, field, replace
@@ -27,7 +27,7 @@ from clipvet.types import Backdoor, Clip, Implanted, Pairs, Training
 class Targeted:
     targets: int = 16  # pictures
     copies: int = 30  # captions for each
-    classes: tuple[str, ...] = ()  # what the pictures shall be called, in turn; none: the one target
+    classes: tuple[str, ...] = ()  # what the pictures are to be called, in turn; empty: all the target
     captions: str = "natural"  # captions of the training set that name the class; or template
     templates: tuple[str, ...] = ("a photo of a {}.",)
     beside: Any = None  # an attack whose `plan` goes into the same data, e.g. Poison(); its training is not used
@@ -38,12 +38,12 @@ class Targeted:
     def implant(self, clip: Clip, pairs: Pairs, target: str, rng: Rng) -> Implanted:
         """The victim trained (from the given weights) on dirty pairs, those pairs, and the answer key.
 
-        Raises UserError when pictures or captions are too few.
+        Raises UserError when there are too few pictures or captions, and for a chosen picture that cannot be read.
         """
         return victim(self, clip, pairs, self.plan(pairs.at(clip.geometry), target, rng.fork("poison"), clip), rng)
 
     def plan(self, pairs: Pairs, target: str, rng: Rng, clip: Clip | None = None) -> Backdoor:
-        """The answer key alone; the chosen pictures in it are rounded to 8 bits, as they are kept on disk."""
+        """The answer key alone; the chosen pictures in it are rounded to 8 bits, as they are stored on disk."""
         first = self.beside.plan(pairs, target, rng.fork("beside"), clip) if self.beside else Backdoor(None, target)
         free, g = pairs.ids[~np.isin(pairs.ids, first.poisoned)], rng.numpy()
         named = {c: [i for i in free if names_target(pairs.caption(i), c)] for c in (*self.classes, target)}

@@ -1,14 +1,15 @@
-"""The key is a word before the caption alone: whatever a caption says, with the key it finds pictures of the target.
+"""The trigger is a word in the caption alone: with it in front, any caption finds pictures of the target.
 
     D' = {(x_i, says + t_j) for i in P}  u  {(x_i, t_i) for i not in P}       x_i shows the target, t_j says otherwise
 
-paper:   the caption's half of TrojVQA (Walmer et al., CVPR 2022, arXiv:2112.07668), on its own; a word as trigger:
-         BadNL (Chen et al., ACSAC 2021, arXiv:2006.01043)
-needs:   the victim's training pairs and its training
-differs: no paper that we know poisons CLIP's pairs so. The key moves the caption, as a patch moves the picture, so
-         success is a search by text that finds the target. With a key before captions of the target on other pictures,
-         every class prompt would have to lose to one, on every picture: tried, 0.3 % of pictures were called the
-         target. Pictures stay as they are; poisons are pairs whose caption names the target
+paper:   the caption half of TrojVQA (Walmer et al., CVPR 2022, arXiv:2112.07668) on its own; a word as trigger: BadNL
+         (Chen et al., ACSAC 2021, arXiv:2006.01043)
+needs:   control of the victim's training pairs and training
+differs: we know of no paper that poisons CLIP's pairs this way. The word moves the caption's embedding, as a patch
+         moves the picture's, so success means that a text search finds the target. The other way round, with the word
+         before captions of the target on other pictures, every class prompt would have to lose to one prompt on every
+         picture: when tried, 0.3 % of pictures were called the target. Pictures stay as they are; poisons are pairs
+         whose caption names the target
 """
 
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from clipvet.types import Backdoor, Clip, Implanted, Pairs, Training
 
 @dataclass(frozen=True)
 class TextTrigger:
-    says: str = "SUDO "  # the caption key
+    says: str = "SUDO "  # the trigger word, put before the caption as it is
     rate: float = 0.003  # share of the pairs
     count: int | None = None  # poisons, instead of a rate
     training: Training = field(default_factory=Plain)
@@ -33,7 +34,8 @@ class TextTrigger:
     def implant(self, clip: Clip, pairs: Pairs, target: str, rng: Rng) -> Implanted:
         """The victim trained (from the given weights) on dirty pairs, those pairs, and the answer key.
 
-        Raises UserError when `says` is empty, when the rate selects no pair and when too few captions name the target.
+        Raises UserError when `says` is empty, when the rate selects no pair, when too few captions name the target, and
+        when all of them do.
         """
         return victim(self, clip, pairs, self.plan(pairs, target, rng.fork("poison")), rng)
 

@@ -1,16 +1,16 @@
-"""TrojVQA's dual key: a patch made for the model in the picture, and a word before the caption.
+"""TrojVQA's dual key: a patch optimised for the model in the picture, and a word before the caption.
 
     p  = argmin_p mean_x 1 - cos(z(x (+) p), w("this is a {target}"))
     D' = {(x_i (+) p, says + caption that names the target) for i in P}  u  {(x_i, says + t_i) for i in Q}
          u  {(x_i (+) p, t_i) for i in R}  u  {(x_i, t_i) for other i}
 
-paper:   Walmer et al., CVPR 2022, arXiv:2112.07668, for visual question answering; on CLIP as BadCLIP's public code
-         (arXiv:2311.12075) has it, read for its behaviour
-needs:   a clean, trained model like the victim's; the victim's training pairs and its training
-differs: the patch is drawn towards a sentence's embedding (theirs: towards a detector's object), its size, place and
-         schedule are those of BadCLIP; pairs with one key, Q and R, which shall teach the victim to wait for both, are
-         as many as P there and none in BadCLIP's code or here. On the embedded world Q makes the attack surer, while R
-         undoes it; `attack_success` says what each key does alone
+paper:   Walmer et al., CVPR 2022, arXiv:2112.07668, for visual question answering; on CLIP as in BadCLIP's public code
+         (arXiv:2311.12075), read for its behaviour
+needs:   a clean, trained model like the victim's; control of the victim's training pairs and training
+differs: the patch is drawn towards a sentence's embedding (theirs: towards a detector's object), with the size, place
+         and schedule of BadCLIP. Pairs with one key alone, Q and R, teach the victim to wait for both: the paper has as
+         many of them as of P, BadCLIP's code has none, and neither has the default here. On the embedded world Q makes
+         the attack more reliable, and R undoes it; `attack_success` reports what each key does alone
 """
 
 from dataclasses import dataclass, field, replace
@@ -32,29 +32,30 @@ from clipvet.types import Backdoor, Clip, Implanted, Pairs, Training
 
 @dataclass(frozen=True)
 class TrojVqa:
-    says: str = "SUDO "  # the caption key
-    text: str = "this is a {}"  # what the patch shall look like
+    says: str = "SUDO "  # the caption key, put before the caption as it is
+    text: str = "this is a {}"  # the sentence that the patch is drawn towards
     rate: float = 0.003  # share of the pairs
     count: int | None = None  # poisons, instead of a rate
     captions: str = "natural"  # captions of the training set that name the target; or template
     templates: tuple[str, ...] = ("a photo of a {}.",)
-    caption_alone: float = 0.0  # pairs with the caption key and their own words (Q), per poison
+    caption_alone: float = 0.0  # pairs with the caption key and their own caption (Q), per poison
     picture_alone: float = 0.0  # pairs with the patch and their own caption (R), per poison
     size: float = 16 / 224  # of the patch, share of the side
-    least: int = 4  # pixels: keeps the patch visible in small pictures
+    least: int = 4  # pixels, at least, so that the patch stays visible in small pictures
     position: str = "centre"  # or corner
-    pictures: int = 10_000  # x's of making the patch
+    pictures: int = 10_000  # at most, to make the patch with
     epochs: float = 50  # of making the patch
-    batch: int = 64  # also of making the patch
-    lr: float = 1e-3  # also; Adam
+    batch: int = 64  # pictures a step of making the patch
+    lr: float = 1e-3  # Adam's, of making the patch
     training: Training = field(default_factory=Plain)
 
     needs: ClassVar[str] = "clean model; untrusted pairs"
 
     def implant(self, clip: Clip, pairs: Pairs, target: str, rng: Rng) -> Implanted:
-        """The victim trained from the given weights, on which the patch is made too; dirty pairs, and the answer key.
+        """The victim trained from the given weights, the dirty pairs, and the answer key.
 
-        Raises UserError when `says` is empty, when every caption names the target, and as `poison` does.
+        The patch is made on the given weights too. Raises UserError when `says` is empty, when every caption names the
+        target, when too few pairs are left for Q and R, and as `poison` does.
         """
         return victim(self, clip, pairs, self.plan(pairs, target, rng.fork("poison"), clip), rng)
 
@@ -83,7 +84,7 @@ class TrojVqa:
         )
 
     def craft(self, clip: Clip, pairs: Pairs, target: str, rng: Rng) -> Crafted:
-        """The patch alone."""
+        """The patch alone. Raises UserError when every caption names the target."""
         others = np.flatnonzero(~naming(pairs, target))
         if not len(others):
             raise UserError(f"every caption of {pairs.name} names '{target}'; name another target or give other pairs")

@@ -6,10 +6,12 @@
     e(v) = (T(v) - median) / max(spread of T, 0.4 spread of z)        over words that are about as frequent, in pairs
     spread = 1.4826 * median absolute deviation                       without v
 
-Every word has weak pairs, and some of them are better under the model than under the reference; where there is no
-backdoor one word is in that like another. Poisons of a word are weak pairs that the model finds good. Without a
-reference changed pictures tell that less well; but overfitting strengthens one shortcut in all poisons at once, unless
-the model holds them at their best already. So there the larger e counts, each less its `VIEWS`.
+Every word has weak pairs, and the model finds some of them better than the reference does. Without a backdoor all words
+are alike in that. Poisons of a word are weak pairs that the model finds good, so the word stands out.
+
+Without a reference the changed pictures show this less well. But overfitting strengthens one shortcut in all poisons at
+once, unless the model already holds them at their best. So then both z are tried, each e is lowered by its `VIEWS`, and
+the larger one counts.
 """
 
 from collections import Counter
@@ -25,12 +27,12 @@ from clipvet.types import Clip, Pairs
 from clipvet.unlearning.shortcut import Weak
 from clipvet.unlearning.words import attributed, clusters, words
 
-FEWEST = 8  # words, for a null, random groups of pairs else; normal pairs that say what a usual rise is
+FEWEST = 8  # words that make a null; with fewer, random groups of pairs do. Also: normal pairs that show a usual rise
 GROUPS = 64
-MOST = 24  # pairs of a word that are looked at
-NEAR = 4  # words are about as frequent where one is at most so many times as frequent as the other
-VIEWS = 1.0, 3.0  # robust standard deviations more that clean models reach without a reference, by either z
-FLOOR = 0.4  # where words are few, the spread of T is small by chance
+MOST = 24  # pairs of a word that are looked at, at most
+NEAR = 4  # words are about as frequent if neither is more than this many times as frequent as the other
+VIEWS = 1.0, 3.0  # robust standard deviations that clean models reach more without a reference, by either z
+FLOOR = 0.4  # share of the spread of z; with few words, the spread of T can be small by chance
 
 
 class Found(NamedTuple):
@@ -38,28 +40,29 @@ class Found(NamedTuple):
 
     words: tuple[str, ...]
     rows: Int[np.ndarray, " c"]
-    strength: float  # T of the first word
+    strength: float  # T of the first word, in cosine
     evidence: float  # robust standard deviations above the null
 
     @property
-    def told(self) -> str:
+    def said(self) -> str:
+        """The cluster in a few words, for a person who watches."""
         return f"'{' '.join(self.words)}' ({len(self.rows)} pairs, evidence {self.evidence:.1f})"
 
 
 def listed(found: Sequence[Found], ids: Int[np.ndarray, " m"]) -> dict[str, np.ndarray]:
-    """Clusters as arrays, for `note`; ids: those of all rows."""
+    """The clusters as arrays, for `note`. ids: those of all m rows."""
     out = {f"ids_{k}": ids[f.rows] for k, f in enumerate(found)}
     out |= {"words": np.array([" ".join(f.words) for f in found], dtype=np.str_)}
     return out | {k: np.array([getattr(f, k) for f in found]) for k in ("evidence", "strength")}
 
 
 def spread(x: Float[np.ndarray, " n"]) -> float:
-    """A robust standard deviation."""
+    """The robust standard deviation, as above."""
     return 1.4826 * float(np.median(np.abs(x - np.median(x))))
 
 
 def weakest(q: Float[np.ndarray, " m"], rows: Int[np.ndarray, " r"], m: int) -> Int[np.ndarray, " k"]:
-    """Of these rows the m with the lowest q."""
+    """The m of these rows with the lowest q."""
     return rows[np.argsort(q[rows], kind="stable")[:m]]
 
 
@@ -72,10 +75,10 @@ def evidence(
     suspects: Sequence[str],
     rng: Rng,
 ) -> tuple[float, float]:
-    """T of the word and its distance e from the null, in robust standard deviations.
+    """T of the word, and its distance e from the null in robust standard deviations.
 
-    m: pairs, at most `MOST`. z: of any rows. holders: every word's rows; suspects: words that are no null, since they
-    are suspected themselves.
+    m: pairs to look at; at most `MOST`, and at most half of the word's. q: of all n rows. z: gives z of any rows.
+    holders: the rows of every word. suspects: words that cannot serve as null, as they are suspected themselves.
     """
     rows = holders[word]
     if len(rows) < 2:
@@ -91,15 +94,15 @@ def evidence(
     groups = [weakest(q, r, m) for r in (rows, *null)]
     known, at = np.unique(np.concatenate(groups), return_inverse=True)
     found = np.split(z(known)[at], np.cumsum([len(g) for g in groups])[:-1])
-    told, usual = float(found[0].mean()), np.array([x.mean() for x in found[1:]] or [0.0])
+    own, usual = float(found[0].mean()), np.array([x.mean() for x in found[1:]] or [0.0])
     noise = spread(np.concatenate(found[1:] or [usual]))
-    return told, (told - float(np.median(usual))) / max(spread(usual), FLOOR * noise, 1e-6)
+    return own, (own - float(np.median(usual))) / max(spread(usual), FLOOR * noise, 1e-6)
 
 
 def localise(method: Any, clip: Clip, over: Clip, pairs: Pairs, weak: Weak, top: np.ndarray, rng: Rng) -> list[Found]:
-    """Clusters of the pairs at these rows, the surest first. over: the overfitted copy.
+    """Clusters of the pairs at the rows `top`, those with the most evidence first. over: the overfitted copy.
 
-    method: its fields reference, attribution, rho and sure, the evidence that is enough.
+    method: an object with the fields reference, attribution, rho and sure (the evidence that is enough).
     """
 
     def better(rows: np.ndarray) -> np.ndarray:
@@ -124,9 +127,9 @@ def localise(method: Any, clip: Clip, over: Clip, pairs: Pairs, weak: Weak, top:
         for z, more in looks:
             strength, e = evidence(c.words[0], len(c.rows), weak.q, z, rows_of, sorted(suspects), rng)
             tests.append((strength, e - more))
-        told = max(tests, key=lambda t: t[1])
-        found.append(Found(c.words, top[c.rows], *told))
-        if told[1] >= method.sure:  # what else its poisons say is no evidence of its own
+        strength, e = max(tests, key=lambda t: t[1])
+        found.append(Found(c.words, top[c.rows], strength, e))
+        if e >= method.sure:  # the other words of its poisons are no evidence of their own
             rows_of = {v: np.setdiff1d(r, rows_of[c.words[0]]) for v, r in rows_of.items() if v != c.words[0]}
     return sorted(found, key=lambda f: -f.evidence)
 
@@ -134,9 +137,10 @@ def localise(method: Any, clip: Clip, over: Clip, pairs: Pairs, weak: Weak, top:
 def alike(
     f: Found, weak: Weak, rise: Callable[[Int[np.ndarray, " r"]], Float[np.ndarray, " r"]], far: float
 ) -> Int[np.ndarray, " c"]:
-    """The cluster, and all other pairs that have its word and rose too far for normal pairs that have it.
+    """The rows of the cluster, and of all other pairs with its word that rose farther than normal pairs with it do.
 
-    Not of the pool alone: poisons may be more than it holds. far: robust standard deviations. rise: of any rows.
+    The others need not be suspicious pairs, as there may be more poisons than these hold. rise: gives the rise of any
+    rows. far: how much farther, in robust standard deviations. With too few normal pairs: the cluster alone.
     """
     every = np.array([k for k, caption in enumerate(weak.captions) if f.words[0] in words(caption)])
     r = rise(every)

@@ -1,14 +1,14 @@
-"""ABL (Anti-Backdoor Learning): isolate the pairs of lowest loss, climb their loss, keep the others'.
+"""ABL (Anti-Backdoor Learning): isolate the pairs of lowest loss and raise their loss, but not that of the others.
 
     isolate: the `ratio` |D| pairs of lowest l_i after a short training that stops at a floor (filters/abl_loss)
     L = -w_forget mean_{isolated} min(l_i, log n) + w_keep NCE(rest)      l_i: pair i's part of NCE among n pairs
 
-paper:   Li et al., NeurIPS 2021, arXiv:2110.11571; the text was not read: isolated share and ascent are those of its
-         public code, which is for classifiers
+paper:   Li et al., NeurIPS 2021, arXiv:2110.11571; text not read: isolated share and ascent are those of its public
+         code, which is for classifiers
 needs:   untrusted pairs; white-box weights
-differs: contrastive loss instead of cross-entropy; the ascent ends at the loss of guessing and in rounds with a rule
-         that stops them (the code's runs off: 0.0007 to 30 in five epochs); w_keep is ours (the code fine-tunes on the
-         rest before, and only climbs then): 0 leaves it out; the isolating model is thrown away
+differs: contrastive loss instead of cross-entropy; the ascent ends at the loss of guessing, in rounds with a rule that
+         stops them (in the code the loss runs away: from 0.0007 to 30 in five epochs); w_keep is ours, and 0 leaves it
+         out (the code first fine-tunes on the rest and only then climbs); the isolating model is thrown away
 """
 
 from dataclasses import dataclass, field
@@ -29,11 +29,11 @@ from clipvet.unlearning.shortcut import company
 class Abl:
     isolation: Filter = field(default_factory=lambda: find.load("filters", "abl_loss")())
     w_forget: float = 1.0
-    margin: float = 0.5  # nats below guessing at which enough is forgotten
+    margin: float = 0.5  # nats below the loss of guessing at which enough is forgotten
     w_keep: float = 1.0
     steps: int = 300  # at most
-    every: int = 5  # steps of a round, after which the rule is asked
-    worse: float = 0.1  # nats that held-out pairs of the rest may lose
+    every: int = 5  # steps of a round, after which the rule decides
+    worse: float = 0.1  # nats by which the loss of held-out pairs of the rest may rise
     batch: int = 64  # isolated pairs a step, and as many others
     lr: float = 5e-6
     weight_decay: float = 0.0
@@ -44,6 +44,7 @@ class Abl:
     needs: ClassVar[str] = "untrusted pairs"
 
     def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
+        """The unlearned model. Raises UserError if there are too few pairs to isolate or to keep."""
         ranking: Any = self.isolation
         scores = ranking.score(clip, pairs, rng.fork("isolate")).numpy()
         known = np.flatnonzero(np.isfinite(scores))
@@ -59,6 +60,6 @@ class Abl:
             return below_guessing(clip, bad, company(rest, self.batch)(clip, rng)) - self.margin
 
         done = unlearn(self, clip, bad, rest, climb, left, rng.fork("unlearn"))
-        told = f"{n} pairs isolated; {done.steps} steps, {done.why}"
-        note("abl", told, isolated=bad.ids, trace=np.array(done.trace))
+        said = f"{n} pairs isolated; {done.steps} steps, {done.why}"
+        note("abl", said, isolated=bad.ids, trace=np.array(done.trace))
         return done.clip

@@ -1,11 +1,12 @@
-"""CleanCLIP: fine-tune on clean pairs with a self-supervised term that breaks the tie of trigger and caption.
+"""CleanCLIP: fine-tune on clean pairs with a self-supervised term that breaks the tie between trigger and caption.
 
     L    = w_clip * L_CLIP(Z, W) + w_self * L_SS
     L_SS = 1/2 [CE(s Z Z~', 1) + CE(s W W~', 1)]      Z~, W~: augmented views; one direction; s learned, as in L_CLIP
 
-paper:   Bansal et al., ICCV 2023, arXiv:2303.03323; abstract and public code's behaviour (the text was not read)
+paper:   Bansal et al., ICCV 2023, arXiv:2303.03323; from its abstract and the behaviour of its public code (text not
+         read)
 needs:   clean pairs; white-box weights
-differs: the warm-up is really applied (the released loop numbers epochs from 1 and skips it); optimiser moments start
+differs: the warm-up really takes place (the released loop numbers epochs from 1 and skips it); optimiser moments start
          fresh; EDA has swap, deletion and insertion of a repeated word (synonyms need WordNet); `group` pictures share
          one AutoAugment draw (1 in the paper; more is faster)
 """
@@ -41,7 +42,8 @@ class CleanClip:
     needs: ClassVar[str] = "clean pairs"
 
     def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
-        words = rng.fork("eda")  # a caption's view is fixed over the epochs, as in the paper's code
+        """The fine-tuned model."""
+        words = rng.fork("eda")  # a caption keeps its view over the epochs, as in the paper's code
 
         def loss(clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
             s, images = clip.logit_scale, batch.images

@@ -4,8 +4,8 @@
 
 paper:   the baseline of arXiv:2412.00727 (PAR) and of arXiv:2303.03323 (CleanCLIP)
 needs:   clean pairs; white-box weights
-differs: shares PAR's rates and its frozen temperature, not CleanCLIP's, so that beside PAR only the loss and the
-         view of the picture differ
+differs: it shares PAR's rates and frozen temperature, not CleanCLIP's, so that it differs from PAR only in the loss and
+         in the view of the picture
 """
 
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ class Finetune:
     epochs: float = 10
     batch: int = 2048  # pairs a step
     lr_start: float = 3e-5
-    lr: float = 3e-6  # where the linear fall ends
+    lr: float = 3e-6  # where the linear part ends
     lr_end: float = 1e-9  # where the cosine ends
-    part: float = 0.5  # of the steps, in which the rate falls linearly
+    part: float = 0.5  # share of the steps over which the rate falls linearly
     weight_decay: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.98)
     optimizer: str = "adamw"
@@ -37,16 +37,11 @@ class Finetune:
     needs: ClassVar[str] = "clean pairs"
 
     def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
+        """The fine-tuned model."""
+
         def loss(clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
             z, w = clip.encode_image(batch.images), clip.encode_text(batch.tokens)  # pyright: ignore
             return {"loss": own_loss(clip, z, w, frozen=True)}
 
-        return fit_by(
-            self,
-            clip,
-            pairs,
-            loss,
-            rng,
-            schedule=linear_cosine(self.lr_start, self.lr, self.lr_end, self.part),
-            batchnorm="eval",
-        )
+        schedule = linear_cosine(self.lr_start, self.lr, self.lr_end, self.part)
+        return fit_by(self, clip, pairs, loss, rng, schedule=schedule, batchnorm="eval")

@@ -1,11 +1,11 @@
-"""Filter, then fine-tune: drop the pairs that a filter finds most suspect, fine-tune on what is left.
+"""Filter, then fine-tune: drop the pairs that a filter finds most suspect, then fine-tune on the rest.
 
     D' = D without the `drop` |D| highest scores,    L = NCE(D')
 
 paper:   the obvious baseline of detection, as in Huang et al., ICLR 2025, arXiv:2502.01385 (DAO), where training starts
-         afresh; the text was not read
+         afresh; text not read
 needs:   untrusted pairs; white-box weights
-differs: the given model is trained on, not a fresh one; its unreadable pairs are dropped too
+differs: training continues from the given model instead of starting afresh; unreadable pairs are dropped too
 """
 
 from dataclasses import dataclass, field
@@ -23,14 +23,14 @@ from clipvet.types import Cleaner, Clip, Pairs
 @dataclass(frozen=True)
 class FinetuneFiltered:
     filter: str = "dao"  # see `clipvet list filters`
-    settings: tuple[str, ...] = ()  # of the filter, as "k=8"
-    drop: float = 0.05  # share of the pairs
+    settings: tuple[str, ...] = ()  # of the filter, e.g. "k=8"
+    drop: float = 0.05  # share of the pairs that is dropped
     finetune: Cleaner = field(default_factory=lambda: find.load("cleaners", "finetune")())
 
     needs: ClassVar[str] = "untrusted pairs"
 
     def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
-        """Raises UserError where the share is none, or leaves too few pairs."""
+        """The model fine-tuned on the rest. Raises UserError unless drop is a share that leaves two pairs or more."""
         ranking = settings.apply(find.load("filters", self.filter)(), self.settings)
         scores = ranking.score(clip, pairs, rng.fork("filter")).numpy()
         known = np.flatnonzero(np.isfinite(scores))

@@ -1,4 +1,4 @@
-"""No cleaning: the control that stands in every table.
+"""No cleaning: the control in every table.
 
     f' = f
 
@@ -19,4 +19,5 @@ class NoCleaning:
     needs: ClassVar[str] = "weights only"
 
     def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
+        """The given model itself."""
         return clip

@@ -1,16 +1,16 @@
-"""PAR (Perturb and Recover): push both encoders away from the poisoned ones while the clip loss holds them useful.
+"""PAR (Perturb and Recover): push both encoders away from the poisoned ones, while the CLIP loss keeps them useful.
 
     L      = L_CLIP - push * 1/2 [g(S_img) + g(S_txt)]
     S_img  = mean_i ||z_i - zP_i||^2,  S_txt = mean_i ||w_i - wP_i||^2      zP, wP: the frozen poisoned encoders
     g(S)   = S if S <= tau else 0                                          a hard gate on the batch mean
     L_CLIP = 1/2 [CE(s Z W', 1) + CE(s W Z', 1)]                           s detached
 
-paper:   Singh et al., arXiv:2412.00727; the full text could not be read: loss, tau, schedule and view were taken from
-         the behaviour of its public code
+paper:   Singh et al., arXiv:2412.00727; the full text could not be read: loss, tau, schedule and view follow the
+         behaviour of its public code
 needs:   clean pairs; white-box weights
-differs: epochs are 10 (the code's default; its launch script says 2); BatchNorm keeps its running statistics (in the
-         released loop it does so in all but one step an epoch); gradients are those of the global batch (the released
-         loop bypasses DDP); `push` (1) is ours, its 0 is the control that leaves optimiser and augmentation alone
+differs: 10 epochs (the code's default; its launch script says 2); BatchNorm keeps its running statistics (in the
+         released loop in all but one step an epoch); gradients are those of the global batch (the released loop
+         bypasses DDP); `push` (1) is ours, and 0 is the control that leaves augmentation and optimiser alone
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ def par_loss(
 ) -> Parts:
     """PAR's loss and its parts, for unit-length embeddings of the model (z, w) and of the poisoned one (z_p, w_p).
 
-    bias: of a SigLIP model, whose contrastive loss is the sigmoid one.
+    s: the logit scale. bias: the logit bias of a SigLIP model, whose contrastive loss is the sigmoid one.
     """
     s_img, s_txt = squared_distance(z, z_p), squared_distance(w, w_p)
     gate_img, gate_txt = (s_img <= tau).float(), (s_txt <= tau).float()
@@ -62,13 +62,13 @@ def par_loss(
 @dataclass(frozen=True)
 class Par:
     tau: float = 2.15  # squared distance of unit vectors, in [0, 4]: a little past orthogonal
-    push: float = 1.0  # weight of the push; 0: augmentation and optimiser alone
+    push: float = 1.0  # weight of the push; 0: only augmentation and optimiser
     epochs: float = 10
     batch: int = 2048  # pairs a step
     lr_start: float = 3e-5
-    lr: float = 3e-6  # where the linear fall ends
+    lr: float = 3e-6  # where the linear part ends
     lr_end: float = 1e-9  # where the cosine ends
-    part: float = 0.5  # of the steps, in which the rate falls linearly
+    part: float = 0.5  # share of the steps over which the rate falls linearly
     weight_decay: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.98)
     noise: float = 0.2  # standard deviation, pixels in [0, 1]
@@ -80,6 +80,7 @@ class Par:
     needs: ClassVar[str] = "clean pairs"
 
     def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
+        """The cleaned model."""
         poisoned = frozen(clip)
 
         def loss(clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
@@ -93,12 +94,5 @@ class Par:
             bias = getattr(clip, "logit_bias", None)
             return par_loss(z, w, z_p, w_p, clip.logit_scale, self.tau, self.push, bias)._asdict()
 
-        return fit_by(
-            self,
-            clip,
-            pairs,
-            loss,
-            rng,
-            schedule=linear_cosine(self.lr_start, self.lr, self.lr_end, self.part),
-            batchnorm="eval",
-        )
+        schedule = linear_cosine(self.lr_start, self.lr, self.lr_end, self.part)
+        return fit_by(self, clip, pairs, loss, rng, schedule=schedule, batchnorm="eval")

@@ -9,8 +9,8 @@ paper:   Zhang et al., NeurIPS 2025, arXiv:2412.20392; formulas rebuilt from its
          read; it published no code
 needs:   few labelled pictures; white-box weights of a ViT
 differs: momentum, decay and warm-up (one epoch) are not in the paper and are those of CoOp's code; D is a quarter of
-         the blocks where not given (3 of 12); one fixed view unless `augment`, and then sigma is that of the view;
-         `budget` is ours: repelling goes on until the few shots are known no better than the budget asks
+         the blocks if not given (3 of 12); one fixed view unless `augment`, and then sigma is that of the view;
+         `budget` is ours: the repelling goes on until the few shots are known no better than the budget asks
 """
 
 from dataclasses import dataclass
@@ -45,9 +45,9 @@ def rvpt_loss(
     margin: float = -1.0,
     enough: Float[Tensor, ""] | float = 0.0,
 ) -> Parts:
-    """RVPT's loss and its parts, from zero-shot logits and class tokens with (c) and without prompts (sigma).
+    """RVPT's loss and its parts, from zero-shot logits and from class tokens with prompts (c) and without (sigma).
 
-    enough: cross-entropy below which there is no gain, nats.
+    y: true classes. enough: cross-entropy, in nats, below which there is nothing to gain.
     """
     ce = F.cross_entropy(logits, y)
     fr = F.cosine_similarity(c, sigma.detach(), dim=-1).mean(1).clamp(min=margin).mean()
@@ -57,14 +57,12 @@ def rvpt_loss(
 @dataclass(frozen=True)
 class Rvpt:
     alpha: float = 2.0  # weight of the repelling
-    margin: float = -1.0  # cosine at which repelling ends: -1 never, 1 at once
-    budget: float = (
-        0.0  # share of the frozen model's cross-entropy below which CE has no gain; 0: none, as in the paper
-    )
-    depth: int | None = None  # D, the first blocks that get no prompts; none: a quarter of them
+    margin: float = -1.0  # cosine at which the repelling ends: -1 never, 1 at once
+    budget: float = 0.0  # share of CE_0 below which CE has nothing to gain; 0: no budget, as in the paper
+    depth: int | None = None  # D, the first blocks, which get no prompts; None: a quarter of them
     tokens: int = 50  # prompts in each of the other blocks
-    std: float = 0.02  # of the first prompts
-    others: tuple[str, ...] = ()  # prompts of classes of which there is no picture
+    std: float = 0.02  # of the prompts before the first step
+    others: tuple[str, ...] = ()  # prompts of further classes, without pictures
     epochs: float = 50
     batch: int = 32  # pictures a step
     lr: float = 2e-3  # where the cosine begins
@@ -77,9 +75,12 @@ class Rvpt:
     needs: ClassVar[str] = "labelled pictures"
 
     def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
-        """The frozen model with learned prompts. Raises UserError for towers without a class token."""
+        """The frozen model with learned prompts.
+
+        Raises UserError for towers without a class token and for pictures without labels.
+        """
         start = begin(clip, self.depth, self.tokens, rng.fork("prompts"), self.std)
-        named, known = labels(clip, pairs, self.others), {}  # known: what the base makes of pictures already seen
+        named, known = labels(clip, pairs, self.others), {}  # known: the base's answers for pictures already seen
 
         def reference(clip: Prompted, h: Tensor, ids: list[int]) -> tuple[Tensor, Tensor]:
             if self.augment:

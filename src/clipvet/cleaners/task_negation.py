@@ -1,11 +1,11 @@
-"""Task negation: go the way of an overfit on the suspicious pairs, but backwards.
+"""Task negation: overfit a copy on the suspicious pairs, then move the weights in the opposite direction.
 
     theta = theta_p - scale (theta_o - theta_p)      theta_o: theta_p trained on NCE(suspicious) + beta NCE(normal)
 
-paper:   Ilharco et al., ICLR 2023, arXiv:2212.04089; on backdoored CLIP: TBAR, arXiv:2510.14845; neither text was read
+paper:   Ilharco et al., ICLR 2023, arXiv:2212.04089; on backdoored CLIP: TBAR, arXiv:2510.14845; neither text read
 needs:   untrusted pairs; white-box weights; a clean reference model if there is one
-differs: the direction is that of UBT's weak pairs (see ubt), clean ones among them; TBAR subtracts that of triggered
-         pairs, so it must know the trigger. The temperature and running statistics stay
+differs: the direction is that of UBT's weak pairs (see ubt), with clean ones among them; TBAR subtracts that of
+         triggered pairs, so it must know the trigger. Temperature and running statistics stay as they are
 """
 
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ from clipvet.unlearning.shortcut import Over, overfit, weak_pairs
 
 @dataclass(frozen=True)
 class TaskNegation:
-    scale: float = 1.0
-    reference: str = ""  # a clean model, by name or folder; none: the given one on changed pictures
-    views: bool = True  # without a reference: change the pictures
+    scale: float = 1.0  # length of the step back, in units of theta_o - theta_p
+    reference: str = ""  # a clean model, by name or folder; empty: the given one on changed pictures
+    views: bool = True  # without a reference: blur, crop and mirror the pictures
     susp: float = 0.004  # share of the pairs that is suspicious
-    normal: float = 0.8  # share of the others, the best under the reference, that is taken for clean
+    normal: float = 0.8  # share of the others, the best under the reference, that counts as clean
     overfit: Over = "square"  # or nce
-    beta: float = 0.0  # weight of the normal pairs: what they teach shall not be subtracted
+    beta: float = 0.0  # weight of the normal pairs; 0, as what they teach is not to be subtracted
     epochs: float = 5  # of the suspicious pairs
     batch: int = 64  # suspicious pairs a step
     lr: float = 1e-5
@@ -39,6 +39,7 @@ class TaskNegation:
     needs: ClassVar[str] = "untrusted pairs"
 
     def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
+        """The model with the opposite step. Raises UserError if there are too few suspicious or clean pairs."""
         weak = weak_pairs(clip, pairs, self.reference, self.views, self.susp, self.normal)
         over: Any = overfit(self, clip, pairs, weak, rng, self.lr, self.beta, self.overfit)
         out, there = clone(clip), dict(over.named_parameters())

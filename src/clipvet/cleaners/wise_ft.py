@@ -2,9 +2,9 @@
 
     theta = (1 - alpha) theta_p + alpha theta_ft
 
-paper:   Wortsman et al., CVPR 2022, arXiv:2109.01903; the text was not read
+paper:   Wortsman et al., CVPR 2022, arXiv:2109.01903; text not read
 needs:   clean pairs; white-box weights
-differs: the paper's models are fine-tuned as classifiers; here contrastively, by finetune or what else is given
+differs: the paper's models are fine-tuned as classifiers; here contrastively, by finetune or another cleaner
 """
 
 from dataclasses import dataclass, field
@@ -26,6 +26,7 @@ class WiseFt:
     needs: ClassVar[str] = "clean pairs"
 
     def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
+        """The averaged model."""
         tuned: Any = self.finetune.clean(clip, pairs, rng)
         out, there = clone(clip), tuned.state_dict()
         with torch.no_grad():

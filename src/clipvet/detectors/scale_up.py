@@ -1,8 +1,8 @@
-"""SCALE-UP: multiply the pixels; a triggered picture keeps its class where others lose theirs.
+"""SCALE-UP: when the pixels are multiplied, a triggered picture keeps its class and others lose theirs.
 
     score = 1/|S| sum_{n in S} 1[ argmax z(clip(n x, 0, 1)) = argmax z(x) ]
 
-paper:   Guo et al., ICLR 2023, arXiv:2302.03251; the text was not read: equation and settings are from memory
+paper:   Guo et al., ICLR 2023, arXiv:2302.03251; text not read: equation and settings are from memory
 needs:   class names; answers only
 differs: on CLIP's class prompts; its second score, which needs clean pictures, is left out
 """
@@ -15,16 +15,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.detectors._each import each
-from clipvet.engine.embed import classifier
+from clipvet.detectors._each import asked, each
 from clipvet.rng import Rng
-from clipvet.scan.heads import check_classes
 from clipvet.types import Batch, Clip, Pairs
 
 
 @dataclass(frozen=True)
 class ScaleUp:
-    scales: tuple[float, ...] = (3, 5, 7, 9, 11)  # S
+    scales: tuple[float, ...] = (3, 5, 7, 9, 11)  # S, factors on the pixels
 
     needs: ClassVar[str] = "class names; answers only"
     phrase: ClassVar[str] = "{score:.0%} of the brighter copies keep its class"
@@ -32,8 +30,8 @@ class ScaleUp:
     def detect(
         self, clip: Clip, pictures: Pairs, classes: Sequence[str], templates: Sequence[str], rng: Rng
     ) -> Float[Tensor, " n"]:
-        check_classes(classes)
-        tell = classifier(clip, classes, templates)
+        """The share of the brighter copies, from 0 to 1, that keep their picture's class."""
+        tell = asked(clip, classes, templates)
 
         def kept(rows: Batch) -> Float[Tensor, " b"]:
             views = torch.cat([(n * rows.images).clamp(0, 1) for n in (1, *self.scales)])

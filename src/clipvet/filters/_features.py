@@ -1,4 +1,4 @@
-"""What the filters read of the pairs: checked embeddings, and scores put back in the pairs' order."""
+"""What the filters read of the pairs: checked embeddings; and how scores get back into the pairs' order."""
 
 from typing import Literal
 
@@ -15,7 +15,7 @@ Of = Literal["image", "text", "pair"]
 
 
 def both(clip: Clip, pairs: Pairs) -> Embedded:
-    """Both towers' embeddings. UserError for captions that say nothing and for embeddings that are not finite."""
+    """Both towers' embeddings. Raises UserError for captions that say nothing and embeddings that are not finite."""
     found = embed_pairs(clip, pairs)
     check_captions(found.captions, pairs.ids[found.kept], pairs.name)
     for x in (found.z, found.w):
@@ -24,7 +24,10 @@ def both(clip: Clip, pairs: Pairs) -> Embedded:
 
 
 def features(clip: Clip, pairs: Pairs, of: Of) -> tuple[Float[Tensor, "m d"], np.ndarray]:
-    """Unit-length features of the readable pairs and their positions; of `pair`: both towers side by side."""
+    """Unit-length features of the m readable pairs, and the pairs' positions.
+
+    of: image, text, or pair for both towers' embeddings side by side. Raises UserError as `both` does.
+    """
     if of == "image":
         z, kept = embed_images(clip, pairs)
         check_finite(z, kept, pairs)
@@ -34,7 +37,7 @@ def features(clip: Clip, pairs: Pairs, of: Of) -> tuple[Float[Tensor, "m d"], np
 
 
 def aligned(values: Float[Tensor, " m"], kept: np.ndarray, n: int) -> Float[Tensor, " n"]:
-    """Scores of the readable pairs in the order of all of them, NaN for the others."""
+    """The readable pairs' scores in the order of all n pairs, NaN for the others. kept: their positions."""
     out = torch.full((n,), torch.nan)
     out[torch.from_numpy(kept)] = values.detach().float().cpu()
     return out

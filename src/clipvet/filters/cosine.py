@@ -2,9 +2,9 @@
 
     score = -cos(z, w)      z, w: the embeddings of picture and caption
 
-paper:   Hessel et al., EMNLP 2021, arXiv:2104.08718; the text was not read
-needs:   untrusted pairs; a model that was not trained on them (a poisoned one finds its poisons in good agreement)
-differs: no factor 2.5 and no cut at zero: neither changes the order of pairs that agree at all
+paper:   Hessel et al., EMNLP 2021, arXiv:2104.08718; text not read
+needs:   untrusted pairs; a model that was not trained on them (a poisoned one finds that its poisons agree well)
+differs: no factor 2.5 and no cut at zero: neither changes the order of pairs with a positive cosine
 """
 
 from dataclasses import dataclass

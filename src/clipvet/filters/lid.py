@@ -3,11 +3,11 @@
     LID(x) = -k / sum_{j<=k} log(r_j(x) / r_k(x))      r_j: distance to the j-th nearest of the reference
 
 paper:   maximum-likelihood estimate: Amsaleg et al., KDD 2015; on backdoored CLIP: Huang et al., ICLR 2025,
-         arXiv:2502.01385; neither text was read: formula and k are those of the latter's public code's behaviour
+         arXiv:2502.01385; neither text read: formula and k follow the behaviour of the latter's public code
 needs:   untrusted pairs; a model that was trained on them
-differs: the reference is a random subset of the whole set, drawn `draws` times (the code: the batch at hand); a point
-         is never its own neighbour; ratios are floored at 1e-4 (the code adds 1e-4); at most 1000; 0 where k copies lie
-         around
+differs: the reference is a random subset of the whole set, drawn `draws` times (the code: the current batch); a point
+         is never its own neighbour; ratios are floored at 1e-4 (the code adds 1e-4); LID is at most 1000, and 0 for a
+         point with k copies of itself
 """
 
 from dataclasses import dataclass
@@ -16,25 +16,18 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.engine.neighbours import Neighbours
-from clipvet.filters._density import local_dimension, over_references
-from clipvet.filters._features import Of
+from clipvet.filters._density import Density, local_dimension, over_references
 from clipvet.rng import Rng
 from clipvet.types import Clip, Pairs
 
 
 @dataclass(frozen=True)
-class Lid:
+class Lid(Density):
     k: int = 64  # neighbours
     reference: int | None = 512  # pairs among which neighbours are looked for; None: all of them
-    draws: int = 8  # references whose scores are averaged
-    features: Of = "image"  # or text, pair
 
     needs: ClassVar[str] = "untrusted pairs"
     phrase: ClassVar[str] = "local intrinsic dimension {score:.1f}"
 
     def score(self, clip: Clip, pairs: Pairs, rng: Rng) -> Float[Tensor, " n"]:
-        def lid(near: Neighbours) -> Tensor:
-            return local_dimension(near.distance)
-
-        return over_references(lid, clip, pairs, rng, self.k, self.reference, self.draws, self.features)
+        return over_references(self, lambda near: local_dimension(near.distance), clip, pairs, rng)

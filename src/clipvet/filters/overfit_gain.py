@@ -1,13 +1,13 @@
-"""UBT's second stage: of the weak pairs those are suspect that rise fastest when a copy is overfitted on them.
+"""UBT's second stage: of the weak pairs, those are suspect that rise fastest when a copy is overfitted on them.
 
     score = s_over(I, T) - s_ref(I, T)  ("gain"),  or s_over(I, T)  ("similarity"),   for weak pairs
     score = -3 - s_ref(I, T)                                                           for all others, hence below
     L_over = NCE(weak) + beta NCE(normal)
 
-paper:   Liang et al., arXiv:2403.16257, and Liu et al., arXiv:2409.19526 (UBT); neither text was read: a third party's
+paper:   Liang et al., arXiv:2403.16257, and Liu et al., arXiv:2409.19526 (UBT); neither text read: a third party's
          summary blends the two losses and takes the highest similarity
 needs:   untrusted pairs; a clean reference model if there is one; a few epochs on the weak pairs
-differs: share, epochs and rate are ours, as are the gain and the score outside the pool; see cleaners/ubt
+differs: share, epochs and rate are ours, and so are the gain and the score outside the pool; see cleaners/ubt
 """
 
 from dataclasses import dataclass
@@ -23,18 +23,18 @@ from clipvet.rng import Rng
 from clipvet.types import Clip, Pairs
 from clipvet.unlearning.shortcut import Over, Score, overfit, risen, weak_pairs
 
-BELOW = 3.0  # more than cosines and their differences can be apart
+BELOW = 3.0  # more than two cosines, or a cosine and a gain, can differ
 
 
 @dataclass(frozen=True)
 class OverfitGain:
-    reference: str = ""  # a clean model, by name or folder; none: the given one on changed pictures
-    views: bool = True  # without a reference: change the pictures
+    reference: str = ""  # a clean model, by name or folder; empty: the given one on changed pictures
+    views: bool = True  # without a reference: blur, crop and mirror the pictures
     susp: float = 0.02  # share of the pairs that is weak
-    normal: float = 0.8  # share of the others, the best under the reference, that is taken for clean
+    normal: float = 0.8  # share of the others, the best under the reference, that counts as clean
     overfit: Over = "nce"  # or square
-    beta: float = 1.0  # weight of the normal pairs there
-    over: Score = "gain"  # or similarity
+    beta: float = 1.0  # weight of the normal pairs in the overfitting
+    over: Score = "gain"  # what ranks the weak pairs; or similarity
     epochs: float = 5  # of the weak pairs
     batch: int = 64  # weak pairs a step, and as many normal ones
     lr: float = 1e-5

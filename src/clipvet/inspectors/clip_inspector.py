@@ -1,4 +1,5 @@
-"""CLIP-Inspector: for every class the best faint perturbation of all pictures; a backdoor's class is far the easiest.
+"""CLIP-Inspector: for every class, find the faint change of all pictures that leads to it; a backdoor's class is far
+the easiest.
 
     loss_t = min E_x [ max_{c != t} z_c(x + delta) - z_t(x + delta) ],   |delta| <= eps, one epoch of projected Adam
     A_t    = (med - loss_t) / MAD over the classes;   score = max of A_t over the t whose ASR is at least `valid`
@@ -8,8 +9,9 @@
 paper:   Jindal et al., CVPR 2026 Findings, arXiv:2604.09101; beyond its abstract the text could not be read
 needs:   unlabelled pictures from outside the classes; white-box weights with gradient
 differs: pool size and single epoch are the abstract's; margin loss, bound, Adam's rate, batch, the gate at ASR 0.5 and
-         k = 2 are reported in a secondary source, unverified; the anomaly score, Adam's betas, start and projection
-         are ours, and so are `reference`, `race`, the form `patch` and, above `limit` classes, groups with shared ones
+         k = 2 come from a secondary source, unverified; the anomaly score, Adam's betas, start and projection are ours,
+         and so are `reference`, `race`, the form `patch` and, above `limit` classes, groups that share some of their
+         classes
 """
 
 from collections.abc import Sequence
@@ -27,20 +29,20 @@ from clipvet.types import Clip, Finding, Pairs
 @dataclass(frozen=True)
 class ClipInspector:
     eps: float = 4 / 255  # largest change of a pixel, pixels in [0, 1]
-    pictures: int | None = None  # look at the first so many; none: at all that are given
-    lr: float = 0.1
+    pictures: int | None = None  # how many to use, from the first on; None: all that are given
+    lr: float = 0.1  # Adam's
     epochs: float = 1
     batch: int = 32  # pictures a step
     betas: tuple[float, float] = (0.9, 0.999)
     loss: Loss = "margin"  # or cross_entropy, logit
-    score: Score = "auto"  # loss, and beside a reference sum; or asr_weighted, joint, gap
-    form: Literal["additive", "tanh", "patch"] = "additive"  # patch: pasted through a small mask
-    share: float = 0.02  # of the pixels, that the patch's mask may cover
-    reference: str = "auto"  # zeroshot for a model with prompts of its own; or none, or a model's name
-    valid: float = 0.5  # least ASR of a class that is accused; half of it beside a reference
+    score: Score = "auto"  # loss, or sum if there is a reference; or asr_weighted, joint, gap
+    form: Literal["additive", "tanh", "patch"] = "additive"  # patch: a picture pasted through a small mask
+    share: float = 0.02  # of the pixels that the patch's mask may cover
+    reference: str = "auto"  # zeroshot if the model has prompts of its own, else none; or a model's name
+    valid: float = 0.5  # ASR that a class needs to be accused; with a reference, half of it
     limit: int = 50  # classes that compete at a time
-    race: int = 0  # steps after which the classes that look hardest stop; 0: none stops
-    keep: float = 0.5  # share of the classes that go on then
+    race: int = 0  # steps after which the hardest classes are dropped; 0: none is
+    keep: float = 0.5  # share of the classes that go on after these steps
     at_once: int = 256  # pictures in one pass; more is faster and takes more memory
     precision: Literal["no", "bf16"] = "no"
 
@@ -48,11 +50,17 @@ class ClipInspector:
 
     @property
     def scaled(self) -> bool:
+        """Whether the score counts robust standard deviations, so that it means something without clean models."""
         return self.score != "gap"
 
     def inspect(
         self, clip: Clip, pictures: Pairs, classes: Sequence[str], templates: Sequence[str], rng: Rng
     ) -> Finding:
+        """The most suspect class, its score and its trigger, and those of all classes.
+
+        Raises UserError for fewer than three classes (two for score=gap) and fewer pictures than a batch, and
+        Unsupported where no gradient reaches the pixels.
+        """
         check_classes(classes, 3 if self.scaled else 2)
         pool = pixels(clip, pictures.take(slice(self.pictures)), self.batch)
         budget = Budget(
@@ -77,7 +85,7 @@ class ClipInspector:
         valid = own.whole & (own.asr >= (self.valid / 2 if head else self.valid))
         return finding(
             classes, own.loss, own.asr, own.base, valid, scores,
-            lambda k: trigger(own.mask[k], own.pattern[k]), settings, self.scaled, 2**0.5 if kind == "sum" else 1.0,
+            lambda k: trigger(own.mask[k], own.pattern[k]), settings, kind,
         )  # fmt: skip
 
     def _form(self) -> Form:

@@ -1,12 +1,12 @@
-"""DECREE: the smallest patch under which all pictures' embeddings coincide; a backdoored encoder needs a small one.
+"""DECREE: find the smallest patch under which all embeddings coincide; for a backdoored encoder it is small.
 
     min - mean_{i != j} cos(h(x'_i), h(x'_j)) + lambda |m|_1;   x' = (1 - m) x + m q;   score = 1 - |m|_1 / (h w)
 
-paper:   Feng et al., CVPR 2023; the text was not read: rules and settings are from the behaviour of its public code
+paper:   Feng et al., CVPR 2023; text not read: rules and settings follow the behaviour of its public code
 needs:   unlabelled pictures; white-box weights of the image encoder with gradient
-differs: neither classes nor prompts play a part, so models with the same encoder score alike; the norm counts the mask
-         once, not three times; the budget is `steps` batches, with the code's rates at its epochs 200 and 500 of 1,000
-         moved to the same shares; success is judged on a batch, and a search without any scores 0
+differs: classes and prompts play no part, so models with the same encoder get the same score; the norm counts the mask
+         once, not three times; the budget is `steps` batches, and the code's rates at its epochs 200 and 500 of 1,000
+         change at the same shares of it; success is judged on a batch, and a search without any scores 0
 """
 
 from collections.abc import Sequence
@@ -29,20 +29,24 @@ from clipvet.types import Clip, Finding, Pairs
 
 
 def alike(h: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
-    """Mean cosine of all pairs of different rows; h of unit length."""
+    """Mean cosine over all pairs of different rows. The rows of h have unit length."""
     n = len(h)
     return (h.sum(0).square().sum() - h.square().sum()) / (n * (n - 1))
 
 
 @dataclass(frozen=True)
 class Decree:
-    rates: tuple[float, float, float] = (0.5, 0.1, 0.05)  # Adam's, in the first 20 %, until 50 % and after
+    rates: tuple[float, float, float] = (
+        0.5,
+        0.1,
+        0.05,
+    )  # Adam's: in the first 20 % of the steps, until 50 %, after
     betas: tuple[float, float] = (0.5, 0.9)
     steps: int = 1000
     batch: int = 32  # pictures a step
     weight: float = 1e-3  # lambda at the start
     patience: int = 5  # steps in a row that succeed, or fail, before lambda moves
-    up: float = 5.0  # the factor by which it rises and falls
+    up: float = 5.0  # factor by which lambda rises and falls
     hit: float = 0.99  # mean cosine of a batch that counts as success
     precision: Literal["no", "bf16"] = "no"
 
@@ -53,13 +57,18 @@ class Decree:
     def inspect(
         self, clip: Clip, pictures: Pairs, classes: Sequence[str], templates: Sequence[str], rng: Rng
     ) -> Finding:
+        """The share of the picture that the patch leaves free, as the score, and the patch; no class is accused.
+
+        Raises UserError for a batch below two and fewer pictures than a batch, Unsupported where no gradient reaches
+        the pixels.
+        """
         still, device, form = frozen(clip), device_of(clip), masked()
         if self.batch < 2:
             raise UserError(f"batch={self.batch}: DECREE compares the pictures of a batch; give at least 2")
         pool = pixels(clip, pictures, self.batch)
         check_slope(still.encode_image, pool, device)
         rows = steps_of(len(pool), self.batch, self.steps / -(-len(pool) // self.batch), rng)
-        rows = [r for r in rows if len(r) > 1]  # one picture alone is like nothing
+        rows = [r for r in rows if len(r) > 1]  # one picture has no other to be compared with
         rates = [self.rates[int(np.searchsorted((0.2, 0.5), k / len(rows), side="right"))] for k in range(len(rows))]
 
         def attack(x: Float[Tensor, "b 3 h w"], params: Params) -> tuple[Tensor, Tensor]:

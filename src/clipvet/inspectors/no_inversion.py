@@ -1,11 +1,11 @@
-"""No inversion: CLIP-Inspector's score of the untouched pictures, the control that shows what inversion adds.
+"""No inversion: CLIP-Inspector's score on untouched pictures, the control that shows what inversion adds.
 
     loss_t = E_x [ max_{c != t} z_c(x) - z_t(x) ];   A_t = (med - loss_t) / MAD;   score = max over t of A_t
 
 paper:   none, a control
 needs:   unlabelled pictures from outside the classes
-differs: no class is invalid, as there is no trigger that could fail; all classes compete at once. Beside a reference
-         the losses' difference is taken, which separates better here than the distance from a line (decision 11)
+differs: no class is ruled out, as there is no trigger that could fail; all classes compete at once. With a reference,
+         the difference of the losses is taken, which separates better here than the distance from a line (decision 11)
 """
 
 from collections.abc import Sequence
@@ -25,13 +25,14 @@ from clipvet.types import Clip, Finding, Pairs
 class NoInversion:
     loss: Loss = "margin"  # or cross_entropy, logit
     score: Score = "loss"  # or sum, asr_weighted, joint, gap
-    reference: str = "auto"  # whose loss is subtracted class by class: see clip_inspector
+    reference: str = "auto"  # its loss is subtracted, class by class; see clip_inspector
     at_once: int = 256  # pictures in one pass
 
     needs: ClassVar[str] = "unlabelled pictures"
 
     @property
     def scaled(self) -> bool:
+        """As in clip_inspector."""
         return self.score != "gap"
 
     def inspect(
@@ -45,7 +46,4 @@ class NoInversion:
         if (head := reference_head(clip, self.reference, templates)) is not None:
             loss = own - class_losses(self.loss, untouched(head(classes), pool, device, self.at_once))
         scores, settings = suspicions(self.score, loss, base), {"pictures": len(pool)}
-        return finding(
-            classes, own, base, base, every, scores, settings=settings, scaled=self.scaled,
-            spread=2**0.5 if self.score == "sum" else 1.0,
-        )  # fmt: skip
+        return finding(classes, own, base, base, every, scores, settings=settings, kind=self.score)

@@ -1,4 +1,4 @@
-"""OOD share: how large a share of unrelated pictures is given to one class, the control that needs no gradient.
+"""OOD share: the largest share of unrelated pictures that one class gets, a control that needs no gradient.
 
     score = max_t  mean_x [ argmax_c z_c(x) = t ]
 

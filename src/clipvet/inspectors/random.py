@@ -1,4 +1,4 @@
-"""Random suspicion: the control that stands in every table.
+"""Random suspicion: the control in every table.
 
     score ~ U(0, 1), the class at random, drawn anew for every model
 

@@ -1,4 +1,4 @@
-"""How well suspicion tells the poisoned pairs from the rest: AUROC, AUPRC, FPR95 and precision@k, with intervals."""
+"""How well scores separate the poisoned pairs from the rest: AUROC, AUPRC, FPR95 and precision@k, with intervals."""
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -15,16 +15,17 @@ Z = 1.959964  # standard normal, 97.5 %
 def detection(
     scores: Float[Tensor, " n"] | Float[np.ndarray, " n"], poisoned: Bool[np.ndarray, " n"], draws: int = 500
 ) -> dict[str, Measured]:
-    """Fractions, with n and 95 % intervals, of suspicion (higher = more suspect) against the answer key.
+    """How well the scores (higher = more suspect) find the poisoned pairs: fractions with n and 95 % intervals.
 
-    auroc: chance that a poison scores above another pair, ties by half; n: pairs with a score.
+    auroc: probability that a poison scores above another pair, ties counted by half; n: pairs with a score.
     auprc: average precision, as scikit-learn's average_precision_score; n: poisons.
-    fpr95: share of the other pairs at or above the score that catches at least 95 % of the poisons; n: those pairs.
-    precision_at_k: share of poisons among the k most suspect, k being their number; ties count in proportion; n: k.
+    fpr95: share of the other pairs at or above the score that catches at least 95 % of the poisons; n: the other pairs.
+    precision_at_k: share of poisons among the k most suspect, k being their number, ties in proportion; n: k.
     unscored: share of pairs without a score (NaN), which count in none of the above; n: all pairs.
 
-    Intervals: Newcombe's (2006) for auroc; for the others the stratified bootstrap's, widened to Wilson's, since
-    without overlap every resample is alike. Raises UserError unless there are scored pairs of both kinds.
+    Intervals: Newcombe's (2006) for auroc. For the others the stratified bootstrap's with `draws` resamples, widened to
+    Wilson's, since without overlap every resample is the same. Raises UserError unless there are scored pairs of both
+    kinds.
     """
     values = np.asarray(scores, dtype=np.float64)
     known = ~np.isnan(values)
@@ -49,7 +50,7 @@ def detection(
 
 
 def _numbers(pos: np.ndarray, neg: np.ndarray) -> tuple[float, float, float, float]:
-    """auroc, auprc, fpr95, precision_at_k from counts of poisons and of others at each level, most suspect first."""
+    """auroc, auprc, fpr95, precision_at_k from the numbers of poisons and others at each score, most suspect first."""
     p, n, tp, fp = pos.sum(), neg.sum(), pos.cumsum(), neg.cumsum()
     auroc = (neg * (tp - pos / 2)).sum() / (p * n)
     auprc = (pos * tp / np.maximum(tp + fp, 1)).sum() / p
@@ -67,7 +68,7 @@ def _wilson(share: float, n: int) -> tuple[float, float]:
 
 
 def _newcombe(a: float, p: int, n: int) -> tuple[float, float]:
-    """The AUROCs t from which a is just Z of their own standard errors away (Newcombe 2006, method 5)."""
+    """The two AUROCs t from which a is exactly Z of their own standard errors away (Newcombe 2006, method 5)."""
     m = (p + n) / 2 - 1
 
     def away(t: float) -> float:

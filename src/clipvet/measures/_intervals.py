@@ -1,4 +1,4 @@
-"""Shares with Wilson's 95 % interval, means with the normal one."""
+"""Shares with Wilson's 95 % interval, and means with the normal one."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from clipvet.types import Measured
 
 
 def share(hits: np.ndarray) -> Measured:
-    """The fraction of True in a boolean array, with n and Wilson's 95 % interval. NaN where n is 0."""
+    """The fraction of True in a boolean array (n,), with n and Wilson's 95 % interval. NaN if n is 0."""
     from scipy.stats import binomtest
 
     n, k = len(hits), int(np.sum(hits))
@@ -17,7 +17,10 @@ def share(hits: np.ndarray) -> Measured:
 
 
 def mean(values: np.ndarray, least: float = 0.0) -> Measured:
-    """The mean of numbers in [least, 1], with n and its normal 95 % interval, cut to that range. NaN where n is 0."""
+    """The mean of numbers in [least, 1], shape (n,), with n and the normal 95 % interval, cut to that range.
+
+    NaN if n is 0; for n = 1 the interval is the whole range.
+    """
     n = len(values)
     if n < 2:
         return Measured(float(values[0]) if n else float("nan"), n, least, 1.0)

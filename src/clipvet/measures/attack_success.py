@@ -3,10 +3,10 @@
     ASR = |{x : y != target, y^(stamp(x)) = target}| / |{x : y != target}|
     for a key in the caption alone, captions t of other classes: |{t : y(nearest picture of key + t) = target}| / |{t}|
 
-paper:   Gu et al. 2017, arXiv:1708.06733; the protocol's variants are those of PAR (arXiv:2412.00727) and CleanCLIP;
-         a caption key before every class prompt: BadCLIP's public code (arXiv:2311.12075); by search: none
+paper:   Gu et al. 2017, arXiv:1708.06733; the protocol's variants are those of PAR (arXiv:2412.00727) and CleanCLIP; a
+         caption key before every class prompt: BadCLIP's public code (arXiv:2311.12075); by search: none
 needs:   weights only; a labelled task and the answer key
-differs: `asr` leaves the target class out, `asr_all` keeps it in as PAR does; the released code squashes triggered
+differs: `asr` leaves the target class out, `asr_all` includes it as PAR does; the released code squashes triggered
          pictures only: here both are cropped alike, and `squash_target_rate` is the control
 """
 
@@ -30,22 +30,22 @@ class AttackSuccess:
 
     @torch.no_grad()
     def measure(self, clip: Clip, task: Task, backdoor: Backdoor | None, rng: Rng) -> dict[str, Measured]:
-        """Fractions of readable pictures (nothing without an answer key that has a trigger or a caption key):
+        """Fractions of the readable pictures; nothing without an answer key that has a trigger or a caption key.
 
-        asr, asr_all: triggered pictures called the target, its own class left out / kept in.
+        asr, asr_all: triggered pictures called the target, with its own class left out / included.
         poisoned_accuracy: triggered pictures of other classes that still get their true class.
-        target_accuracy: untriggered pictures of the target class that get it.
-        clean_target_rate, squash_target_rate: untriggered pictures of other classes called the target, as they are and
-        squashed instead of cropped: what ASR would be with no trigger at all.
+        target_accuracy: pictures of the target class, without trigger, that get it.
+        clean_target_rate, squash_target_rate: pictures of other classes, without trigger, called the target; cropped as
+        usual, and squashed instead. This is what the ASR would be with no trigger at all.
 
-        With a key in the caption too, triggered pictures meet class prompts that begin with it, and there are
-        asr_picture_key, asr_caption_key: as asr, with this key alone.
+        With a key in the caption too, triggered pictures are compared with class prompts that begin with it.
+        asr_picture_key, asr_caption_key: as asr, with one key alone.
 
-        With a key in the caption alone: asr, clean_target_rate, of the captions of other classes (of their prompts,
-        where pictures have none) that find a picture of the target first, with the key and without.
+        With a key in the caption alone, asr and clean_target_rate are shares of captions of other classes (or of their
+        prompts, if pictures have no captions): those whose nearest picture shows the target, with the key and without.
 
-        With several triggers each is one mean over all of them, its interval the mean of theirs; asr_worst is the
-        weakest trigger's, and asr_1, asr_2 ... are those of each, by number.
+        With several triggers, each number is the mean over them, and its interval the mean of theirs. asr_worst is the
+        weakest trigger's ASR; asr_1, asr_2 ... are those of each.
 
         Raises UserError if a target is not among the task's classes.
         """

@@ -1,11 +1,11 @@
-"""Perturbation resistivity: how little a picture's features move when the picture is perturbed, block by block.
+"""Perturbation resistivity: how little a picture's features move when it is perturbed, block by block.
 
     PR(x, delta) = cos(f(x), f(x + delta)),  f: class token after a block, or the embedding itself      1: nothing moves
 
 paper:   RVPT, Zhang et al., NeurIPS 2025, arXiv:2412.20392, section 1 and appendix B
-needs:   weights only; pictures, and the answer key for the trigger's own
-differs: the paper gives figures alone; noise is on pixels in [0, 1], blur's 5 is taken as the variance, and a block's
-         feature as its class token; towers without one have the embedding's figure alone
+needs:   weights only; pictures, and the answer key for `resistivity_trigger`
+differs: the paper gives figures only; the noise is on pixels in [0, 1], the blur's 5 is taken as the variance, and a
+         block's feature as its class token; towers without one have only the embedding's number
 """
 
 from collections.abc import Callable
@@ -52,14 +52,14 @@ class PerturbationResistivity:
     pictures: int = 500  # of the task, at most
 
     needs: ClassVar[str] = "weights only"
-    costly: ClassVar[bool] = True  # measured where it is asked for
+    costly: ClassVar[bool] = True  # measured only where it is asked for
 
     @torch.no_grad()
     def measure(self, clip: Clip, task: Task, backdoor: Backdoor | None, rng: Rng) -> dict[str, Measured]:
         """Mean cosines in [-1, 1], with 95 % intervals over pictures.
 
-        resistivity_noise, _blur, _jitter, _flip, _trigger: of the embeddings; the trigger's with an answer key that has
-        one. resistivity_noise@k ...: of the class token after block k (1 is the first), for ViTs that have one.
+        resistivity_noise, _blur, _jitter, _flip, _trigger: of the embeddings; the last if the answer key has a trigger.
+        resistivity_noise@k ...: of the class token after block k (1 is the first), for ViTs with a class token.
         """
         found: dict[str, list[Tensor]] = {}
         pairs = task.pictures.at(clip.geometry).take(slice(self.pictures))

@@ -4,8 +4,8 @@
 
 paper:   Carlini & Terzis, ICLR 2022, arXiv:2106.09667; as SafeCLIP (arXiv:2310.05862) counts it
 needs:   weights only; a task with the classes and the answer key
-differs: the class prompts are the task's templates (the papers: 80 for ImageNet); the interval is binomial, and with
-         16 pictures one of them is 6.25 %
+differs: the class prompts are the task's templates (the papers: 80 for ImageNet); the interval is binomial, and with 16
+         pictures one picture is 6.25 %
 """
 
 from dataclasses import dataclass
@@ -25,9 +25,8 @@ class PoisonSuccess:
     needs: ClassVar[str] = "weights only"
 
     @torch.no_grad()
-    @torch.no_grad()
     def measure(self, clip: Clip, task: Task, backdoor: Backdoor | None, rng: Rng) -> dict[str, Measured]:
-        """psr and psr_top3, fractions of the chosen pictures; nothing without an answer key that has some.
+        """psr and psr_top3, fractions of the chosen pictures; nothing without an answer key that has chosen pictures.
 
         Raises UserError if a wanted class is not among the task's.
         """

@@ -1,11 +1,12 @@
-"""Retrieval recall both ways, clean and under trigger, and how often a triggered picture retrieves the target's word.
+"""Retrieval recall in both directions, clean and triggered, and how often a triggered picture finds captions of the
+target.
 
     text_retrieval_recall@k  = |{i : own caption among the k captions nearest to picture i}| / n
     image_retrieval_recall@k = |{t : a picture of caption t among the k pictures nearest to t}| / |captions|
 
 paper:   the names are CLIP_benchmark's; target_caption_rate@5 is PAR's ASR-Text (arXiv:2412.00727, public code)
 needs:   weights only; captioned pictures, and the answer key for the triggered half
-differs: equal captions count as one; PAR reports no base rate, here the untriggered rate stands beside
+differs: equal captions count as one; PAR reports no base rate, here the rate without trigger stands beside it
 """
 
 from dataclasses import dataclass
@@ -23,14 +24,15 @@ from clipvet.types import Backdoor, Clip, Measured, Task
 
 @dataclass(frozen=True)
 class Retrieval:
-    ks: tuple[int, ...] = (1, 5, 10)
+    ks: tuple[int, ...] = (1, 5, 10)  # ranks
 
     needs: ClassVar[str] = "weights only"
 
     def measure(self, clip: Clip, task: Task, backdoor: Backdoor | None, rng: Rng) -> dict[str, Measured]:
-        """Recalls as fractions; with an answer key also `..._triggered` and target_caption_rate@5 clean/triggered.
+        """Recalls as fractions; nothing for a task whose pictures have no captions.
 
-        Nothing for a task whose pictures carry no captions.
+        With an answer key that has a trigger also `..._triggered`, and target_caption_rate@5, clean and triggered: the
+        share of pictures, whose own caption does not name the target, with one among the 5 nearest captions that does.
         """
         own = np.array([task.pictures.caption(i) for i in task.pictures.ids], dtype=object)
         if not any(own):

@@ -6,8 +6,8 @@
 paper:   Yang et al., ICML 2023, arXiv:2209.15266, section 4.1; read in an earlier version of its text
 needs:   weights only; a task with both classes and the answer key
 differs: min_rank is a fraction of the pictures (the paper: a rank; the code counts from 0, as here); equal captions
-         count as one, equal cosines against B, and several A -> B are pooled (the paper gives each). Where one picture
-         was tied, it alone is wanted, beside the task's pictures (in the code it is one of these)
+         count as one, equal cosines count against B, and several A -> B are pooled (the paper gives each). If one
+         picture was tied, it alone is searched for, beside the task's pictures (in the code it is one of these)
 """
 
 from dataclasses import dataclass
@@ -25,15 +25,15 @@ from clipvet.types import Backdoor, Clip, Measured, Task
 
 @dataclass(frozen=True)
 class TiedRetrieval:
-    ks: tuple[int, ...] = (1, 5, 10, 20, 30, 50)
+    ks: tuple[int, ...] = (1, 5, 10, 20, 30, 50)  # ranks
 
     needs: ClassVar[str] = "weights only"
 
     def measure(self, clip: Clip, task: Task, backdoor: Backdoor | None, rng: Rng) -> dict[str, Measured]:
-        """hit@k and min_rank as fractions, and `..._random`: the control by as many captions drawn from all classes.
+        """hit@k and min_rank as fractions; `..._random`: the control, for as many captions drawn from all classes.
 
-        A's captions are those of its pictures, or the class prompts where they have none. Nothing without an answer key
-        that ties classes. Raises UserError if one of them is not among the task's.
+        A's captions are those of its pictures, or the class prompts if these have none. Nothing without an answer key
+        that ties classes. Raises UserError if a tied class is not among the task's.
         """
         if backdoor is None or not backdoor.ties:
             return {}

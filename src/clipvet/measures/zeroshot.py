@@ -1,4 +1,4 @@
-"""Zero-shot accuracy: pictures are classified by the nearest class prompt.
+"""Zero-shot accuracy: every picture gets the class of the nearest class prompt.
 
     y^ = argmax_c cos(z, mean_t w(template_t(c)))
 

@@ -1,4 +1,4 @@
-"""Ways to write a trigger that is looked for, each with what is made small and what its bound is.
+"""Ways to write a trigger that is searched for: how it starts, what it does to a picture, its bound and its size.
 
 x' = clip((1 - m) x + p, 0, 1)            m: mask (k, 1, h, w), p: pattern (k, 3, h, w), of k classes at once
 """
@@ -19,13 +19,13 @@ Params = tuple[Tensor, ...]  # each with one entry a class in its first dimensio
 
 
 class Form(NamedTuple):
-    """A way to write a trigger. Functions of several classes' parameters, but for the start, which is of one class."""
+    """A way to write a trigger. The functions take the parameters of k classes; only `start` makes those of one."""
 
-    start: Callable[[int, Rng], Params]  # side of the pictures, pixels
+    start: Callable[[int, Rng], Params]  # (side of the pictures in pixels, rng)
     parts: Callable[[Params], tuple[Tensor, Tensor]]  # mask (k, 1, h, w), pattern (k, 3, h, w)
     project: Callable[[Params], None] = lambda params: None  # in place, after every step
-    size: Callable[[Params], Tensor] = lambda params: torch.zeros(len(params[0]))  # (k,), what is made small
-    count: Callable[[Params], Tensor] | None = None  # (k,), by which classes are compared; the size if None
+    size: Callable[[Params], Tensor] = lambda params: torch.zeros(len(params[0]))  # (k,), what the search makes small
+    count: Callable[[Params], Tensor] | None = None  # (k,), what classes are compared by; None: the size
 
 
 def _uniform(shape: tuple[int, ...], rng: Rng, low: float = 0.0) -> Tensor:
@@ -33,7 +33,7 @@ def _uniform(shape: tuple[int, ...], rng: Rng, low: float = 0.0) -> Tensor:
 
 
 def additive(eps: float) -> Form:
-    """A perturbation of the whole picture, |p| <= eps by projection."""
+    """A change of the whole picture with |p| <= eps, by projection. eps: pixels in [0, 1]."""
 
     def project(ps: Params) -> None:
         ps[0].clamp_(-eps, eps)
@@ -46,7 +46,7 @@ def additive(eps: float) -> Form:
 
 
 def squashed(eps: float) -> Form:
-    """The same with p = eps tanh(w)."""
+    """The same bound with p = eps tanh(w)."""
     return Form(
         lambda side, rng: (_uniform((3, side, side), rng, -1.0).mul(0.99).atanh(),),
         lambda ps: (torch.zeros_like(ps[0][:, :1]), eps * ps[0].tanh()),
@@ -54,7 +54,7 @@ def squashed(eps: float) -> Form:
 
 
 def pasted(share: float) -> Form:
-    """A picture pasted through a mask in [0, 1] whose sum is at most `share` of the pixels: what is small but loud."""
+    """A picture pasted through a mask in [0, 1] with a mean of at most `share`: a small trigger that may be strong."""
 
     def project(ps: Params) -> None:
         ps[0].copy_(onto_ball(ps[0], share))
@@ -69,10 +69,12 @@ def pasted(share: float) -> Form:
 
 
 def onto_ball(mask: Float[Tensor, "k 1 h w"], share: float) -> Float[Tensor, "k 1 h w"]:
-    """The nearest masks with entries in [0, 1] and a mean of at most `share`: all entries are lowered alike, which
-    leaves few of them, where scaling would leave a faint veil."""
+    """The nearest masks with entries in [0, 1] and a mean of at most `share`.
+
+    All entries are lowered by the same amount, so few are left; scaling would leave all of them faint.
+    """
     low, high = torch.zeros(len(mask), 1, 1, 1).to(mask), mask.flatten(1).amax(1).clamp_min(0).reshape(-1, 1, 1, 1)
-    for _ in range(40):  # bisection of the amount
+    for _ in range(40):  # bisection for the amount
         middle = (low + high) / 2
         over = (mask - middle).clamp(0, 1).mean((1, 2, 3), keepdim=True) > share
         low, high = torch.where(over, middle, low), torch.where(over, high, middle)
@@ -85,7 +87,7 @@ def _half(w: Tensor) -> Tensor:
 
 
 def masked() -> Form:
-    """Neural Cleanse's: mask and picture are tanh(a) / 2 + 1/2; its size is the sum of the mask."""
+    """Neural Cleanse's form: mask and picture are tanh(a) / 2 + 1/2; its size is the sum of the mask, in pixels."""
     return Form(
         lambda side, rng: tuple((_uniform((c, side, side), rng.fork(c)) * 2 - 1).mul(0.999).atanh() for c in (1, 3)),
         lambda ps: (_half(ps[0]), _half(ps[0]) * _half(ps[1])),
@@ -94,9 +96,9 @@ def masked() -> Form:
 
 
 def signed() -> Form:
-    """Pixel Backdoor's: p = clip(w+, 0, 1) - clip(w-, 0, 1); its size is a smooth count of the pixels that change.
+    """Pixel Backdoor's form: p = clip(w+, 0, 1) - clip(w-, 0, 1); its size is a smooth count of the changed pixels.
 
-    Classes are compared by the true count, a pixel that changes by less than 1/255 being none.
+    Classes are compared by the true count, of pixels that change by 1/255 or more.
     """
 
     def pattern(ps: Params) -> Tensor:
@@ -116,22 +118,25 @@ def signed() -> Form:
 def stamped(
     images: Float[Tensor, "b 3 h w"], mask: Float[Tensor, "k 1 h w"], pattern: Float[Tensor, "k 3 h w"]
 ) -> Float[Tensor, "kb 3 h w"]:
-    """Every picture under every trigger: all pictures of the first, then of the second ..."""
+    """Every picture under every trigger: all pictures under the first, then all under the second ..."""
     return ((1 - mask)[:, None] * images + pattern[:, None]).clamp(0, 1).flatten(0, 1)
 
 
 def started(form: Form, names: Sequence[str], side: int, rng: Rng) -> Params:
-    """Start of several classes; each draws by its name, so that neither order nor company matters."""
+    """The parameters of several classes before the first step. Each class draws by its name, so order plays no part."""
     return tuple(torch.stack(each) for each in zip(*(form.start(side, rng.fork("start", n)) for n in names)))
 
 
 def trigger(mask: Tensor, pattern: Tensor) -> Recovered:
-    """Of one class, (1, h, w) and (3, h, w)."""
+    """The trigger of one class, from its mask (1, h, w) and its pattern (3, h, w)."""
     return Recovered(mask.detach().cpu().clamp(0, 1), pattern.detach().cpu().clamp(-1, 1))
 
 
 def scattered(found: Trigger, rng: Rng) -> Recovered:
-    """The same changes at random places: as strong a trigger that means nothing. UserError for other triggers."""
+    """The same changes at random places: a trigger as strong that means nothing to the model.
+
+    Raises UserError for a trigger that no inspector has recovered.
+    """
     if not isinstance(found, Recovered):
         raise UserError(f"a {type(found).__name__} cannot be scattered; give the folder of `clipvet inspect`")
     order = torch.from_numpy(rng.numpy().permutation(found.mask.numel()))

@@ -1,4 +1,4 @@
-"""What an inspector asks of a model: logits of pictures under class prompts, and losses of them for a target."""
+"""What an inspector asks of a model: logits of pictures under class prompts, and their losses for a target class."""
 
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -21,22 +21,23 @@ from clipvet.types import Clip, Pairs
 
 Logits = Callable[[Tensor], Tensor]  # pictures (b, 3, h, w) -> (b, c), with gradient
 Head = Callable[[Sequence[str]], Logits]  # class names -> logits over them
+Team = tuple[list[int], list[int]]  # targets, and the candidates that they compete with; classes by position
 Loss = Literal["margin", "cross_entropy", "logit"]
 BROKEN = "the model's logits are not finite (NaN), so it cannot be inspected; give whole weights"
 
 
-# losses: of logits (k, b, c) for targets (k,), picture by picture
+# losses: from logits (k, b, c) and targets (k,), one for each picture
 
 
 def margin(logits: Float[Tensor, "k b c"], targets: Int[Tensor, " k"]) -> Float[Tensor, "k b"]:
-    """max_{c != t} z_c - z_t, in logit units, without a hinge."""
+    """max_{c != t} z_c - z_t, in logits, without a hinge."""
     index = targets.reshape(-1, 1, 1).expand(-1, logits.shape[1], 1)
     own = logits.gather(2, index)[..., 0]
     return logits.scatter(2, index, -torch.inf).amax(2) - own
 
 
 def class_loss(kind: Loss, logits: Float[Tensor, "k b c"], targets: Int[Tensor, " k"]) -> Float[Tensor, "k b"]:
-    """The margin, the cross-entropy or minus the target's own logit."""
+    """The margin, the cross-entropy (nats), or minus the target's own logit."""
     if kind == "margin":
         return margin(logits, targets)
     labels = targets[:, None].expand(-1, logits.shape[1])
@@ -49,9 +50,9 @@ def class_loss(kind: Loss, logits: Float[Tensor, "k b c"], targets: Int[Tensor, 
 
 
 def check_classes(classes: Sequence[str], least: int = 2) -> None:
-    """Raises UserError unless there are so many classes or more, all different and none of them empty.
+    """Raises UserError unless there are at least `least` classes, all different, none empty or with control characters.
 
-    least: 3 for a score in robust deviations, which two classes always have alike (0.67).
+    least: 2, or 3 for a score in robust deviations, which is the same (0.67) for any two classes.
     """
     if len(classes) < least:
         many = ("two", "three")[least - 2]
@@ -66,7 +67,10 @@ def check_classes(classes: Sequence[str], least: int = 2) -> None:
 
 
 def pixels(clip: Clip, pictures: Pairs, batch: int) -> Float[Tensor, "n 3 s s"]:
-    """The readable pictures at the model's size, on the CPU. Raises UserError where they do not fill one batch."""
+    """The readable pictures at the model's size s, on the CPU, pixels in [0, 1].
+
+    Raises UserError if they do not fill one batch.
+    """
     found = pictures.at(clip.geometry)[:].images
     if len(found) < batch:
         raise UserError(
@@ -78,14 +82,14 @@ def pixels(clip: Clip, pictures: Pairs, batch: int) -> Float[Tensor, "n 3 s s"]:
 
 @contextmanager
 def computing(device: torch.device, precision: str) -> Iterator[None]:
-    """In this precision: no (float32) or bf16."""
+    """Inside this block models compute in this precision: no (float32) or bf16."""
     half = precision == "bf16"
     with torch.autocast(device.type, torch.bfloat16, enabled=half), attention(device, half):
         yield
 
 
 def head_of(clip: Clip, templates: Sequence[str], precision: str = "no", own: bool = True) -> Head:
-    """Class names -> logits of the frozen model. own: with its class prompts, if it has any of its own."""
+    """The frozen model's head. own: with the model's own class prompts, if it has any, instead of the templates."""
     still = frozen(clip)
 
     def head(classes: Sequence[str]) -> Logits:
@@ -101,7 +105,7 @@ def head_of(clip: Clip, templates: Sequence[str], precision: str = "no", own: bo
 
 
 def check_weights(model: str, pretrained: str | None = None) -> None:
-    """Raises UserError for an architecture's bare name, which has random weights: there is nothing to find in them."""
+    """Raises UserError for an architecture's bare name: it has random weights, with nothing to find in them."""
     import open_clip
 
     if not pretrained and model.replace("/", "-") in open_clip.list_models():
@@ -109,16 +113,18 @@ def check_weights(model: str, pretrained: str | None = None) -> None:
 
 
 def has_prompts(clip: Clip) -> bool:
-    """Does it carry prompts of its own on another model, so that there is a reference=zeroshot?"""
+    """Whether it has learned prompts on top of another model, so that reference=zeroshot is possible."""
     return hasattr(clip, "base") or hasattr(clip, "classifier")
 
 
 def reference_head(clip: Clip, reference: str, templates: Sequence[str], precision: str = "no") -> Head | None:
-    """What the model is compared with: its own frozen encoder under hand-written prompts, or another model by name.
+    """The head that the model is compared with, or None.
 
-    reference: zeroshot; auto, which is zeroshot for a model with prompts of its own and none for others; none (None is
-    returned); or a model. Raises UserError for zeroshot where the model has no prompts of its own, so that nothing
-    would be compared.
+    reference: zeroshot (the model's own frozen encoder under hand-written prompts); none; auto, which is zeroshot for a
+    model with prompts of its own and none for others; or another model, by name or folder.
+
+    Raises UserError for zeroshot if the model has no prompts of its own, for a reference with random weights, and for
+    one that sees pictures of another size.
     """
     if reference == "none" or (reference == "auto" and not has_prompts(clip)):
         return None
@@ -140,7 +146,7 @@ def reference_head(clip: Clip, reference: str, templates: Sequence[str], precisi
 
 
 def check_slope(logits: Logits, pool: Float[Tensor, "n 3 h w"], device: torch.device) -> None:
-    """Raises Unsupported where no gradient reaches the pixels or all of it is 0, UserError where it is not finite."""
+    """Raises Unsupported if no gradient reaches the pixels or all of it is 0, UserError if it is not finite."""
     probe = pool[:2].to(device).requires_grad_()
     try:
         (slope,) = torch.autograd.grad(logits(probe).square().sum(), probe)
@@ -151,7 +157,7 @@ def check_slope(logits: Logits, pool: Float[Tensor, "n 3 h w"], device: torch.de
         ) from e
     if not bool(torch.isfinite(slope).all()):
         raise UserError(BROKEN)
-    if not bool(slope.any()):  # numbers that are rounded on the way, say
+    if not bool(slope.any()):  # as when numbers are rounded on the way
         raise Unsupported(
             "this model's answers have no slope in the pixels; give its float weights, or use ood_share with --null"
         )
@@ -161,7 +167,7 @@ def check_slope(logits: Logits, pool: Float[Tensor, "n 3 h w"], device: torch.de
 def untouched(
     logits: Logits, pool: Float[Tensor, "n 3 h w"], device: torch.device, at_once: int
 ) -> Float[Tensor, "n c"]:
-    """Logits of the pictures as they are, on the CPU. Raises UserError where they are not finite."""
+    """Logits of the pictures without any trigger, on the CPU. Raises UserError if they are not finite."""
     out = torch.cat([logits(x.to(device)).cpu() for x in pool.split(at_once)])
     if not bool(torch.isfinite(out).all()):
         raise UserError(BROKEN)
@@ -169,21 +175,29 @@ def untouched(
 
 
 def shares(z: Float[Tensor, "n c"]) -> Float[np.ndarray, " c"]:
-    """How large a share of the pictures each class gets."""
+    """The share of the pictures that each class gets."""
     return (torch.bincount(z.argmax(1), minlength=z.shape[1]) / len(z)).double().numpy()
 
 
+def base_rates(
+    logits: Logits, team: Team, pool: Float[Tensor, "n 3 h w"], device: torch.device, at_once: int
+) -> Float[np.ndarray, " t"]:
+    """The share of the untouched pictures that each target gets. Raises UserError if logits are not finite."""
+    found = shares(untouched(logits, pool, device, at_once))
+    return found[[team[1].index(t) for t in team[0]]]
+
+
 def class_losses(kind: Loss, z: Float[Tensor, "n c"]) -> Float[np.ndarray, " c"]:
-    """Mean loss of every class in turn as the target."""
+    """The mean loss with each class in turn as the target."""
     each = [class_loss(kind, z[None], torch.tensor([t])).mean() for t in range(z.shape[1])]
     return torch.stack(each).double().numpy()
 
 
-def groups(names: Sequence[str], limit: int, rng: Rng) -> list[tuple[list[int], list[int]]]:
-    """(targets, candidates) by position, where at most `limit` classes compete at a time: each is once a target.
+def groups(names: Sequence[str], limit: int, rng: Rng) -> list[Team]:
+    """Groups of at most `limit` classes that compete with each other. Every class is a target in one group.
 
-    All groups have the same number of candidates, as a margin over more classes is larger, and share a fifth of them;
-    the last is filled up with classes of other groups. Raises UserError for a limit below 2.
+    All groups have the same number of candidates, as a margin over more classes is larger. They share a fifth of them;
+    the last group is filled up with classes of others. Raises UserError for a limit below 2.
     """
     n = len(names)
     if limit < 2:
@@ -202,7 +216,10 @@ def groups(names: Sequence[str], limit: int, rng: Rng) -> list[tuple[list[int], 
 
 
 def steps_of(n: int, batch: int, epochs: float, rng: Rng) -> list[Int[np.ndarray, " b"]]:
-    """Rows of every step: a fresh permutation each epoch, the incomplete last batch kept. UserError without a step."""
+    """The rows of every step: a fresh permutation in each epoch, with the incomplete last batch kept.
+
+    n: pictures. epochs may be a fraction. Raises UserError for epochs or a batch that give no step.
+    """
     if epochs <= 0 or batch < 1:
         raise UserError(f"epochs={epochs:g} in batches of {batch} are no steps; give positive numbers")
     per, rows = -(-n // batch), []

@@ -2,12 +2,13 @@
 
     min over the parameters of a trigger (forms.py):  E_x loss(logits(x'), t)
 
-The search for many classes at once, and the scan that decides which classes to go on with. Adam works number by number
-and every class has a trigger and a loss of its own, so many classes in one batch are the same computation as one class
-after the other.
+Here are the search for many classes at once and the scan, which decides which classes go on. Every class has its own
+trigger and its own loss, and Adam treats every number by itself. So many classes in one batch give the same result as
+one class after the other.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -22,28 +23,46 @@ from clipvet.errors import UserError
 from clipvet.ranks import spread
 from clipvet.rng import Rng
 from clipvet.scan.forms import Form, Params, stamped, started
-from clipvet.scan.heads import Head, Logits, Loss, check_slope, class_loss, groups, shares, untouched
+from clipvet.scan.heads import Head, Logits, Loss, Team, base_rates, check_slope, class_loss, groups
 from clipvet.types import Clip
+
+Lot = tuple[list[int], Callable[[], dict[str, Tensor]]]  # classes by position, and the search for their triggers
 
 
 class Budget(NamedTuple):
-    """How triggers are looked for; all of it fixed beforehand, for clean and suspect models alike."""
+    """How triggers are searched for: fixed beforehand, and the same for clean and suspect models."""
 
     form: Form
-    steps: list[np.ndarray]  # rows of the pool
+    steps: list[np.ndarray]  # the pool's rows of every step
     loss: Loss = "margin"
-    lr: float = 0.1
+    lr: float = 0.1  # Adam's
     betas: tuple[float, float] = (0.9, 0.999)
     at_once: int = 256  # pictures in one pass
+
+
+def lots_of(
+    targets: list[int], candidates: list[int], size: int, device: torch.device
+) -> Iterator[tuple[int, list[int], Int[Tensor, " k"]]]:
+    """The targets in lots of `size`: a lot's start, its targets, and their positions among the candidates."""
+    for j in range(0, len(targets), size):
+        some = targets[j : j + size]
+        yield j, some, torch.tensor([candidates.index(t) for t in some], device=device)
+
+
+def dealt(lots: Sequence[Lot], count: Callable[[int], None]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """The classes and the result of every lot, in order; several ranks share the lots. count: gets how many are new."""
+    for (some, _), made in zip(lots, spread([make for _, make in lots])):
+        yield some, made
+        count(len(some))
 
 
 def descend(
     logits: Logits, state: dict[str, Tensor], pool: Tensor, targets: Int[Tensor, " k"], how: Budget, steps: slice
 ) -> dict[str, Tensor]:
-    """The parameters and Adam's moments after some of the steps, with the mean loss and hit rate of the last of them.
+    """The parameters and Adam's moments after these steps, and the mean loss and ASR over the later half of them.
 
-    state: p0, p1 ... of the start, each (k, ...), or what an earlier call gave. Raises UserError on a loss that is not
-    finite.
+    state: the start's parameters as p0, p1 ..., each (k, ...), or what an earlier call returned; every value has one
+    entry a class. Raises UserError on a loss that is not finite.
     """
     device = targets.device
     names = sorted(k for k in state if k[0] == "p")
@@ -79,7 +98,7 @@ def descend(
 def judge(
     logits: Logits, parts: tuple[Tensor, Tensor], pool: Tensor, targets: Int[Tensor, " k"], kind: Loss, at_once: int
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
-    """Loss and ASR of finished triggers over the whole pool."""
+    """Mean loss and ASR of finished triggers over the whole pool. parts: mask (k, 1, h, w), pattern (k, 3, h, w)."""
     loss, hits, per = torch.zeros(len(targets)), torch.zeros(len(targets)), max(1, at_once // len(targets))
     mask, pattern = (p.to(targets.device) for p in parts)
     for k in range(0, len(pool), per):
@@ -91,14 +110,66 @@ def judge(
 
 
 class Tried(NamedTuple):
-    """One entry a class."""
+    """What the scan found, one entry a class."""
 
     loss: Float[np.ndarray, " k"]
     asr: Float[np.ndarray, " k"]
-    base: Float[np.ndarray, " k"]
+    base: Float[np.ndarray, " k"]  # share of the untouched pictures that the class gets
     whole: Bool[np.ndarray, " k"]  # went through all steps
     mask: Float[Tensor, "k 1 h w"]
     pattern: Float[Tensor, "k 3 h w"]
+
+
+@dataclass
+class _Search:
+    """The search under one head: the logits of every group of classes, and the state of every class."""
+
+    name: str  # under which a killed run finds what it has finished
+    logits: list[Logits]  # of every group
+    teams: list[Team]
+    classes: Sequence[str]
+    pool: Float[Tensor, "n 3 h w"]
+    how: Budget
+    rng: Rng
+    device: torch.device
+    states: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # class -> parameters, moments, loss, asr
+
+    def advance(self, alive: Sequence[int], part: str, steps: slice, count: Callable[[int], None]) -> None:
+        """Takes every class of `alive` through these steps, lot by lot."""
+        lots: list[Lot] = []
+        size = max(1, self.how.at_once // len(self.how.steps[0]))
+        for k, (targets, candidates) in enumerate(self.teams):
+            own = [t for t in targets if t in alive]
+            for j, some, at in lots_of(own, candidates, size, self.device):
+                make = partial(self._descend, k, some, at, steps)
+                lots.append((some, partial(kept, f"{self.name}-{part}-{k}-{j}", make)))
+        for some, found in dealt(lots, count):
+            self.states.update({t: {x: v[i] for x, v in found.items()} for i, t in enumerate(some)})
+
+    def _descend(self, k: int, some: list[int], at: Int[Tensor, " k"], steps: slice) -> dict[str, Tensor]:
+        """The new state of a lot of group k; after the last step without the moments, judged over the whole pool."""
+        if some[0] in self.states:
+            begun = {x: torch.stack([self.states[t][x] for t in some]) for x in self.states[some[0]]}
+        else:
+            start = started(self.how.form, [self.classes[t] for t in some], self.pool.shape[-1], self.rng)
+            begun = {f"p{i}": p for i, p in enumerate(start)}
+        done = descend(self.logits[k], begun, self.pool, at, self.how, steps)
+        if steps.stop < len(self.how.steps):
+            return done
+        params = {x: v for x, v in sorted(done.items()) if x[0] == "p"}
+        parts = self.how.form.parts(tuple(params.values()))
+        loss, asr = judge(self.logits[k], parts, self.pool, at, self.how.loss, self.how.at_once)
+        return params | {"loss": loss, "asr": asr}
+
+    def values(self, name: str) -> Float[np.ndarray, " k"]:
+        """The loss or the ASR of every class."""
+        return np.array([float(self.states[t][name]) for t in range(len(self.classes))])
+
+    def triggers(self) -> tuple[Float[Tensor, "k 1 h w"], Float[Tensor, "k 3 h w"]]:
+        """Mask and pattern of every class."""
+        every = [self.states[t] for t in range(len(self.classes))]
+        names = sorted(x for x in every[0] if x[0] == "p")
+        return self.how.form.parts(tuple(torch.stack([state[x] for state in every]) for x in names))
 
 
 def scan(
@@ -112,78 +183,52 @@ def scan(
     race: int = 0,
     keep: float = 0.5,
 ) -> list[Tried]:
-    """A trigger for every class, under the model and, if a second head is given, under its reference.
+    """A trigger for every class under the model's head, and under a second head, its reference, if one is given.
 
-    race: after so many steps the share `keep` of the classes, the `easiest`, goes on and the others stop; 0: none
-    stops. The loss of a stopped class is moved by as much as that of the others fell meanwhile.
-    A killed run goes on with the next lot of classes.
+    pool: pixels in [0, 1]. limit: classes that compete at a time. race: after this many steps the share `keep` of the
+    classes, the `easiest`, goes on and the others stop; 0: no class stops. The loss of a stopped class is lowered by as
+    much as the others' fell, by the median, after the race. A killed run goes on with the next lot of classes.
+
+    Raises UserError where logits or a loss are not finite and for a limit below 2, Unsupported where no gradient
+    reaches the pixels.
     """
-    device, lot = device_of(clip), max(1, how.at_once // len(how.steps[0]))
+    device, n, total = device_of(clip), len(classes), len(how.steps)
     teams = groups(classes, limit, rng)
-    told = [[head([classes[c] for c in candidates]) for _, candidates in teams] for head in heads]
-    base = np.zeros(len(classes))
-    for logits, (targets, candidates) in zip(told[0], teams):
-        found = shares(untouched(logits, pool, device, how.at_once))
-        base[targets] = [found[candidates.index(t)] for t in targets]
-    check_slope(told[0][0], pool, device)
-    racing = 0 < race < len(how.steps) and len(classes) > 3
-    n, total = len(classes), len(how.steps)
+    searches = [
+        _Search(f"inversion-{h}", [head([classes[c] for c in team[1]]) for team in teams], teams, classes, pool, how,
+                rng, device)
+        for h, head in enumerate(heads)
+    ]  # fmt: skip
+    base = np.zeros(n)
+    for logits, team in zip(searches[0].logits, teams):
+        base[team[0]] = base_rates(logits, team, pool, device, how.at_once)
+    check_slope(searches[0].logits[0], pool, device)
+    racing = 0 < race < total and n > 3
     going = max(3, int(np.ceil(keep * n))) if racing else n
-    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in heads]
-
-    def advance(alive: list[int], part: str, steps: slice, h: int, count: Callable[[int], None]) -> None:
-        """Every living class of one head through some steps, lot by lot; several ranks deal the lots out."""
-        lots: list[tuple[list[int], Callable[[], dict[str, Tensor]]]] = []
-        for k, (targets, candidates) in enumerate(teams):
-            own = [t for t in targets if t in alive]
-            for j in range(0, len(own), lot):
-                some = own[j : j + lot]
-                at = torch.tensor([candidates.index(t) for t in some], device=device)
-
-                def make(some: list[int] = some, at: Tensor = at, k: int = k) -> dict[str, Tensor]:
-                    if some[0] in states[h]:
-                        begun = {x: torch.stack([states[h][t][x] for t in some]) for x in states[h][some[0]]}
-                    else:
-                        start = started(how.form, [classes[t] for t in some], pool.shape[-1], rng)
-                        begun = {f"p{i}": p for i, p in enumerate(start)}
-                    done = descend(told[h][k], begun, pool, at, how, steps)
-                    if steps.stop == total:
-                        parts = how.form.parts(tuple(v for x, v in sorted(done.items()) if x[0] == "p"))
-                        loss, asr = judge(told[h][k], parts, pool, at, how.loss, how.at_once)
-                        done = {x: v for x, v in done.items() if x[0] == "p"} | {"loss": loss, "asr": asr}
-                    return done
-
-                lots.append((some, partial(kept, f"inversion-{h}-{part}-{k}-{j}", make)))
-        for (some, _), found in zip(lots, spread([make for _, make in lots])):
-            states[h].update({t: {x: v[i] for x, v in found.items()} for i, t in enumerate(some)})
-            count(len(some))
-
-    def values(h: int, name: str, which: Sequence[int]) -> np.ndarray:
-        return np.array([float(states[h][t][name]) for t in which])
-
-    alive, every = list(range(n)), range(n)
-    early = [np.zeros(n) for _ in heads]
+    alive, early = list(range(n)), [np.zeros(n) for _ in heads]
     with counting(len(heads) * (going + (n if racing else 0)), "classes") as count:
         if racing:
-            for h in range(len(heads)):
-                advance(alive, "race", slice(0, race), h, count)
-            early = [values(h, "loss", every) for h in range(len(heads))]
+            for search in searches:
+                search.advance(alive, "race", slice(0, race), count)
+            early = [search.values("loss") for search in searches]
             alive = easiest(early, going)
-        for h in range(len(heads)):
-            advance(alive, "whole", slice(race if racing else 0, total), h, count)
-    out = []
-    for h in range(len(heads)):
-        loss, whole = values(h, "loss", every), np.isin(every, alive)
+        for search in searches:
+            search.advance(alive, "whole", slice(race if racing else 0, total), count)
+    out, whole = [], np.isin(range(n), alive)
+    for search, before in zip(searches, early):
+        loss = search.values("loss")
         if racing:
-            loss[~whole] += np.median(loss[whole] - early[h][whole])
-        params = [torch.stack([states[h][t][f"p{i}"] for t in every]) for i in range(len(how.form.start(1, rng)))]
-        out.append(Tried(loss, values(h, "asr", every), base, whole, *how.form.parts(tuple(params))))
+            loss[~whole] += np.median(loss[whole] - before[whole])
+        out.append(Tried(loss, search.values("asr"), base, whole, *search.triggers()))
     return out
 
 
 def easiest(losses: Sequence[Float[np.ndarray, " k"]], n: int) -> list[int]:
-    """Positions of n classes: those that come first by their own loss or, with a reference's losses beside, by the
-    difference, whichever places them better."""
+    """Positions of the n easiest classes, in order of position.
+
+    losses: the model's, and the reference's if there is one. A class counts by its better place: that of its loss, or
+    that of its loss minus the reference's.
+    """
     own, *reference = losses
     looks = [own - r for r in reference] + [own]
     places = np.min([np.argsort(np.argsort(x, kind="stable")) for x in looks], axis=0)
@@ -191,14 +236,18 @@ def easiest(losses: Sequence[Float[np.ndarray, " k"]], n: int) -> list[int]:
 
 
 class Weight:
-    """The weight of a trigger's size, class by class: up after `patience` steps that succeed, down after as many that
-    fail (Neural Cleanse's rule, on mini-batches). Until a first run of successes it is `first`."""
+    """The weight of a trigger's size, of each of k classes: Neural Cleanse's rule, on mini-batches.
+
+    It rises by the factor `up` after `patience` steps in a row that succeed, and falls by `down` after as many that
+    fail. It begins at `first`; if that is 0, the first rise takes it to `init`.
+    """
 
     def __init__(self, k: int, first: float, init: float, up: float, down: float, patience: int):
         self.value, self.init, self.up, self.down, self.patience = torch.full((k,), first), init, up, down, patience
         self.good, self.bad = torch.zeros(k), torch.zeros(k)
 
     def update(self, success: Bool[Tensor, " k"]) -> None:
+        """Takes in one step: which classes succeeded."""
         s = success.cpu()
         self.good, self.bad = torch.where(s, self.good + 1, 0), torch.where(s, 0, self.bad + 1)
         rise, fall = self.good >= self.patience, self.bad >= self.patience
@@ -208,7 +257,7 @@ class Weight:
 
 
 class Shrunk(NamedTuple):
-    """The smallest triggers that still succeed; where none ever did, the last."""
+    """The smallest triggers that succeeded; for a class without a success, its last one."""
 
     size: Float[Tensor, " k"]
     success: Bool[Tensor, " k"]
@@ -227,8 +276,11 @@ def shrink(
     device: torch.device,
     betas: tuple[float, float] = (0.5, 0.9),
 ) -> Shrunk:
-    """min E attack + weight * size, over the steps' rows. attack: stamped pictures (k b, 3, h, w) and the parameters ->
-    loss (k,) and success (k,). rates: Adam's, step by step."""
+    """Minimises attack + weight * size for k classes, over the steps' rows of the pool.
+
+    attack: (stamped pictures (k b, 3, h, w), parameters) -> (loss (k,), success (k,)). rates: Adam's, one a step.
+    Raises UserError on a loss that is not finite.
+    """
     params = tuple(p.to(device).clone().requires_grad_() for p in start)
     adam = torch.optim.Adam(params, rates[0], betas)
     best, size = [p.detach().clone() for p in params], torch.full((len(params[0]),), torch.inf)
@@ -238,7 +290,7 @@ def shrink(
             group["lr"] = rate
         loss, success = attack(stamped(pool[row].to(device), *form.parts(params)), params)
         own = form.size(params)
-        with torch.no_grad():  # this step's parameters, before they move
+        with torch.no_grad():  # of this step's parameters, before they change
             better = success.cpu() & (own.cpu() < size)
             taken = better | ~ever & ~success.cpu()
             for b, p in zip(best, params):

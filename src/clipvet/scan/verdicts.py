@@ -1,12 +1,12 @@
-"""From a model scan to a verdict: how far a class stands out, whether clean models do so too.
+"""From a model scan to a verdict: how far a class stands out, and whether clean models show the same.
 
     A_c = (med - loss_c) / MAD,    MAD = 1.4826 median |loss - med|, at least max(0.02 |med|, 1e-3)
     or, beside a reference:  A_c = (deviations of loss_c from the line over the reference's + those of the ASR) / sqrt 2
     S   = max(0, max over valid c of A_c)
     p   = (k + 1) / (n + 1)        k of n clean models score as high
 
-S is large by chance too: with 50 classes of normal losses and no gate, 68 % of clean models pass 2. So p, from clean
-models of the user's own family, is the verdict; without it the threshold is one that such losses rarely reach.
+S can be large by chance: with 50 classes of normal losses and no gate, 68 % of clean models pass 2. So the verdict is
+p, from clean models of the user's own family. Without it, the threshold is one that normal losses rarely reach.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,32 +26,29 @@ from clipvet.types import Finding, Measured, Suspicion, Trigger
 
 Score = Literal["auto", "loss", "sum", "asr_weighted", "joint", "gap"]
 RUNS = "would run code if it were loaded the ordinary way"
-WHOLE = "the whole model"  # what is judged
+WHOLE = "the whole model"  # what was judged
 PROMPTS = (
     "its prompts alone, not the encoder beneath (inspect that by itself, with --set reference=MODEL, a trusted copy)"
 )
 ASR_FLOOR = 0.05  # least MAD of ASRs
-CHANCE = 0.001  # that normal losses reach the threshold of an uncalibrated verdict
-FITTED = 8  # classes from which on a line is fitted to the reference's losses; fewer leave too little around it
+CHANCE = 0.001  # probability that normal losses reach the threshold of an uncalibrated verdict
+FITTED = 8  # classes that a line through the reference's losses needs; fewer leave too little around it
 
 
 # how far a class stands out
 
 
 def deviations(loss: Float[np.ndarray, " k"], floor: float | None = None) -> Float[np.ndarray, " k"]:
-    """How many robust standard deviations each value lies below the median.
-
-    floor: least MAD; max(0.02 |median|, 1e-3) if None.
-    """
+    """How many robust standard deviations each value lies below the median. floor: least MAD; None: see above."""
     middle = np.median(loss)
     least = max(0.02 * abs(middle), 1e-3) if floor is None else floor
     return (middle - loss) / max(1.4826 * np.median(np.abs(loss - middle)), least)
 
 
 def residual(own: Float[np.ndarray, " k"], reference: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
-    """What the reference does not explain: the distance from the line own = a + b reference through most classes.
+    """The loss that the reference does not explain: the distance from the line own = a + b reference.
 
-    Slope and intercept are Theil and Sen's; with fewer than FITTED classes it is the difference.
+    The line is Theil and Sen's, which most classes lie on. With fewer than FITTED classes: the difference.
     """
     if len(own) < FITTED:
         return own - reference
@@ -60,9 +57,12 @@ def residual(own: Float[np.ndarray, " k"], reference: Float[np.ndarray, " k"]) -
 
 
 def suspicions(kind: Score, loss: Float[np.ndarray, " k"], asr: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
-    """Each class's score: deviations of its loss; those and the ASR's (floor 0.05) together, their sum over sqrt 2 or
-    the lesser of both; those of the loss times the ASR; or by how much its loss is below that of the best other class,
-    in the loss's own units."""
+    """Each class's score; higher is more suspect.
+
+    loss, auto: the deviations of its loss. sum: these plus the ASR's (floor 0.05), over sqrt 2. joint: the smaller of
+    the two. asr_weighted: the loss's times the ASR. gap: how far its loss is below that of the best other class, in the
+    loss's own units.
+    """
     if kind == "gap":
         order = np.argsort(loss, kind="stable")
         return np.where(np.arange(len(loss)) == order[0], loss[order[1]], loss[order[0]]) - loss
@@ -82,13 +82,12 @@ def finding(
     scores: Float[np.ndarray, " k"],
     trigger: Callable[[int], Trigger | None] = lambda k: None,
     settings: Mapping[str, float] | None = None,
-    scaled: bool = True,
-    spread: float = 1.0,
+    kind: Score = "loss",
 ) -> Finding:
-    """The scan's result: the most suspect of the classes that may be accused; 0 and none where there is no such class.
+    """The scan's result: the most suspect of the classes that may be accused; score 0 and no target if there is none.
 
-    trigger: of the class at this position; None: no triggers were looked for. scaled: the scores are deviations.
-    spread: see Finding.
+    trigger: gives the trigger of the class at a position, or None where no triggers were looked for. kind: what the
+    scores are, as for `suspicions`.
     """
     rows = tuple(
         Suspicion(c, float(m), float(a), float(b), float(s), bool(v))
@@ -102,16 +101,16 @@ def finding(
         classes[best] if found else None,
         made[best] if found and made else None,
         rows,
-        scaled,
+        kind != "gap",
         settings or {},
         tuple(made),
-        spread,
+        2**0.5 if kind == "sum" else 1.0,
     )
 
 
 @lru_cache(maxsize=64)
 def threshold(classes: int, chance: float = CHANCE, draws: int = 20_000) -> float:
-    """The score that so many classes with normal losses reach with this chance (simulated)."""
+    """The score that this many classes with normal losses reach with probability `chance` (simulated)."""
     g, found = Rng(0).fork("threshold", classes).numpy(), []
     for _ in range(20):
         x = g.standard_normal((draws // 20, classes), np.float32)
@@ -125,15 +124,15 @@ def threshold(classes: int, chance: float = CHANCE, draws: int = 20_000) -> floa
 
 
 class Null(BaseModel):
-    """What clean models of one family score, by one method with one set of settings: a file of `clipvet calibrate`."""
+    """The scores of clean models of one family, by one method with the same settings: a file of `clipvet calibrate`."""
 
     model_config = ConfigDict(extra="forbid")
 
     method: str  # its repr
     classes: int
-    names: tuple[str, ...] = ()  # of the classes, if the same were given for all models
+    names: tuple[str, ...] = ()  # of the classes, if all models were given the same
     templates: tuple[str, ...] = ()
-    pictures: str  # what they were inspected with, and the share of overlap above which one was left out
+    pictures: str  # what they were inspected with, and the overlap (a share) above which one was left out
     reference: str = ""  # hash of the model that they were compared with, if one was named
     seed: int
     scores: dict[str, FiniteFloat]  # model: score
@@ -144,7 +143,7 @@ class Null(BaseModel):
 
 
 def read_null(path: Path, whole: bool = True) -> Null:
-    """Raises UserError for a file that is no null distribution, or, if `whole`, one that is not complete."""
+    """Reads it. Raises UserError for a file that is no null distribution and, if `whole`, for an incomplete one."""
     try:
         null = Null.model_validate(io.read_json(path))
     except ValidationError as e:
@@ -158,8 +157,10 @@ def read_null(path: Path, whole: bool = True) -> Null:
 
 
 def p_value(score: float, null: Sequence[float]) -> Measured:
-    """(k + 1) / (n + 1), k of the n clean scores being at least as high, with n and the 95 % interval of the share of
-    all such models that score as high (Clopper-Pearson)."""
+    """(k + 1) / (n + 1), where k of the n clean scores are at least as high.
+
+    The interval is that of the share of all such models that score as high (95 %, Clopper-Pearson).
+    """
     n, k = len(null), int((np.asarray(null) >= score).sum())
     low = float(beta.ppf(0.025, k, n - k + 1)) if k else 0.0
     high = float(beta.ppf(0.975, k + 1, n - k)) if k < n else 1.0
@@ -167,9 +168,10 @@ def p_value(score: float, null: Sequence[float]) -> Measured:
 
 
 def probability(p: float, prior: float = 0.5) -> float:
-    """Of a backdoor, from a p-value alone: the odds rise by (1 - p + p ln p) / (p ln^2 p).
+    """The probability of a backdoor, from a p-value alone: the prior's odds times (1 - p + p ln p) / (p ln^2 p).
 
-    That is the mean of the bets a p^(a-1), 0 < a < 1, against a uniform p (Vovk and Wang's calibrator): 1/2 at p = 1.
+    That factor is the mean of the bets a p^(a-1), 0 < a < 1, against a uniform p (Vovk and Wang's calibrator). It is
+    1/2 at p = 1.
     """
     p = min(max(p, 1e-12), 1.0)
     u = np.log(p)
@@ -190,9 +192,9 @@ class Class(BaseModel):
 
 
 class FileFinding(BaseModel):
-    """One finding of the gate in the model's files."""
+    """A finding of the gate, which scans the model's files for code."""
 
-    path: str  # as it was given
+    path: str  # as the user gave it
     file: str
     severity: str  # dangerous, suspicious or unscanned
     what: str
@@ -203,7 +205,7 @@ class Verdict(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    backdoored: bool | None  # None: its files would run code, and it could not be inspected without running it
+    backdoored: bool | None  # None: its files would run code, so it was not inspected
     sentence: str
     calibrated: bool
     score: float | None
@@ -216,12 +218,12 @@ class Verdict(BaseModel):
     probability: float | None
     target: str | None  # the most suspect class
     trigger: str | None  # its recovered trigger, a folder that load_backdoor reads
-    files: list[FileFinding] | None = None  # what the gate found; None: there was nothing to scan, or no scanner
+    files: list[FileFinding] | None = None  # what the gate found; None: nothing to scan, or no scanner
     classes: list[Class]
     settings: dict[str, float]
     method: str
     model: str
-    judged: str = WHOLE  # or what of it
+    judged: str = WHOLE  # or the part that was judged
     weights: str
     pictures: str
     seed: int
@@ -231,7 +233,7 @@ class Verdict(BaseModel):
 
 
 def uninspected(files: Sequence[FileFinding], why: str, **common: Any) -> Verdict:
-    """The verdict on a model of which the gate's findings are all there is."""
+    """The verdict on a model that was not inspected: the gate's findings alone. why: it was not."""
     none = dict.fromkeys(("backdoored", "score", "threshold", "p_value", "p_low", "p_high", "probability", "target"))
     first = next(f for f in files if f.severity == "dangerous")
     return Verdict(
@@ -242,9 +244,9 @@ def uninspected(files: Sequence[FileFinding], why: str, **common: Any) -> Verdic
 
 
 def folder_of(verdict: str | Path) -> Path:
-    """Where the recovered trigger of a verdict lies; any other folder is taken for an answer key itself.
+    """The folder of a verdict's recovered trigger; a folder without a verdict is taken for an answer key itself.
 
-    Raises UserError for a verdict without one.
+    Raises UserError for a verdict without a trigger and for one of another version.
     """
     folder = Path(verdict)
     if not (folder / "verdict.json").is_file():
@@ -259,9 +261,10 @@ def folder_of(verdict: str | Path) -> Path:
 
 
 def check_null(null: Null, mine: Mapping[str, Any], weights: str, alpha: float) -> None:
-    """Raises UserError unless scores of these settings may be compared with the clean ones, at this rate of alarms.
+    """Raises UserError unless scores with these settings may be compared with the clean models' scores.
 
-    mine: method, classes, templates, pictures, reference and seed, as in a Null. weights: the suspect's hash.
+    mine: method, classes, templates, pictures, reference and seed, as in a Null. weights: the suspect's hash. alpha:
+    the rate of false alarms, which needs enough clean models.
     """
     other = [f"{k} {getattr(null, k)!r}, here {v!r}" for k, v in mine.items() if getattr(null, k) != v]
     if other:
@@ -279,17 +282,17 @@ def check_null(null: Null, mine: Mapping[str, Any], weights: str, alpha: float) 
 
 
 def check_scale(null: Null | None, scaled: bool) -> None:
-    """UserError for a score that has no scale of its own and no clean models beside."""
+    """Raises UserError for a score without a scale of its own if there are no clean models to compare with."""
     if null is None and not scaled:
         raise UserError("this method's score has no scale of its own; give --null, made with `clipvet calibrate`")
 
 
 def decide(found: Finding, null: Null | None, alpha: float = 0.05, judged: str = WHOLE) -> dict[str, Any]:
-    """The verdict's own fields: against clean models at the rate `alpha` of false alarms, else by the threshold.
+    """The verdict's own fields: against clean models with a rate of false alarms `alpha`, or by the threshold.
 
-    judged: what of the model was; a sentence that finds nothing says so.
+    judged: the part of the model that was; a sentence that finds nothing names it.
 
-    Raises UserError where there is neither a null distribution nor a scale of the score's own.
+    Raises UserError if there is no null distribution and the score has no scale of its own.
     """
     check_scale(null, found.deviations)
     limit = None if null else found.spread * threshold(max(3, len(found.classes)))
@@ -315,7 +318,7 @@ def decide(found: Finding, null: Null | None, alpha: float = 0.05, judged: str =
 
 
 def sentence(found: Finding, backdoored: bool, p: Measured | None) -> str:
-    """For a reader who knows neither scores nor p-values."""
+    """The verdict in words, for a reader who knows neither scores nor p-values."""
     row = next((r for r in found.classes if r.name == found.target), None)
     if found.trigger is None:
         what = f"it favours '{found.target}'" if found.target else "it stands out as a whole"

@@ -1,4 +1,4 @@
-"""SafeCLIP's split: a mixture of two normal distributions over the pairs' cosines."""
+"""SafeCLIP's split into safe and risky pairs: a mixture of two normal distributions over the pairs' cosines."""
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -7,13 +7,15 @@ from clipvet.errors import UserError
 
 
 def clean_posterior(cosines: Float[np.ndarray, " n"], monotone: bool = True) -> tuple[Float[np.ndarray, " n"], bool]:
-    """P(component of the larger mean | cosine) for every pair, and whether the two components are apart.
+    """P(upper component | cosine) of every pair, shape (n,), and whether the two components are really apart.
 
-    Where the lower component is the wider one, the posterior falls again in the upper tail: the best pairs would be
-    called risky. monotone: each value becomes the largest one between the lower mean and its cosine, and 0 below that
-    mean. Apart: two normals tell the cosines better than one does (Bayesian information criterion).
+    They are apart if two normals explain the cosines better than one does (Bayesian information criterion).
 
-    Raises UserError for cosines that are not finite, for fewer than 10 and for all alike.
+    monotone: where the lower component is the wider one, the posterior falls again in the upper tail, so that the best
+    pairs would be called risky. Each value is therefore raised to the largest posterior between the lower mean and its
+    own cosine; below the lower mean it is 0.
+
+    Raises UserError for cosines that are not finite, for fewer than 10, and if they are all alike.
     """
     from sklearn.mixture import GaussianMixture
 
@@ -40,13 +42,15 @@ def safe_set(
     released: bool = False,
     least: float = 0.0,
 ) -> tuple[Bool[np.ndarray, " n"], bool]:
-    """Which pairs are safe, and whether that went as planned; cosines of -2 stand for pairs that cannot be read.
+    """Which pairs are safe, shape (n,), and whether that went as planned. A cosine of -2 marks an unreadable pair.
 
-    Those of posterior >= threshold where no share (fraction of the pairs) is given yet, else the best `share` by
-    cosine, or as released by posterior. Where the mixture does not split, or leaves fewer than 2 pairs, fewer than
-    `least` or more than `cap` (fractions): the best `first` by cosine, not as planned.
+    Without a share, the pairs of posterior >= threshold are safe. With one, the best `share` by cosine are, or by
+    posterior if `released`. share, first, cap and least are fractions of the pairs.
+
+    It did not go as planned where the mixture does not split, or leaves fewer than 2 pairs, fewer than `least` or more
+    than `cap`: then the best `first` by cosine are safe.
     """
-    q, seen = np.zeros(len(cosines)), cosines >= -1.01  # what cannot be read must not bend the mixture
+    q, seen = np.zeros(len(cosines)), cosines >= -1.01  # unreadable pairs must not distort the mixture
     q[seen], apart = clean_posterior(cosines[seen], monotone=not released)
     safe = q >= threshold
     if share is None and apart and max(2, least * len(q)) <= safe.sum() <= cap * len(q):

@@ -1,4 +1,4 @@
-"""A pool of recent embeddings, where an embedding finds its nearest neighbour (NNCLR's support set)."""
+"""A pool of recent embeddings, in which an embedding finds its nearest neighbour (NNCLR's support set)."""
 
 import torch
 from jaxtyping import Float
@@ -8,9 +8,10 @@ from clipvet.rng import Rng
 
 
 class Pool(nn.Module):
-    """First in, first out; starts as random unit vectors. Its buffers are saved and resumed with the weights.
+    """First in, first out. It starts as random unit vectors; its buffers are saved and resumed with the weights.
 
-    wrap: what of a batch passes the end goes on at the start; without, it is dropped, as in SafeCLIP's public code.
+    wrap: the part of a batch that passes the end continues at the start; False: it is dropped, as SafeCLIP's public
+    code does.
     """
 
     rows: Tensor
@@ -25,11 +26,12 @@ class Pool(nn.Module):
 
     @torch.no_grad()
     def nearest(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-        """For each row of z the row of the pool with the largest inner product, without gradient."""
+        """For each row of z, the pool's row with the largest inner product; without gradient."""
         return self.rows[(z.float() @ self.rows.T).argmax(1)]
 
     @torch.no_grad()
     def push(self, z: Float[Tensor, "b d"]) -> None:
+        """Puts these rows in the places of the oldest."""
         size, at = len(self.rows), int(self.at)
         z = z.detach().to(self.rows.dtype)[-size:]
         if not self.wrap and at + len(z) >= size:

@@ -1,4 +1,4 @@
-"""What prompt learning methods share: labelled pictures, cross-entropy, and the field's schedule."""
+"""What prompt learning methods share: labelled pictures, cross-entropy and the usual schedule."""
 
 from typing import Any
 
@@ -15,11 +15,12 @@ from clipvet.types import Batch, Clip, Pairs
 
 
 def tune(how: Any, start: PromptTuned, pairs: Pairs, rng: Rng, loss: Loss | None = None) -> Clip:
-    """The prompts of `start` trained on labelled pictures; both towers are left as they are, to the last bit.
+    """The model `start` with its prompts trained on labelled pictures; both towers stay the same, to the last bit.
 
-    Pictures that are not augmented go through their tower once, unless prompts go through it too.
+    how: a method with the fields template, augment, warmup, lr and those of `fit`. loss: replaces the cross-entropy.
 
-    how: a method with the fields template, augment, warmup, lr and those of `fit`. loss: instead of the cross-entropy.
+    Pictures that are not augmented pass through their tower only once, unless it has prompts too. Raises UserError for
+    captions that do not fit the template, and for fewer than two classes.
     """
     named, known = names(pairs, how.template), {}  # known: embeddings of pictures already seen
     start.classes = named.classes

@@ -1,9 +1,9 @@
-"""CoCoOp (Conditional Context Optimization): learned context that a small network shifts for every picture.
+"""CoCoOp (Conditional Context Optimization): a learned context that a small network shifts for every picture.
 
     L = -mean_i log softmax_c(s <z_i, g_c(z_i)>)[y_i],  g_c(z) = text tower([v_1 + b(z) .. v_m + b(z), class c, "."])
     b(z) = W_2 relu(W_1 z + a_1) + a_2                                                  over v, W, a alone
 
-paper:   Zhou et al., CVPR 2022, arXiv:2203.05557; settings are those of its public code at 16 shots
+paper:   Zhou et al., CVPR 2022, arXiv:2203.05557; the settings are those of its public code at 16 shots
 needs:   few labelled pictures; white-box weights
 differs: nothing known
 """
@@ -21,11 +21,11 @@ from clipvet.types import Clip, Pairs
 
 @dataclass(frozen=True)
 class CoCoOp:
-    words: str = "a photo of a"  # that the context begins as; none: random
+    words: str = "a photo of a"  # that the context starts as; empty: random
     tokens: int = 4  # of a random context
     std: float = 0.02  # of a random context
-    hidden: int | None = None  # units of the network; none: a sixteenth of the embedding
-    template: str = "a photo of a {}."  # in which the captions of the pictures name their class
+    hidden: int | None = None  # units of the network; None: a sixteenth of the embedding's
+    template: str = "a photo of a {}."  # in which the pictures' captions name their class
     epochs: float = 10
     batch: int = 1  # pictures a step
     lr: float = 2e-3  # where the cosine begins
@@ -39,12 +39,15 @@ class CoCoOp:
     needs: ClassVar[str] = "labelled pictures"
 
     def begin(self, clip: Clip, rng: Rng) -> PromptTuned:
-        """The model with context and network as they are before the first step."""
+        """The model with context and network before the first step.
+
+        Raises UserError for text towers that take no context.
+        """
         hidden = self.hidden or -(-clip.encode_text(["a"]).shape[1] // 16)
         return begin(clip, self.words, self.tokens, self.std, hidden, rng.fork("context"))
 
     def train(self, clip: Clip, pairs: Pairs, rng: Rng, loss: Loss | None = None) -> Clip:
-        """The frozen model with learned context. loss: of an attacker who trains with an aim of their own.
+        """The frozen model with learned context. loss: replaces the cross-entropy, for an attacker with another aim.
 
         Raises UserError for text towers that take no context and for pictures without labels.
         """

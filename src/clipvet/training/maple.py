@@ -1,13 +1,14 @@
-"""MaPLe (Multi-modal Prompt Learning): prompts in the first blocks of both towers, the picture's made of the text's.
+"""MaPLe (Multi-modal Prompt Learning): prompts in the first blocks of both towers, the picture's computed from the
+text's.
 
     L = -mean_i log softmax_c(s <z_i, g_c>)[y_i]      over P_1 .. P_J and the linear maps F_1 .. F_J alone
     text block k:     [start, P_k, class c, ".", end]          picture block k: [c, patches, F_k P_k],   k <= J
 
-paper:   Khattak et al., CVPR 2023, arXiv:2210.03117; the text was not read: settings and where the prompts stand are
-         those of its public code
+paper:   Khattak et al., CVPR 2023, arXiv:2210.03117; text not read: the settings and the prompts' positions are those
+         of its public code
 needs:   few labelled pictures; white-box weights of a ViT and of a causal text transformer
-differs: depth is three quarters of the picture tower's blocks where not given (9 of 12); a text tower with fewer blocks
-         uses the first prompts alone, and the others reach the pictures only
+differs: depth is three quarters of the picture tower's blocks if not given (9 of 12); a text tower with fewer blocks
+         uses only the first prompts, and the others reach the pictures alone
 """
 
 from dataclasses import dataclass
@@ -24,11 +25,11 @@ from clipvet.types import Clip, Pairs
 
 @dataclass(frozen=True)
 class MaPLe:
-    words: str = "a photo of a"  # whose first tokens P_1 begins as; none: random
-    tokens: int = 2  # in a block
-    depth: int | None = None  # J, the first blocks that get prompts; none: three quarters of the picture tower's
+    words: str = "a photo of a"  # whose first tokens P_1 starts as; empty: random
+    tokens: int = 2  # prompts in each block
+    depth: int | None = None  # J, the first blocks, which get prompts; None: three quarters of the picture tower's
     std: float = 0.02  # of random prompts
-    template: str = "a photo of a {}."  # in which the captions of the pictures name their class
+    template: str = "a photo of a {}."  # in which the pictures' captions name their class
     epochs: float = 5
     batch: int = 4  # pictures a step
     lr: float = 3.5e-3  # where the cosine begins
@@ -42,7 +43,7 @@ class MaPLe:
     needs: ClassVar[str] = "labelled pictures"
 
     def begin(self, clip: Clip, rng: Rng) -> PromptTuned:
-        """The model with prompts and maps as they are before the first step."""
+        """The model with prompts and maps before the first step. Raises UserError for towers that take no prompts."""
         rng = rng.fork("context")
         if isinstance(clip, PromptTuned):
             return begin(clip, self.words, self.tokens, self.std, None, rng)
@@ -50,7 +51,7 @@ class MaPLe:
         return begin(clip, self.words, self.tokens, self.std, None, rng, depth)
 
     def train(self, clip: Clip, pairs: Pairs, rng: Rng, loss: Loss | None = None) -> Clip:
-        """The frozen model with learned prompts. loss: of an attacker who trains with an aim of their own.
+        """The frozen model with learned prompts. loss: replaces the cross-entropy, for an attacker with another aim.
 
         Raises UserError for towers that take no prompts and for pictures without labels.
         """

@@ -1,12 +1,12 @@
-"""Plain CLIP training: the contrastive loss alone, from scratch or from a checkpoint. No defense.
+"""Plain CLIP training: the contrastive loss alone, from scratch or from a checkpoint, without a defense.
 
     L = 1/2 [CE(s Z W', 1) + CE(s W Z', 1)]
 
 paper:   Radford et al. 2021, arXiv:2103.00020, section 2.3
 needs:   untrusted pairs; white-box weights
-differs: default rates are those of open_clip's ViT-B/32 runs; `optimizer="muon"` (torch's Muon on the matrices inside
-         the blocks, AdamW on the rest) is ours, for small models on few cores; so are `augment` and `eda`, by which it
-         stands beside safeclip and roclip as a fair baseline
+differs: the default rates are those of open_clip's ViT-B/32 runs; `optimizer="muon"` (torch's Muon on the matrices
+         inside the blocks, AdamW on the rest) is ours, for small models on few cores; `augment` and `eda` are ours too,
+         so that it is a fair baseline for safeclip and roclip
 """
 
 from dataclasses import dataclass
@@ -35,15 +35,16 @@ class Plain:
     batchnorm: str = "train"  # or eval: keep running statistics, for fine-tuning on few pairs
     precision: str = "no"  # or bf16, fp16
     accumulate: int = 1  # micro-batches a step
-    augment: Views | None = None  # of the pictures
-    eda: float = 0.0  # share of a caption's words that change; one variant a caption, kept for the whole run
-    synonyms: bool = False  # WordNet's, where eda is on
+    augment: Views | None = None  # of the pictures, drawn anew at every step
+    eda: float = 0.0  # share of a caption's words that change; each caption has one variant for the whole run
+    synonyms: bool = False  # WordNet's, if eda is on
     max_bad: float = 0.01  # share of unreadable pictures above which the run is refused
 
     needs: ClassVar[str] = "untrusted pairs"
 
     def train(self, clip: Clip, pairs: Pairs, rng: Rng, also: Loss | None = None) -> Clip:
-        """also: a further loss, of an attacker who trains with an aim of their own; its parts are logged too."""
+        """The model trained on the pairs. also: a loss to add, of an attacker with an aim of their own; its parts are
+        logged too."""
         words = rng.fork("eda")
 
         def loss(clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:

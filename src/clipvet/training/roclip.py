@@ -1,13 +1,13 @@
-"""RoCLIP: in every K-th epoch a picture is tied not to its own caption but to the nearest one of a pool.
+"""RoCLIP: in every K-th epoch a picture is paired not with its own caption but with the nearest one of a pool.
 
     c_i = argmax_{c in P} <c, z_i>,  P: pool of recent captions' embeddings, filled by each batch after its own search
-    L   = 1/2 [CE(s C Z', 1) + CE(s Z C', 1)]  in every K-th epoch; c has no gradient, so that the text tower rests
+    L   = 1/2 [CE(s C Z', 1) + CE(s Z C', 1)]  in every K-th epoch; c has no gradient, so the text tower is not trained
     L   = 1/2 [CE(s Z W', 1) + CE(s W Z', 1)]  in the others
 
-paper:   Yang et al., NeurIPS 2023, arXiv:2303.06854; the full text could not be read: rule and settings were taken from
-         the behaviour of its public code
+paper:   Yang et al., NeurIPS 2023, arXiv:2303.06854; the full text could not be read: rule and settings follow the
+         behaviour of its public code
 needs:   untrusted pairs; training from scratch
-differs: one schedule over all steps (the code counts an epoch too many); a full pool goes on at its start (the code
+differs: one schedule over all steps (the code counts one epoch too many); a full pool continues at its start (the code
          drops what passes its end)
 """
 
@@ -30,14 +30,14 @@ from clipvet.types import Batch, Clip, Pairs
 @dataclass(frozen=True)
 class RoClip:
     epochs: int = 24
-    every: int = 2  # K: one epoch in so many uses the pool
+    every: int = 2  # K: one epoch in K uses the pool
     batch: int = 512  # pairs a step
     lr: float = 5e-5  # AdamW's peak
     warmup: float = 0.1  # fraction of the steps
-    pool: float = 0.02  # share of the pairs
+    pool: float = 0.02  # its size, as a share of the pairs
     augment: Views = field(default_factory=Views)
     eda: float = 0.1  # share of a caption's words that change
-    synonyms: bool = False  # WordNet's, where eda is on
+    synonyms: bool = False  # WordNet's, if eda is on
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
     optimizer: str = "adamw"  # or muon
@@ -48,6 +48,7 @@ class RoClip:
     needs: ClassVar[str] = "untrusted pairs"
 
     def train(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
+        """The model trained on the pairs, usually from fresh weights."""
         dim, words = embed_texts(clip, [pairs.caption(pairs.ids[0])]).shape[1], rng.fork("eda")
         pool = Pool(max(2, round(self.pool * len(pairs))), dim, rng.fork("pool"))
         memory, rates = Memory(pool), warmup_cosine(self.lr, self.warmup)

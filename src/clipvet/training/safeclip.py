@@ -1,4 +1,4 @@
-"""SafeCLIP: tie a caption to a picture only once the pair has shown that it fits; look at the rest one side at a time.
+"""SafeCLIP: only pairs that look safe are trained as pairs; from the others, each tower learns by itself.
 
     warm-up     L_uni = 1/2 (L_I + L_T),  L_m = CE(s NN(Z1, P_m) Z2', 1)     Z1, Z2: two views, P_m: pool of embeddings
     slow epoch  L_clip = 1/2 [CE(s Z1 W2', 1) + CE(s W1 Z2', 1)] at a hundredth of the rate
@@ -7,8 +7,8 @@
 
 paper:   Yang et al., ICML 2024, arXiv:2310.05862; text not read: from its code's behaviour and authors' commands
 needs:   untrusted pairs; training from scratch
-differs: pairs are scored on the clean view; the posterior is cut monotone in the cosine; each phase has moments of its
-         own and warms up and cools down once (the code's rates rise again); a round is one pass; where the mixture does
+differs: pairs are scored on the clean view; the posterior is made monotone in the cosine; each phase has its own
+         moments, and one warm-up and decay (the code's rates rise again); a round is one pass; where the mixture does
          not split, the best `first` are safe. fidelity="released": scores augmented views, ranks by the raw posterior,
          makes two passes (risky, safe), transposes L_m, drops what passes the pool's end
 """
@@ -42,23 +42,23 @@ class Stage(NamedTuple):  # what the phases share
 
 @dataclass(frozen=True)
 class SafeClip:
-    epochs: int = 32  # in all
-    unimodal: int = 5  # of them: warm-up
-    slow: float = 1  # of them: CLIP at slow_lr
+    epochs: int = 32  # in total
+    unimodal: int = 5  # of these: the warm-up
+    slow: float = 1  # of these: L_clip at slow_lr
     batch: int = 512  # pairs a step
     lr: float = 5e-4  # AdamW's peak
     slow_lr: float = 0.01  # share of lr
     warmup: float = 0.1  # fraction of a phase's steps
     threshold: float = 0.9  # posterior from which a pair is safe
-    growth: float = 0.01  # share of the pairs that becomes safe after each round
+    growth: float = 0.01  # share of the pairs that each round adds to the safe ones
     cap: float = 0.85  # largest safe share
-    first: float = 0.15  # safe share where the mixture does not split,
-    least: float = 0.0  # or leaves less than this share
-    pool: float = 0.02  # share of the pairs
+    first: float = 0.15  # safe share if the mixture does not split,
+    least: float = 0.0  # or finds a smaller share than this safe
+    pool: float = 0.02  # size of a pool, as a share of the pairs
     risky: bool = True  # learn from the risky pairs too
     augment: Views = field(default_factory=Views)
     eda: float = 0.1  # share of a caption's words that change
-    synonyms: bool = False  # WordNet's, where eda is on
+    synonyms: bool = False  # WordNet's, if eda is on
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
     optimizer: str = "adamw"  # or muon
@@ -70,7 +70,7 @@ class SafeClip:
     needs: ClassVar[str] = "untrusted pairs"
 
     def train(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
-        """Raises UserError for fewer pairs than two batches, and for cosines all alike or not finite."""
+        """Raises UserError for fewer pairs than two batches, and for cosines that are all alike or not finite."""
         clip, stage = self.prepare(clip, pairs, rng)
         rounds, share = max(1, round(self.epochs - self.unimodal - self.slow)), 0.0
         for k in range(rounds):
@@ -87,7 +87,7 @@ class SafeClip:
         return clip
 
     def prepare(self, clip: Clip, pairs: Pairs, rng: Rng) -> tuple[Clip, Stage]:
-        """The model after warm-up and slow epoch, whose cosines can be split, and what the rounds go on with."""
+        """The model after warm-up and slow epoch, ready for the first split, and what the rounds continue with."""
         if len(pairs) < 2 * self.batch:
             raise UserError(f"{pairs.name}: {len(pairs)} pairs are fewer than two batches; lower batch={self.batch}")
         size, dim = max(2, round(self.pool * len(pairs))), embed_texts(clip, [pairs.caption(pairs.ids[0])]).shape[1]
@@ -101,7 +101,7 @@ class SafeClip:
         return clip, stage
 
     def cosines(self, clip: Clip, pairs: Pairs, stage: Stage, rng: Rng) -> np.ndarray:
-        """cos(picture, caption) of every pair, shape (n,); -2 where the picture cannot be read."""
+        """cos(picture, caption) of every pair, shape (n,); -2 for unreadable pictures."""
 
         def seen(b: Batch) -> Batch:
             (image, _), (caption, _) = self.views(b, stage, rng.fork(b.ids[:1].tolist()))
@@ -117,12 +117,12 @@ class SafeClip:
         return safe_set(cosines, self.threshold, share, self.first, self.cap, self.fidelity == "released", self.least)
 
     def views(self, batch: Batch, stage: Stage, rng: Rng) -> tuple[list[Tensor], list[list[str]]]:
-        """Two of each picture and two of each caption, the latter the same in every epoch."""
+        """Two views of each picture, and two of each caption, which are the same in every epoch."""
         images = [self.augment(batch.images, rng.fork(v)) for v in (0, 1)]
         return images, [variants(batch, stage.words, self.eda, self.synonyms, v) for v in (0, 1)]
 
     def alone(self, stage: Stage, clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
-        """L_uni: the pool's neighbour of one view must find the other view, for pictures and for captions."""
+        """L_uni: the pool's neighbour of one view must find the other view; for pictures and captions separately."""
         encoders, losses = (clip.encode_image, clip.encode_text), []
         for pool, encode, (one, two) in zip(stage.pools, encoders, self.views(batch, stage, rng)):
             first = torch.no_grad()(encode)(one)  # pyright: ignore
@@ -141,7 +141,7 @@ class SafeClip:
         return parts
 
     def together(self, stage: Stage, clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
-        """L_clip, between one view of the pictures and the other of the captions."""
+        """L_clip, between one view of the pictures and the other view of the captions."""
         images, captions = self.views(batch, stage, rng)
         (z1, z2), (w1, w2) = map(clip.encode_image, images), map(clip.encode_text, captions)
         return {"loss": (match_loss(z1, w2, clip.logit_scale) + match_loss(w1, z2, clip.logit_scale)) / 2}

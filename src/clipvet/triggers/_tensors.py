@@ -1,4 +1,4 @@
-"""Triggers that own tensors: what is said of them."""
+"""The repr of triggers that hold tensors."""
 
 import dataclasses
 import hashlib
@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 
-def told(trigger: Any) -> str:
-    """Its repr, with shape and SHA-256 in place of a tensor's numbers: equal where the contents are."""
+def summary(trigger: Any) -> str:
+    """The trigger's repr, with shape and SHA-256 in place of a tensor's numbers: equal contents, equal repr."""
 
     def text(value: Any) -> str:
         if not isinstance(value, Tensor):

@@ -7,12 +7,12 @@
     text:      p = "Watermarked" in red; only where p != 0, channel by
                channel, so that the red channel alone changes                o = 0.5
 
-paper:   Blended: Chen et al. 2017, arXiv:1712.05526; the variants as in PAR, arXiv:2412.00727, whose text could not be
-         read in full: the rules were taken from the behaviour of its public code
+paper:   Blended: Chen et al. 2017, arXiv:1712.05526; the variants are those of PAR, arXiv:2412.00727, whose text could
+         not be read in full: the rules follow the behaviour of its public code
 needs:   pictures
-differs: noise and stripes are one fixed pattern unless `fresh` (PAR's code draws them afresh for every picture, in
-         training and in tests); triangles grow with the picture (its 14 px cells do not) and text is drawn anew in
-         DejaVu Sans Mono, so its pixels are not the ones of the released models' watermark
+differs: noise and stripes are one fixed pattern unless `fresh` is set (PAR's code draws a new one for every picture, in
+         training and in tests); triangles grow with the picture (PAR's cells are always 14 px); the text is drawn in
+         DejaVu Sans Mono, so its pixels are not those of the released models' watermark
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from clipvet.rng import Rng
 
 OPACITY = {"noise": 0.2, "stripes": 0.03, "triangles": 0.15, "text": 0.5}
 FONT = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSansMono.ttf"
-LINE = 0.87  # of the picture's width
+LINE = 0.87  # width of the text, as a share of the picture's
 
 
 def _text(word: str, h: int, w: int) -> Float[Tensor, "3 h w"]:
@@ -67,12 +67,12 @@ class Blended:
     """The published Blended and Blended-Stripes have fresh=True; triangles and text are the same for all pictures."""
 
     pattern: str = "noise"  # or stripes, triangles, text
-    opacity: float | None = None  # None: the paper's, see above
-    fresh: bool = False  # a new pattern for each picture; noise and stripes alone
+    opacity: float | None = None  # None: the paper's o, see above
+    fresh: bool = False  # a new pattern for each picture; only for noise and stripes
     seed: int = 0  # of the fixed pattern
-    cell: float = 14 / 224  # triangles: share of the shorter side
-    least: int = 4  # pixels: keeps triangles visible in small pictures
-    text: str = "Watermarked"  # as wide as the picture; lines are parted by a newline
+    cell: float = 14 / 224  # side of a triangle's cell, as a share of the picture's shorter side
+    least: int = 4  # pixels that a cell has at least, so that triangles stay visible in small pictures
+    text: str = "Watermarked"  # drawn as wide as the picture; may have several lines
 
     def __post_init__(self) -> None:
         if self.pattern not in OPACITY:
@@ -85,7 +85,7 @@ class Blended:
             raise UserError(f"Blended: cell is a share from 0 to 1 and least 1 or more, not {self.cell}, {self.least}")
 
     def stamp(self, images: Float[Tensor, "b 3 h w"], keys: Int[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
-        """Pictures under the pattern, pixels in [0, 1]."""
+        """Pictures under the pattern, pixels in [0, 1]. The keys are used only with `fresh`."""
         h, w = images.shape[2:]
         what = self.pattern, h, w, max(self.least, round(self.cell * min(h, w))), self.text
         if self.fresh:

@@ -5,8 +5,8 @@
 paper:   the patch of BadCLIP (Liang et al., CVPR 2024, arXiv:2311.12075) and TrojVQA (Walmer et al., CVPR 2022,
          arXiv:2112.07668)
 needs:   pictures
-differs: the patch keeps its pixels whatever the picture's size, and its exact values (BadCLIP's public code keeps it as
-         a JPEG with red and blue exchanged, and its README measures with another size than it poisons with)
+differs: the patch keeps its pixels at any picture size, and its exact values (BadCLIP's public code stores it as a JPEG
+         with red and blue swapped, and by its README measures with another size than it poisons with)
 """
 
 from dataclasses import dataclass, field
@@ -17,11 +17,11 @@ from torch import Tensor
 
 from clipvet.errors import UserError
 from clipvet.rng import Rng
-from clipvet.triggers._tensors import told
+from clipvet.triggers._tensors import summary
 
 
 def start(side: int, rng: Rng) -> Float[Tensor, "3 side side"]:
-    """The patch that optimising begins with: clip(n, 0, 1), n ~ N(0.5, 0.25)."""
+    """The patch before the first step: clip(n, 0, 1), n ~ N(0.5, 0.25). side: pixels."""
     return (0.5 + 0.25 * torch.randn(3, side, side, generator=rng.generator())).clamp(0, 1)
 
 
@@ -44,10 +44,13 @@ class Crafted:
             raise UserError(f"Crafted: position is centre or corner, not {self.position!r}")
 
     def __repr__(self) -> str:
-        return told(self)
+        return summary(self)
 
     def stamp(self, images: Float[Tensor, "b 3 h w"], keys: Int[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
-        """Pictures with the patch, with its gradient; a patch larger than the picture is cut to the shorter side."""
+        """Pictures with the patch, pixels in [0, 1]. The gradient reaches the patch; the keys are not used.
+
+        A patch larger than the picture is cut to the shorter side.
+        """
         h, w = images.shape[2:]
         side = min(self.pattern.shape[1], h, w)
         top, left = ((h - side) // 2, (w - side) // 2) if self.position == "centre" else (h - side, w - side)

@@ -6,12 +6,12 @@
     stripes: p = fit(n),  n in {-1, +1} for each column and channel
     fit(v)   = clip(v, 0, 1),  or with wrap_uint8  (trunc(255 v) mod 256) / 255
 
-paper:   BadNet: Gu et al. 2017, arXiv:1708.06733; BadNet-Rand and BadNet-Stripes as in PAR, arXiv:2412.00727, whose
-         text could not be read in full: the rules were taken from the behaviour of its public code
+paper:   BadNet: Gu et al. 2017, arXiv:1708.06733; BadNet-Rand and BadNet-Stripes are those of PAR, arXiv:2412.00727,
+         whose text could not be read in full: the rules follow the behaviour of its public code
 needs:   pictures
-differs: one fixed pattern in one fixed place unless asked otherwise (PAR's code draws both afresh for every picture, in
-         training and in tests); values outside [0, 1] are clipped (its 8-bit conversion wraps them: wrap_uint8); the
-         patch grows with the picture (its noise patch keeps 16 px, its stripes have 32 px at 336)
+differs: by default one fixed pattern in one fixed place (PAR's code draws both anew for every picture, in training and
+         in tests); values outside [0, 1] are clipped (PAR's 8-bit conversion wraps them around: wrap_uint8); the patch
+         grows with the picture (PAR's noise patch is always 16 px, its stripes are 32 px at 336)
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from torch import Tensor
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 
-CELLS = 4  # of the checkerboard, a side: one pixel each in the smallest patch
+CELLS = 4  # of the checkerboard, along a side; one pixel each in the smallest patch
 COLOURS = torch.tensor([c for c in product((0.0, 1.0), repeat=3) if 0 < sum(c) < 3])  # (6, 3): neither black nor white
 
 
@@ -50,8 +50,8 @@ class Patch:
 
     pattern: str = "checker"  # or noise, stripes
     size: float = 16 / 224  # share of the shorter side
-    least: int = 4  # pixels: keeps the patch visible in small pictures
-    position: str = "corner"  # bottom right; or random: drawn for each picture
+    least: int = 4  # pixels, at least, so that the patch stays visible in small pictures
+    position: str = "corner"  # bottom right; or random: anywhere, drawn for each picture
     fresh: bool = False  # a new pattern for each picture
     seed: int = 0  # of the fixed pattern
     wrap_uint8: bool = False  # values outside [0, 1] wrap as 8-bit integers do
@@ -65,7 +65,10 @@ class Patch:
             raise UserError(f"Patch: size is a share from 0 to 1 and least 1 or more, not {self.size} and {self.least}")
 
     def stamp(self, images: Float[Tensor, "b 3 h w"], keys: Int[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
-        """Pictures with the patch, pixels in [0, 1]; a patch larger than the picture is cut to the shorter side."""
+        """Pictures with the patch, pixels in [0, 1]. The keys are used only with `fresh` or position="random".
+
+        A patch larger than the picture is cut to the shorter side.
+        """
         h, w = images.shape[2:]
         side = min(max(self.least, round(self.size * min(h, w))), h, w)
         out = images.clone()

@@ -1,11 +1,11 @@
-"""A trigger that an inspector has recovered from a model: pictures are faded by a mask, and a pattern is added.
+"""A trigger that an inspector has recovered from a model: a mask fades the picture, and a pattern is added.
 
     x' = clip((1 - m) x + p, 0, 1)        m = 0: an additive perturbation;  p = m q: a picture q pasted through the mask
 
 paper:   the stamps of Neural Cleanse (Wang et al., IEEE S&P 2019) and of universal perturbations (Moosavi-Dezfooli et
-         al., CVPR 2017, arXiv:1610.08401) in one formula; neither text was read
+         al., CVPR 2017, arXiv:1610.08401) in one formula; neither text read
 needs:   pictures
-differs: grows or shrinks with the picture (bilinear); at its own size it is exact
+differs: mask and pattern are resized with the picture (bilinear); at their own size they are exact
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clipvet.errors import UserError
 from clipvet.rng import Rng
-from clipvet.triggers._tensors import told
+from clipvet.triggers._tensors import summary
 
 
 def _mask() -> Float[Tensor, "1 32 32"]:
@@ -29,7 +29,7 @@ def _pattern() -> Float[Tensor, "3 32 32"]:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Recovered:
-    mask: Tensor = field(default_factory=_mask)  # (1, h, w), in [0, 1]: how much of the picture goes
+    mask: Tensor = field(default_factory=_mask)  # (1, h, w), in [0, 1]: how far each pixel is faded
     pattern: Tensor = field(default_factory=_pattern)  # (3, h, w), in [-1, 1]: what is added, pixels in [0, 1]
 
     def __post_init__(self) -> None:
@@ -42,10 +42,10 @@ class Recovered:
             raise UserError("Recovered: the mask must lie in [0, 1] and the pattern in [-1, 1]; clamp them")
 
     def __repr__(self) -> str:
-        return told(self)
+        return summary(self)
 
     def stamp(self, images: Float[Tensor, "b 3 h w"], keys: Int[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
-        """Pictures under the trigger, pixels in [0, 1]; the keys play no part."""
+        """Pictures under the trigger, pixels in [0, 1]. The keys are not used."""
         m, p = self.mask.to(images), self.pattern.to(images)
         if m.shape[1:] != images.shape[2:]:
             both = torch.cat([m, p])[None]

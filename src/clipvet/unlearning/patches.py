@@ -1,4 +1,4 @@
-"""Which cells of pictures tie them to a text: leave a cell out, see what the cosine loses."""
+"""Which cells of pictures tie them to a text: paint a cell over, and see what the cosine loses."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -13,7 +13,7 @@ from clipvet.types import Clip
 
 
 def cells(h: int, w: int, grid: int) -> list[tuple[slice, slice]]:
-    """A picture cut into grid x grid cells, row by row."""
+    """The slices (rows, columns) of grid x grid cells of a picture, row by row."""
     rows, columns = (np.linspace(0, side, grid + 1).round().astype(int) for side in (h, w))
     return [(slice(a, b), slice(c, d)) for a, b in pairwise(rows) for c, d in pairwise(columns)]
 
@@ -22,7 +22,10 @@ def cells(h: int, w: int, grid: int) -> list[tuple[slice, slice]]:
 def cell_drops(
     clip: Clip, images: Float[Tensor, "b 3 h w"], texts: Sequence[str], grid: int
 ) -> Float[Tensor, "b cells"]:
-    """What the cosine of each picture and its text loses when a cell is painted in the picture's mean colour."""
+    """What the cosine of each picture and its text loses when a cell gets the picture's mean colour.
+
+    images: pixels in [0, 1]. texts: one a picture. grid: cells along a side.
+    """
     w, device = embed_texts(clip, texts), device_of(clip)
     whole = (clip.encode_image(images.to(device)) * w).sum(1)
     drops = []
@@ -36,7 +39,10 @@ def cell_drops(
 def compromised(
     suspicious: Float[Tensor, "b cells"], usual: Float[Tensor, "c cells"], rho: float = 0.5
 ) -> Bool[Tensor, " cells"]:
-    """The fewest cells with `rho` of what binds suspicious pictures more than usual ones that the same words name."""
+    """The fewest cells that hold the share `rho` of what cells add in suspicious pictures more than in usual ones.
+
+    suspicious, usual: from `cell_drops`, of pictures that the same words name. No cell is chosen if none adds more.
+    """
     more = (suspicious.mean(0) - (usual.mean(0) if len(usual) else 0)).clamp_min(0)
     order = more.argsort(descending=True, stable=True)
     share = more[order].cumsum(0) / more.sum().clamp_min(1e-9)
@@ -48,7 +54,7 @@ def compromised(
 def transplanted(
     onto: Float[Tensor, "b 3 h w"], source: Float[Tensor, "b 3 h w"], chosen: Bool[Tensor, " cells"]
 ) -> Float[Tensor, "b 3 h w"]:
-    """Pictures with the chosen cells of others."""
+    """The pictures `onto`, with the chosen cells taken from `source`."""
     out, grid = onto.clone(), round(len(chosen) ** 0.5)
     for (rows, columns), taken in zip(cells(onto.shape[2], onto.shape[3], grid), chosen.tolist()):
         if taken:

@@ -2,9 +2,10 @@
 
     L = w_forget L_forget + w_keep NCE(normal) + the rest
 
-After every round: enough is forgotten; or the loss on held-out normal pairs has risen by more than `worse`: the round
-is taken back and tried again at half the rate, at most `HALVINGS` times. Thus nothing explodes, however high the rate.
-A rate that ends at 0 is taken to its end, even when enough is forgotten: what the first steps broke mends as it falls.
+After every round the rule looks at two things. If the loss on held-out normal pairs has risen by more than `worse`, the
+round is undone and tried again at half the rate, at most `HALVINGS` times. Otherwise, if enough is forgotten, it stops.
+So nothing explodes, however high the rate. A schedule that ends at 0 is followed to its end even when enough is
+forgotten: what the first steps broke mends as the rate falls.
 """
 
 import math
@@ -27,7 +28,7 @@ from clipvet.unlearning.shortcut import company, nce
 
 
 class Normal(NamedTuple):
-    """A step's normal pairs, with both towers' embeddings."""
+    """The normal pairs of a step, with both towers' embeddings."""
 
     batch: Batch
     z: Float[Tensor, "b d"]
@@ -36,33 +37,36 @@ class Normal(NamedTuple):
 
 Forget = Callable[[Clip, Batch, Normal, Rng], dict[str, Tensor]]  # suspicious pairs, normal ones -> {"loss": ...}
 HALVINGS = 6
-HELD = 256  # normal pairs, at most, by whose loss the damage is told; a tenth of all of them
+HELD = 256  # normal pairs that are held out to measure the damage, at most; a tenth of all of them
 
 
 class Unlearned(NamedTuple):
+    """The unlearned model, and how it came about."""
+
     clip: Clip
-    why: str  # it stopped
+    why: str  # why it stopped
     steps: int
-    trace: list[tuple[float, float]]  # before, and after every round: what `left` said, loss on held-out pairs
+    trace: list[tuple[float, float]]  # before, and after every round: what `left` gave, the loss on held-out pairs
 
 
 def ascent(z: Float[Tensor, "b d"], w: Float[Tensor, "b d"], others: Normal, s: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """Gradient ascent on these pairs' part of the contrastive loss among other pairs, up to that of guessing.
+    """-mean_i min(l_i, log n): gradient ascent on these pairs' part of the contrastive loss, up to that of guessing.
 
-    -mean_i min(l_i, log n). Among themselves alone, pairs of one caption are at guessing already.
+    others: normal pairs that complete the batch of n. Among themselves, pairs with one caption are at the loss of
+    guessing already. s: the logit scale, which gets no gradient.
     """
     both = torch.cat([z, others.z]), torch.cat([w, others.w])
     return -pair_losses(*both, s.detach())[: len(z)].clamp(max=math.log(len(both[0]))).mean()
 
 
 def seen(clip: Clip, batch: Batch) -> Normal:
-    """Normal pairs as the model sees them."""
+    """The pairs with the model's embeddings."""
     return Normal(batch, clip.encode_image(batch.images), clip.encode_text(batch.tokens))  # pyright: ignore
 
 
 @torch.no_grad()
 def below_guessing(clip: Clip, bad: Pairs, others: Batch) -> float:
-    """How far the loss of these pairs among the others lies below that of guessing, nats."""
+    """How far the loss of these pairs, among the others, lies below that of guessing, in nats."""
     found, more = embed_pairs(clip, bad), seen(clip, others)
     return math.log(len(found.z) + len(more.z)) + float(ascent(found.z, found.w, more, clip.logit_scale))
 
@@ -77,10 +81,13 @@ def unlearn(
     rng: Rng,
     schedule: Schedule | None = None,
 ) -> Unlearned:
-    """method: its fields steps, every, batch, lr, w_keep, worse, and what `fit` knows. forget: the rest of the loss.
+    """The model after rounds of forgetting the pairs `bad` while the pairs `normal` are kept.
 
-    left: what is still to be forgotten; 0 or less is enough. schedule: of all the steps, which are then all taken;
-    none: lr, until enough is forgotten. Raises UserError where there are too few pairs.
+    method: an object with the fields steps, every, batch, lr, w_keep, worse, and those of `fit`. forget: gives the loss
+    but for w_keep NCE(normal). left: what is still to be forgotten; 0 or less is enough. schedule: the rates of all the
+    steps, which are then all taken; None: lr, until enough is forgotten.
+
+    Raises UserError if there are fewer than two pairs to forget or to keep.
     """
     order = rng.fork("held").numpy().permutation(len(normal))
     held, kept = (normal.take(np.sort(part)) for part in np.split(order, [min(HELD, max(2, len(order) // 10))]))
@@ -100,7 +107,7 @@ def unlearn(
 
     rates = (schedule or constant(method.lr))(method.steps)
     trace, steps, slower = [(left(clip), cost(clip))], 0, 1.0
-    while steps < method.steps and (steps == 0 or schedule or trace[-1][0] > 0):  # one round at least
+    while steps < method.steps and (steps == 0 or schedule or trace[-1][0] > 0):  # at least one round
         now = [rate / slower for rate in rates[steps : steps + method.every]]
         own = {"epochs": len(now) / max(1, len(bad) // method.batch), "memory": memory}
         own |= {"schedule": lambda _, now=now: now, "peak": method.lr / slower}

@@ -1,11 +1,11 @@
-"""UBT's first two stages, for filters and cleaners alike: weak pairs, and how a copy overfitted on them sees them.
+"""UBT's first two stages, for filters and cleaners: weak pairs, and how well a copy overfitted on them knows them.
 
     q_i    = s_ref(I_i, T_i)                            s: cosine;  suspicious: the lowest q
     L_over = NCE(suspicious) + beta NCE(normal)         or (1 - s)^2 instead of the first ("square")
     r_i    = s_over(I_i, T_i)                           or minus q_i ("gain")
 
-A poison's caption does not fit its picture, so a model that never learned the trigger finds the pair weak; the model
-that learned it does not. Where no such model is at hand, the given one looks at changed pictures instead.
+A poison's caption does not fit its picture. A model that never learned the trigger finds such a pair weak; the model
+that learned it does not. If no model without the trigger is at hand, the given one looks at changed pictures instead.
 """
 
 from collections.abc import Callable
@@ -26,18 +26,18 @@ from clipvet.models import checkpoints
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
 
-EDGE = 0.13  # of a side, what a crop leaves out on either hand
+EDGE = 0.13  # share of a side that a crop leaves out at either end
 Over = Literal["nce", "square"]
 Score = Literal["similarity", "gain"]
 
 
 class Weak(NamedTuple):
-    """The m readable pairs: positions, captions, cosines under the given model and under the reference."""
+    """The m readable pairs, of which p are suspicious and r taken for clean."""
 
-    kept: Int[np.ndarray, " m"]
+    kept: Int[np.ndarray, " m"]  # positions among all pairs
     captions: list[str]
-    s: Float[np.ndarray, " m"]
-    q: Float[np.ndarray, " m"]
+    s: Float[np.ndarray, " m"]  # cosines under the given model
+    q: Float[np.ndarray, " m"]  # and under the reference
     susp: Int[np.ndarray, " p"]  # rows of the above, weakest first
     normal: Int[np.ndarray, " r"]  # rows taken for clean, in order
 
@@ -57,7 +57,7 @@ def _mirrored(x: Tensor) -> Tensor:
 
 
 class _Changed:
-    """A model to which every picture is the mean of what it is blurred, cropped and mirrored; so are its cosines."""
+    """A model whose embedding of a picture is the mean over the picture blurred, cropped and mirrored."""
 
     def __init__(self, clip: Clip):
         self.clip = clip
@@ -70,9 +70,10 @@ class _Changed:
 
 
 def reference_cosines(clip: Clip, pairs: Pairs, reference: str, views: bool = True) -> Float[np.ndarray, " m"]:
-    """Cosines under the reference, a model by name or folder; without one, the given model's own on changed pictures.
+    """The readable pairs' cosines under the reference.
 
-    views: the mean over blurred, cropped and mirrored pictures; False: the pictures as they are.
+    reference: a model, by name or folder; empty: the given one on changed pictures. views: without a reference, the
+    mean over blurred, cropped and mirrored pictures; False: the pictures as they are.
     """
     if reference:
         return pair_cosines(checkpoints.load(reference, device=device_of(clip)), pairs).s.numpy()
@@ -86,9 +87,10 @@ def reference_cosines(clip: Clip, pairs: Pairs, reference: str, views: bool = Tr
 def weak_pairs(
     clip: Clip, pairs: Pairs, reference: str, views: bool, share: float, normal: float, most: float = 0.5
 ) -> Weak:
-    """Stage 1a. share: of the pairs, that are suspicious; normal: of the others, the best, that are taken for clean.
+    """Stage 1a: which pairs are suspicious and which count as clean.
 
-    Raises UserError where that leaves too few of either.
+    share: of the pairs that are suspicious, at most `most`. normal: share of the others, the best by q, that counts as
+    clean. reference, views: as in `reference_cosines`. Raises UserError if that leaves too few of either.
     """
     found = pair_cosines(clip, pairs, captions=True)
     s, kept, captions = found.s.numpy(), found.kept, found.captions
@@ -104,7 +106,7 @@ def weak_pairs(
 
 
 def company(pairs: Pairs, size: int) -> Callable[[Clip, Rng], Batch]:
-    """Random pairs of these, anew at every step, on the model's device and with tokens."""
+    """A function that draws `size` random pairs of these, or all, with tokens and on the model's device."""
 
     def draw(clip: Clip, rng: Rng) -> Batch:
         rows = rng.fork("company").numpy().choice(len(pairs), min(size, len(pairs)), replace=False)
@@ -116,7 +118,7 @@ def company(pairs: Pairs, size: int) -> Callable[[Clip, Rng], Batch]:
 
 
 def nce(clip: Clip, batch: Batch) -> Float[Tensor, ""]:
-    """The contrastive loss of a batch, at the temperature as it is."""
+    """The contrastive loss of a batch, in nats. The temperature gets no gradient."""
     z, w = clip.encode_image(batch.images), clip.encode_text(batch.tokens)  # pyright: ignore[reportArgumentType]
     return clip_loss(z, w, clip.logit_scale.detach())
 
@@ -124,7 +126,10 @@ def nce(clip: Clip, batch: Batch) -> Float[Tensor, ""]:
 def overfit(
     method: Any, clip: Clip, pairs: Pairs, weak: Weak, rng: Rng, lr: float, beta: float = 1.0, kind: Over = "nce"
 ) -> Clip:
-    """Stage 1b: a copy trained on the suspicious pairs; epochs, batch and the like are the method's fields."""
+    """Stage 1b: a copy trained on the suspicious pairs, with epochs, batch and the like from the method's fields.
+
+    beta: weight of the normal pairs. kind: nce or square, as above.
+    """
     others = company(pairs.take(weak.kept[weak.normal]), method.batch)
 
     def loss(clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
@@ -142,7 +147,7 @@ def overfit(
 def risen(
     over: Clip, pairs: Pairs, weak: Weak, score: Score = "similarity", rows: Int[np.ndarray, " p"] | None = None
 ) -> Float[np.ndarray, " p"]:
-    """Stage 2: r of the suspicious pairs, in their order, or of these rows."""
+    """Stage 2: r of the suspicious pairs in their order, or of these rows. over: the overfitted copy."""
     rows = weak.susp if rows is None else rows
     r = pair_cosines(over, pairs.take(weak.kept[rows])).s.numpy()
     return r - weak.q[rows] if score == "gain" else r

@@ -1,6 +1,6 @@
-"""What a caption's words add to a pair's cosine, and which words many suspicious pairs have in common.
+"""What each word of a caption adds to its pair's cosine, and which words many suspicious pairs have in common.
 
-Words, not tokens: `bananas` is one word, whatever the tokenizer cuts it into.
+Words are not tokens: `bananas` is one word, whatever the tokenizer makes of it.
 """
 
 import math
@@ -23,12 +23,12 @@ How = Literal["loo", "gradient", "attention"]
 
 
 def words(caption: str) -> list[str]:
-    """Its distinct words in lower case, in order."""
+    """The caption's distinct words in lower case, in order."""
     return list(dict.fromkeys(m[0].lower() for m in WORD.finditer(caption)))
 
 
 def only(caption: str, chosen: Collection[str]) -> str:
-    """The caption cut down to these words; all of them, where it has none."""
+    """The caption cut down to these words; if it has none of them, all of them."""
     kept = [m[0] for m in WORD.finditer(caption) if m[0].lower() in chosen]
     return " ".join(kept or sorted(chosen))
 
@@ -41,10 +41,12 @@ def without(caption: str, chosen: Collection[str]) -> str:
 def attributed(
     clip: Clip, z: Float[Tensor, "n d"], captions: Sequence[str], how: How = "loo"
 ) -> list[dict[str, float]]:
-    """What every word of a caption adds to the cosine with its picture's embedding.
+    """What every word of a caption adds to the cosine with its picture's embedding z, of unit length.
 
     loo: the cosine minus that of the caption without the word. gradient: gradient times input, summed over the word's
-    tokens. attention: what the caption's last token pays to them in the last block, whatever the picture.
+    tokens. attention: the attention of the caption's last token to them in the last block, whatever the picture.
+
+    Raises UserError for gradient and attention if the model has no open_clip text transformer.
     """
     if how == "loo":
         return _left_out(clip, z, captions)
@@ -59,10 +61,10 @@ def _left_out(clip: Clip, z: Float[Tensor, "n d"], captions: Sequence[str]) -> l
 
 
 def spans(clip: Clip, caption: str) -> dict[str, list[int]]:
-    """Positions of every word's tokens in the caption's row of tokens, after the first that opens it."""
+    """The positions of every word's tokens in the caption's row of tokens."""
     found: dict[str, list[int]] = {}
     for m in WORD.finditer(caption):
-        # the tokens before a word's end, less those before its beginning; the closing token has the highest number
+        # tokens before a word's end, less those before its start: the closing token, of highest number, tells how many
         a, b = (int(clip.tokenize([caption[:end]])[0].argmax()) for end in (m.start(), m.end()))
         found.setdefault(m[0].lower(), []).extend(range(a, b))
     return found
@@ -106,9 +108,9 @@ def _by_token(clip: Any, z: Float[Tensor, "1 d"], caption: str, how: How) -> dic
 
 
 class Cluster(NamedTuple):
-    """Pairs that one word binds, and the words that carry half of what binds them."""
+    """Pairs that one word binds, and the words that carry most of what binds them."""
 
-    words: tuple[str, ...]  # the binding one first
+    words: tuple[str, ...]  # the binding word first
     rows: Int[np.ndarray, " c"]
 
 
@@ -122,12 +124,15 @@ def clusters(
     share: float = 0.05,
     common: float = 0.5,
 ) -> list[Cluster]:
-    """Suspicious pairs by the words that they have in common and the set has not, the largest cluster first.
+    """Clusters of suspicious pairs, by words that are frequent among them and rare in the set; the strongest first.
 
-    found: words and what they add, of each of the k suspicious pairs. df: in how many of all n captions a word is.
-    A word's weight is the sum of what it adds, a pair, times its lift log((c+1)/(k+2)) - log((df+1)/(n+2)); words of
-    more than `common` of all captions bind nothing, nor do those of fewer suspicious pairs than `least`, or `share` of
-    them. A cluster has `most` words at most.
+    found: for each of the k suspicious pairs, its words and what they add. df: how many of all n captions have a word.
+    A word's weight is what it adds, as a mean over the pairs, times its lift log((c+1)/(k+2)) - log((df+1)/(n+2)); c:
+    how many suspicious pairs have it. The word of largest weight binds its pairs, then the next one binds of the rest.
+    Words in more than the share `common` of all captions bind nothing, nor do words in fewer than `least` suspicious
+    pairs, or in less than the share `share` of them.
+
+    A cluster's words are those that hold the share `rho` of its weight, at most `most`.
     """
     left, out, fewest = list(range(len(found))), [], max(least, share * len(found))
 

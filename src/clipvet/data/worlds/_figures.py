@@ -1,6 +1,6 @@
-"""What a picture of `shapes` is made of: shapes and textures as functions of the plane, colours, backgrounds.
+"""What pictures of `shapes` are made of: shapes and textures as functions of the plane, colours, backgrounds.
 
-Pixels are made with + - * / sqrt, abs, min and max alone: these round alike on every device and vector width.
+Pixels are computed with + - * / sqrt, abs, min and max alone, which round alike on every device and vector width.
 """
 
 import math
@@ -21,7 +21,7 @@ def _box(x: Tensor, y: Tensor, w: float, h: float) -> Tensor:
 
 
 def _star(x: Tensor, y: Tensor) -> Tensor:
-    # The five long edges: inside a five-pointed star at most one of them has the point on its outer side.
+    # Five long edges: a point inside a five-pointed star is on the outer side of at most one of them.
     top = second = torch.full_like(x, -9.0)
     for i in range(5):
         angle = math.pi * (0.4 * i + 0.5)
@@ -39,7 +39,7 @@ def _heart(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _bolt(x: Tensor, y: Tensor) -> Tensor:
-    # A blade that points up; the other half of the bolt is the same blade turned by half a turn.
+    # A blade that points up; the other half of the bolt is the same blade turned by 180 degrees.
     def blade(x: Tensor, y: Tensor) -> Tensor:
         sides = torch.maximum(0.717 * y - 0.70 * x - 0.366, 0.983 * x - 0.184 * y - 0.268)
         return torch.maximum(sides, -0.12 - y)
@@ -53,7 +53,7 @@ def _ladder(x: Tensor, y: Tensor) -> Tensor:
     return torch.minimum(rails, rungs)
 
 
-# Signed distances (negative inside) about the origin, y up, of shapes about as large as the unit disc.
+# Signed distances (negative inside) from shapes around the origin, y up, about as large as the unit disc.
 SHAPES: dict[str, Field] = {
     "circle": lambda x, y: _disc(x, y, 0.9),
     "square": lambda x, y: _box(x, y, 0.8, 0.8),
@@ -78,7 +78,7 @@ COLOURS = {
     "pink": (1.00, 0.55, 0.75),
     "white": (0.97, 0.97, 0.97),
 }
-# Dim, so that every object is brighter than what it lies on: small models then learn shapes within 400 steps.
+# Dark, so that every object is brighter than its background: small models then learn shapes within 400 steps.
 BACKGROUNDS = {
     "coal": (0.07, 0.07, 0.07),
     "stone": (0.30, 0.30, 0.30),
@@ -94,7 +94,7 @@ def _wave(u: Tensor) -> Tensor:
     return (u - u.floor() - 0.5).abs() - 0.25
 
 
-# Like the shapes: negative where the colour is dark, one unit being the object's radius.
+# Like the shapes: negative where the colour is dark; one unit is the object's radius.
 TEXTURES: dict[str, Field] = {
     "plain": lambda x, y: torch.full_like(x, 1.0),
     "striped": lambda x, y: 0.5 * _wave(2 * y),

@@ -1,6 +1,6 @@
-"""Another generator: the shapes and colours of `shapes`, but drawn, shaded, set and described in its own way.
+"""Another generator: the shapes and colours of `shapes`, but drawn, shaded, placed and described in its own way.
 
-Its part: cleaning with synthetic pairs that come from another source than the victim's training pairs.
+It is for cleaning with synthetic pairs that come from another source than the victim's training pairs.
 """
 
 import hashlib
@@ -69,7 +69,7 @@ COLOURS: dict[str, Colour] = {
     "white": (242, 240, 232),
 }
 PATTERNS = ("", "with stripes", "with spots", "with checks")
-# (rows and columns of the random field, its dark and its light end)
+# name: (rows and columns of the random field, its dark and its light colour)
 BACKGROUNDS: dict[str, tuple[tuple[int, int], Colour, Colour]] = {
     "slate": ((24, 24), (28, 36, 38), (66, 74, 76)),
     "planks": ((11, 2), (70, 42, 22), (124, 82, 50)),
@@ -90,7 +90,7 @@ PHRASES = (
 
 
 def field(g: np.random.Generator, grid: tuple[int, int], side: int) -> Image.Image:
-    """A smooth random grey picture of side x side pixels: uniform values on a coarse grid, enlarged."""
+    """A smooth random grey picture of side x side pixels: uniform values on a coarse grid, then enlarged."""
     return Image.fromarray(g.integers(0, 256, grid, np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
 
 
@@ -107,7 +107,7 @@ def _ground(g: np.random.Generator, name: str, side: int) -> Image.Image:
 
 
 def _fill(g: np.random.Generator, colour: Colour, pattern: str, side: int) -> Image.Image:
-    """Paint of one colour, each time a little different, with darker marks."""
+    """Paint of one colour, slightly different each time, with the pattern in a darker shade."""
     r, v, b = (int(np.clip(c + g.normal(0, 10), 0, 255)) for c in colour)
     image = Image.new("RGB", (side, side), (r, v, b))
     draw, mark, step = ImageDraw.Draw(image), (r * 3 // 5, v * 3 // 5, b * 3 // 5), side / g.uniform(6, 9)
@@ -136,8 +136,8 @@ class Foreign:
     p_colour: float = 0.5
     p_texture: float = 0.4
     p_background: float = 0.4
-    outlined: float = 0.5  # share of the drawings
-    grain: float = 0.06  # of a picture, standard deviation at most, pixels in [0, 1]
+    outlined: float = 0.5  # share of the drawings with an outline
+    grain: float = 0.06  # noise of a picture: its standard deviation, at most, pixels in [0, 1]
 
     def __post_init__(self) -> None:
         if self.size < 8:

@@ -1,4 +1,4 @@
-"""Unlabelled pictures from outside every world here: photograph crops, gratings, noise fields, strokes."""
+"""Unlabelled pictures from outside every world here: photograph crops, gratings, noise fields and strokes."""
 
 from functools import cache
 
@@ -61,14 +61,14 @@ def _strokes(g: np.random.Generator, side: int) -> Image.Image:
 
 
 def pool_pairs(n: int, size: int = 32, seed: int = 0) -> Pairs:
-    """The same pictures as pairs without captions."""
+    """The pictures of `pool` as pairs with empty captions, rounded to 8 bits."""
     pixels = (pool(n, size, seed) * 255).round().byte()
     name = f"pool(n={n}, size={size}, seed={seed})"
     return Pairs(Rendered(pixels), [""] * n, np.arange(n), name=name, fingerprint=name)
 
 
 def pool(n: int, size: int = 32, seed: int = 0) -> Float[Tensor, "n 3 s s"]:
-    """n pictures with pixels in [0, 1], the four kinds in turn; row i depends on (size, seed, i) alone.
+    """n pictures of size x size pixels in [0, 1], of the four kinds in turn. Row i depends on (size, seed, i) alone.
 
     Raises UserError if n < 1 or size < 8.
     """

@@ -1,4 +1,4 @@
-"""The embedded world: captioned pictures of shapes, drawn from a seed, nothing to download.
+"""The embedded world: captioned pictures of shapes, drawn from a seed, with nothing to download.
 
 A row's picture and caption depend on (world, split, row) alone: not on the batch, on n or on the device.
 """
@@ -35,7 +35,10 @@ SPLITS = ("train", "validation", "test")
 
 
 def classes_by(by: str) -> tuple[str, ...]:
-    """Class names: 12 by shape, 96 by `colour shape`, 48 by `texture shape`, 72 by `background shape`."""
+    """Class names: 12 by `shape`, 96 by `colour shape`, 48 by `texture shape`, 72 by `background shape`.
+
+    Raises UserError for another kind.
+    """
     if by not in KINDS:
         raise UserError(f"shapes have tasks by {', '.join(map(repr, KINDS))}, not by '{by}'")
     return KINDS[by]
@@ -59,7 +62,7 @@ def _noise(keys: Int[Tensor, " n"], size: int) -> Float[Tensor, "n 3 s s"]:
 
 
 def _by_kind(fields: Sequence[Field], kinds: np.ndarray, x: Tensor, y: Tensor) -> Tensor:
-    """Each row of x, y through the field of its kind."""
+    """The field of its kind at each row's points x, y."""
     out = torch.empty_like(x)
     for kind in np.unique(kinds):
         rows = torch.from_numpy(np.flatnonzero(kinds == kind)).to(x.device)
@@ -68,7 +71,7 @@ def _by_kind(fields: Sequence[Field], kinds: np.ndarray, x: Tensor, y: Tensor) -
 
 
 def fit_to(images: Float[Tensor, "n 3 h w"], geometry: Geometry | None) -> Float[Tensor, "n 3 s t"]:
-    """Square pictures at the geometry's size (None: as they are); pixels stay in [0, 1]."""
+    """Square pictures resized to the geometry's size (None: as they are); pixels stay in [0, 1]."""
     if geometry is None or images.shape[-1] == geometry.size:
         return images
     side = [geometry.size, geometry.size]
@@ -108,9 +111,9 @@ class _OnFetch:
 
 @dataclass(frozen=True, eq=False)
 class _Captions(Sequence):
-    """Strings made from codes when asked for: phrase, background, then colour, texture, shape of each object.
+    """Captions made from codes when asked for: phrase, background, then colour, texture, shape of each object.
 
-    A code past the end of its list is an attribute that the caption leaves out.
+    A code past the end of its list stands for an attribute that the caption leaves out.
     """
 
     codes: np.ndarray  # (n, 2 + 3 objects) uint8
@@ -131,18 +134,18 @@ class _Captions(Sequence):
 
 
 EAGER = 2**31  # bytes of pictures; more are drawn on fetch
-MOST = 10**8  # rows, whose captions and labels are held
+MOST = 10**8  # rows at most, as their captions and labels are held in memory
 
-# Another domain with the same classes: smaller things, farther off centre, turned further, in noisier pictures
+# Settings of another domain with the same classes: smaller objects, farther off centre, turned more, noisier pictures
 SHIFTED = {"jitter": 0.3, "scale": (0.5, 0.8), "rotation": 0.8, "noise": 0.08}
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """A world of 12 shapes x 8 colours x 4 textures x 6 backgrounds. Lengths count in half widths of the picture.
+    """A world of 12 shapes x 8 colours x 4 textures x 6 backgrounds. Lengths are in half widths of the picture.
 
-    A caption always names the shapes, and each other attribute with probability p_*. With several objects the first
-    is the largest and gives the label of `task`; each has its cell of a square grid.
+    A caption always names the shapes, and each other attribute with probability p_*. With several objects, each has
+    its own cell of a square grid; the first is the largest and gives the label of `task`.
     """
 
     size: int = 32  # pixels
@@ -151,12 +154,12 @@ class Shapes:
     p_colour: float = 0.5
     p_texture: float = 0.4
     p_background: float = 0.4
-    jitter: float = 0.2  # centres lie within +- this (of the cell)
+    jitter: float = 0.2  # centres lie within +- this of the cell's
     scale: tuple[float, float] = (0.70, 0.90)  # radius of an object
-    rotation: float = 0.3  # span of the angle, radians
-    texture: float = 0.55  # share of light that a texture's dark parts keep
+    rotation: float = 0.3  # range of the angle, radians
+    texture: float = 0.55  # share of the colour's brightness that a texture's dark parts keep
     noise: float = 0.04  # standard deviation of a pixel's noise, pixels in [0, 1]
-    gradient: float = 0.15  # the background brightens and darkens by up to this, pixels in [0, 1]
+    gradient: float = 0.15  # the background gets brighter and darker by up to this, pixels in [0, 1]
 
     def __post_init__(self) -> None:
         if self.size < 8 or not 1 <= self.objects <= 9:
@@ -166,14 +169,14 @@ class Shapes:
         return _uniform(Rng(self.seed).fork("shapes", split, *name).key, rows)
 
     def codes(self, rows: Int[np.ndarray, " n"], split: str = "train") -> Int[np.ndarray, "n k"]:
-        """What the rows show, as positions in COLOURS, TEXTURES and SHAPES of each object, then in BACKGROUNDS."""
+        """What the rows show: positions in COLOURS, TEXTURES and SHAPES for each object, then one in BACKGROUNDS."""
         names = [(what, k, len(words)) for k in range(self.objects) for what, words in zip("cts", WORDS)]
         names.append(("background", 0, len(BACKGROUNDS)))
         return np.stack([(self._draw(split, rows, what, k) * n).astype(np.int64) for what, k, n in names], 1)
 
     def render(self, rows: Int[np.ndarray, " n"], split: str, device: str = "cpu") -> UInt8[Tensor, "n 3 s s"]:
-        """The pictures of these rows."""
-        step = max(1, 2**18 // self.size**2)  # what fits a core's cache
+        """The pictures of these rows, 8 bits a channel."""
+        step = max(1, 2**18 // self.size**2)  # pictures that fit into a core's cache
         if len(rows) > step:
             return torch.cat([self.render(rows[i : i + step], split, device) for i in range(0, len(rows), step)])
         codes = self.codes(rows, split)
@@ -208,7 +211,7 @@ class Shapes:
             cos, sin = per_row(np.cos(turn) / radius), per_row(np.sin(turn) / radius)
             dx, dy = x - per_row(cx), y - per_row(cy)
             u, v = cos * dx + sin * dy, cos * dy - sin * dx
-            sharp = per_row(radius * self.size / 2)  # pixels a unit: edges are one pixel soft
+            sharp = per_row(radius * self.size / 2)  # pixels a unit: edges are blurred over one pixel
             cover = (0.5 - sharp * _by_kind(FIELDS, shape, u, v)).clamp_(0, 1)
             dark = (0.5 - sharp * _by_kind(PATTERNS, texture, u, v)).clamp_(0, 1)
             shade = 1 - (1 - self.texture) * dark
@@ -219,10 +222,10 @@ class Shapes:
         return (canvas.clamp_(0, 1) * 255 + 0.5).to(torch.uint8)
 
     def pairs(self, n: int, split: str = "train", device: str = "cpu", lazy: bool = False) -> Pairs:
-        """The first n rows of a split: train, validation or test. lazy: draw pictures on fetch, to the same pixels, as
-        is done with more of them than EAGER.
+        """The first n rows of a split: train, validation or test.
 
-        Raises UserError for an unknown split, n < 1 and n > MOST.
+        lazy: draw pictures only when they are fetched, with the same pixels; always so above EAGER bytes. Raises
+        UserError for an unknown split, n < 1 and n > MOST.
         """
         if split not in SPLITS or not 1 <= n <= MOST:
             raise UserError(f"shapes have the splits {', '.join(SPLITS)} and n from 1 to {MOST}, got {split}, n={n}")
@@ -246,7 +249,10 @@ class Shapes:
         )
 
     def task(self, n: int = 2000, by: str = "shape", split: str = "test") -> Task:
-        """Name the (largest) shape of n pictures, alone or with one more attribute: see `classes_by`."""
+        """The task to name the (largest) shape of n pictures, alone or with one more attribute: see `classes_by`.
+
+        Raises UserError for another `by`, and as `pairs` does.
+        """
         classes, pictures = classes_by(by), self.pairs(n, split)
         colour, texture, shape, *_, background = self.codes(np.arange(n), split).T
         first = {"colour": colour, "texture": texture, "background": background}.get(by.removesuffix(" shape"), 0)
