@@ -6,6 +6,7 @@ import json
 import socket
 import sys
 import tarfile
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from clipvet.training.plain import Plain
 from clipvet.triggers.patch import Patch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from drawings import concepts, render, sets  # pyright: ignore[reportMissingImports]
+from drawings import concepts, folder, render, sets  # pyright: ignore[reportMissingImports]
 from drawings.__main__ import main  # pyright: ignore[reportMissingImports]
 from drawings.sets import Set  # pyright: ignore[reportMissingImports]
 
@@ -147,6 +148,7 @@ def test_tasks_are_drawn_by_the_team_of_their_half(made: Path) -> None:
     assert sum(outside) == 6
     split = json.loads((made / "split.json").read_text())
     assert split["development"]["base"] + split["development"]["new"] == ["cat", "drum", "key"]
+    assert (made / "development/classes.txt").read_text().split() == ["cat", "drum", "key"]
     assert split["training"]["teams"] == ["plain", "round"]
 
 
@@ -213,6 +215,7 @@ HOSTILE = {  # a drawing's body or canvas, and what it is counted as
     "entity": ('<path d="&b;"/>', "damaged"),
     "use-bomb": (f'<g id="a0">{SHAPE}</g>{USES}', "elements without end"),
     "circle-of-uses": ('<g id="a"><use href="#a"/></g>', "elements without end"),
+    "deep": ("<g>" * 90_000 + "</g>" * 90_000, "elements without end"),
     "broken": ('<path d="M0 0', "damaged"),
     "second-root": (f'</svg><svg width="99999" height="99999">{SHAPE}', "damaged"),
     "nothing": ('<path d="M0 0"/>', "blank"),
@@ -220,6 +223,10 @@ HOSTILE = {  # a drawing's body or canvas, and what it is counted as
     "long": ("<g>" * 400_000, "too large"),
     "../out": (SHAPE, "damaged"),
 }
+
+
+SLOW = f"""<filter id="f">{'<feGaussianBlur stdDeviation="7"/>' * 9000}</filter>
+<rect width="30" height="30" filter="url(#f)"/>"""
 
 
 def test_hostile_drawings_are_skipped_counted_and_never_fetch(tmp_path: Path) -> None:
@@ -246,10 +253,8 @@ def test_hostile_drawings_are_skipped_counted_and_never_fetch(tmp_path: Path) ->
 
 
 def test_a_drawing_that_takes_too_long_or_ends_its_renderer_is_skipped() -> None:
-    blur = '<feGaussianBlur stdDeviation="7"/>' * 9000
-    slow = f'<filter id="f">{blur}</filter><rect width="30" height="30" filter="url(#f)"/>'
     box = (0.0, 0.0, 32.0, 32.0)
-    svgs = [render.document(body, box, 512) for body in (SHAPE, slow, SHAPE)]
+    svgs = [render.document(body, box, 512) for body in (SHAPE, SLOW, SHAPE)]
     first, late, last = render.render_all(svgs, 1, seconds=1)
     assert str(late) == "takes too long"
     assert first == last
@@ -263,6 +268,16 @@ def test_a_drawing_that_takes_too_long_or_ends_its_renderer_is_skipped() -> None
     renderer.close()
 
 
+def test_a_set_of_slow_drawings_ends_the_run(made: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(folder, "MOST_LATE", 1)
+    found, _ = sets.read_set(
+        made.parent / "archives", SETS[0], sets.read_words(made.parent / "archives", WORDS), Counter()
+    )
+    slow = [replace(d, body=SLOW) for d in found[:2]]
+    with pytest.raises(UserError, match="more than 1 drawings that take too long"):
+        folder.rendered(slow, 512, 1, 0.5, Counter())
+
+
 def test_without_npm_the_line_to_type_is_said(tmp_path: Path, capsys) -> None:
     assert main([str(tmp_path / "archives"), "--out", str(tmp_path / "out")]) == 2
     told = said(capsys)
@@ -270,6 +285,12 @@ def test_without_npm_the_line_to_type_is_said(tmp_path: Path, capsys) -> None:
     assert "npm pack --ignore-scripts --pack-destination" in told
     assert all(which.spec in told for which in (*sets.SETS, sets.WORDS))
     assert [*tmp_path.iterdir()] == []
+
+
+def test_without_resvg_its_package_is_named(made: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    assert command(made.parent / "archives", "--out", tmp_path / "out") == 2
+    assert "pip install 'clipvet[drawings]'" in said(capsys)
 
 
 def test_npm_fetches_what_is_missing(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -1,4 +1,4 @@
-"""Real pictures on disk: emoji and icons that thirteen design teams drew, with names and keywords that people wrote.
+"""Real pictures on disk: emoji and icons that twelve design teams drew, with names and keywords that people wrote.
 
     pip install 'clipvet[drawings]'
     python examples/drawings ARCHIVES --out OUT

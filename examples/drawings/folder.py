@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from clipvet import io
+from clipvet.errors import UserError
 from clipvet.rng import Rng
 from drawings import render, sets, split, views
 from drawings.concepts import GROUP_OF
@@ -21,6 +23,7 @@ from drawings.split import Half
 
 VIEWS = {"task": 8, "silhouettes": 8, "wide": 4, "groups": 2}  # pictures of each drawing in a task
 SHARD = 5000  # pairs
+MOST_LATE = 20  # drawings of a set that may run into the time limit
 CHANGES = (
     "rendered from SVG, scaled, turned and laid on grounds of other colours; what had one colour is drawn in black"
 )
@@ -75,6 +78,9 @@ def build(
             planned += _of_half(half, [*pngs], options)
         _write_pictures(work, planned, pngs, options, jobs)
         _write_tables(work, planned, Rng(options.seed).fork("order"))
+        for half in halves:
+            names = sorted(c.label for c in half.classes)
+            (work / half.name / "classes.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
         io.write_json(work / "split.json", split.told(halves, which))
         io.write_json(work / "counts.json", {name: dict(c) for name, c in counts.items()})
         (work / "ATTRIBUTION.md").write_text(attribution(whose), encoding="utf-8")
@@ -85,7 +91,12 @@ def build(
 def rendered(
     drawings: Sequence[Drawing], size: int, jobs: int, seconds: float, counts: Counter[str]
 ) -> dict[Drawing, bytes]:
-    """PNGs of the drawings, which have lost their bodies; those that were skipped are counted by the reason."""
+    """PNGs of the drawings, which have lost their bodies; those that were skipped are counted by the reason.
+
+    Raises UserError where more than MOST_LATE take too long, and without resvg.
+    """
+    if find_spec("resvg_py") is None:
+        raise UserError("resvg-py, which renders the drawings, is not installed; type: pip install 'clipvet[drawings]'")
     svgs = (render.document(d.body, d.box, size) for d in drawings)
     out = {}
     bar = tqdm(drawings, drawings[0].set.name if drawings else "", leave=False)
@@ -97,6 +108,10 @@ def rendered(
             counts["drawings"] += 1
         else:
             counts[str(png)] += 1
+        if counts["takes too long"] > MOST_LATE:
+            raise UserError(
+                f"{drawing.set.file} holds more than {MOST_LATE} drawings that take too long; fetch it anew"
+            )
     return out
 
 

@@ -11,9 +11,10 @@ import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from xml.etree import ElementTree
 
-SECONDS = 20.0  # for one drawing; the slowest takes about one at 224 px
+SECONDS = 20.0  # for one drawing; the slowest real one takes 0.2 at 224 px
 MEMORY = 2**30  # bytes of address space of a renderer
 MOST_ELEMENTS = 20_000  # with every <use> unfolded; the largest real drawing has some 3,000
 SHAPES = "g defs use symbol path rect circle ellipse line polyline polygon title desc"
@@ -91,7 +92,7 @@ def serve(pipe: Connection) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     except (ImportError, ValueError, OSError):  # not on this system: the time limit remains
         pass
-    import resvg_py
+    import resvg_py  # pyright: ignore[reportMissingImports]
 
     while True:
         try:
@@ -113,7 +114,7 @@ class Renderer:
 
     def __init__(self, seconds: float = SECONDS):
         self.seconds = seconds
-        self.process: multiprocessing.process.BaseProcess | None = None
+        self.process: BaseProcess | None = None
         self.pipe: Connection | None = None
 
     def __call__(self, svg: str) -> bytes:
@@ -121,8 +122,8 @@ class Renderer:
         if self.pipe is None:
             context = multiprocessing.get_context("spawn")
             self.pipe, theirs = context.Pipe()
-            self.process = context.Process(target=serve, args=(theirs,), daemon=True)
-            self.process.start()
+            process = self.process = context.Process(target=serve, args=(theirs,), daemon=True)
+            process.start()
             theirs.close()
             self._ask(EMPTY, 60)  # what it takes to start counts for no drawing
         return self._ask(svg, self.seconds)

@@ -41,7 +41,7 @@ def write(archives: Path, out: Path, which: Sequence[Set] = sets.SETS, words: Se
     picture = Image.new("RGB", (LEFT + step * len(columns), TOP + step * len(rows)), "white")
     draw = ImageDraw.Draw(picture)
     for x, name in enumerate(columns):
-        draw.text((LEFT + step * x, 4), name[:11], "black")
+        draw.text((LEFT + step * x, 4), name.removesuffix("-emojis").removesuffix("-icons"), "black")
     for y, concept in enumerate(rows):
         draw.text((2, TOP + step * y + SIDE // 2 - 6), concept.label[:14], "black")
         for x, name in enumerate(columns):

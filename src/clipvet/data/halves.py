@@ -88,7 +88,7 @@ class OpenHalf:
         return self.folder / self.name / "outside"
 
     def test(self, task: str = "task") -> HalfTest:
-        """A zero-shot task of the half: task, wide, groups or what else it has. UserError where it has none of this name."""
+        """A zero-shot task: task, wide, groups, or what else the half has. UserError for one that it does not have."""
         at = self.folder / self.name / task
         if task != Path(task).name or not at.is_dir():
             there = sorted(p.name for p in at.parent.iterdir() if p.is_dir() and p.name not in ("clean", "outside"))
