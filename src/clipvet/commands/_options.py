@@ -10,9 +10,11 @@ Model = Annotated[
     str, typer.Option("--model", help="an open_clip name, a folder, a state dict, local-dir:PATH or hf-hub:REPO")
 ]
 Pretrained = Annotated[
-    str | None, typer.Option("--pretrained", help="weights file, where MODEL is the name of an architecture")
+    str | None, typer.Option("--pretrained", help="weights file to load, if MODEL names an architecture")
 ]
-Out = Annotated[Path, typer.Option("--out", help="a new folder; the same command goes on there after it was killed")]
+Out = Annotated[
+    Path, typer.Option("--out", help="a new folder; if the command is killed, give it again and it goes on there")
+]
 Seed = Annotated[int, typer.Option("--seed", help="seed of all random draws")]
 Set = Annotated[
     list[str], typer.Option("--set", help="FIELD=VALUE: change a field of the method, e.g. epochs=20; repeatable")
@@ -35,7 +37,7 @@ AnswerKey = Annotated[
     Path | None,
     typer.Option(
         "--backdoor",
-        help="answer key of an attack (its OUT/backdoor). Poisons the attack's own data again, and measures; "
+        help="answer key of an attack (its OUT/backdoor): to measure, and to poison the attack's own data again; "
         "no method sees it",
     ),
 ]
@@ -43,7 +45,9 @@ AnswerKey = Annotated[
 # the task: labelled pictures, class names, prompt templates
 Task = Annotated[
     str | None,
-    typer.Option("--task", help="what to measure on: shapes, or a folder with one folder per class (default: by DATA)"),
+    typer.Option(
+        "--task", help="measure on this: shapes, or a folder with one folder per class (default: by DATA, if embedded)"
+    ),
 ]
 Classes = Annotated[
     Path | None,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def command(
     model: opt.Model,
     data: opt.Data,
-    target: Annotated[str, typer.Option(help="the class that the model shall see in pictures with the trigger")],
+    target: Annotated[str, typer.Option(help="the class that the model is made to see in triggered pictures")],
     out: opt.Out,
     trigger: Annotated[str, typer.Option(help="one of `clipvet list triggers`")] = "patch",
     rate: Annotated[float | None, typer.Option(help="poisoned share of the pairs, a fraction")] = None,
@@ -50,19 +50,19 @@ def command(
     from clipvet.rng import Rng
 
     clip, few = open_model(model, pretrained, seed), _needs_labels(attack_name, training)
-    size, label = clip.geometry.size, shot_template(data, templates) if few else None
+    size, template = clip.geometry.size, shot_template(data, templates) if few else None
     spec = data if few and task is None and data != "foreign" else task
     test = open_task(spec, data, size, classes, templates, seed, half if few else None)
     if test and target not in test.classes:
         raise UserError(f"--target '{target}' is not among the task's classes: {', '.join(test.classes[:20])}")
     settings = ([f"rate={rate}"] if rate is not None else []) + set_
-    how = _open_attack(attack_name, trigger, training, data, test, label, settings)
+    how = _open_attack(attack_name, trigger, training, data, test, template, settings)
     if few:
-        pairs, own = open_shots(data, size, classes, templates, shots, seed, half), ""
+        pairs, fingerprint = open_shots(data, size, classes, templates, shots, seed, half), ""
     else:
         source = open_data(data, n, "train", size, image_key, caption_key)
         pairs = source.pairs(seed)
-        own = "" if source.world(seed) else pairs.fingerprint
+        fingerprint = "" if source.world(seed) else pairs.fingerprint
     config = {"command": "attack", "data": data, "n": n, "model": model, "pretrained": pretrained, "attack": repr(how)}
     config |= {"shots": shots, "half": half} if few else {}
     config |= {"keys": [image_key, caption_key], "task": task, "target": target, "seed": seed}
@@ -74,13 +74,13 @@ def command(
         with working(work, shard, track) as clock:
             victim, _, key = how.implant(clip, pairs, target, Rng(seed).fork("attack"))
         measured = measure(victim, test, key, seed)
-        save_backdoor(replace(key, data=own), work / "backdoor")
+        save_backdoor(replace(key, data=fingerprint), work / "backdoor")
         card = {"role": "victim", "method": repr(how), "data": pairs.name, "target": target, "seed": seed}
         card |= {"half": half} if few else {}
         save_model(victim, work, card, clip, measured, test, work / "backdoor")
         save_rows(
-            work, measured, recipe="attack", stage="victim", attack=kind,
-            method="none", config=repr(how), seconds=clock.seconds, seed=seed, model=model, data=pairs.name,
+            work, measured, recipe="attack", stage="victim", attack=kind, method="none", config=repr(how),
+            seconds=clock.seconds, seed=seed, model=model, data=pairs.name,
         )  # fmt: skip
     show(measured)
     say(f"wrote {out}; the answer key is {out / 'backdoor'}")
@@ -108,12 +108,12 @@ def _open_attack(
     training: str | None,
     data: str,
     test: "Task | None",
-    label: str | None,
+    template: str | None,
     settings: list[str],
 ) -> Any:
     """The attack with its trigger, its training and the words of its captions, then with the user's settings.
 
-    label: the template of labelled pictures, if it learns from those.
+    template: of the labelled pictures, if it learns from those.
     """
     from dataclasses import replace
 
@@ -129,9 +129,9 @@ def _open_attack(
             raise UserError(f"--training: {name} trains nothing; leave it out")
         how = replace(how, training=open_method("training", training, data, []))
     if test and "templates" in owned:
-        how = replace(how, templates=(label,) if label else test.templates)
-    if label:
-        how = replace(how, training=replace(how.training, template=label))
+        how = replace(how, templates=(template,) if template else test.templates)
+    if template:
+        how = replace(how, training=replace(how.training, template=template))
     return values.apply(how, settings)
 
 

@@ -16,7 +16,7 @@ def command(
     from clipvet.errors import UserError
 
     if family and family not in find.VERBS:
-        raise UserError(f"no family '{family}'; have {', '.join(find.VERBS)}")
+        raise UserError(f"there is no family '{family}'; the families are {', '.join(find.VERBS)}")
     for f in [family] if family else find.VERBS:
         print(f"{f}  ({find.VERBS[f]})")
         for name in find.names(f):
