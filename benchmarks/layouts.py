@@ -19,7 +19,7 @@ from open_clip.model import build_model_from_openai_state_dict
 from torch import Tensor
 
 from clipvet import io, results
-from clipvet.models import adapter, checkpoints, layouts, tokenizers
+from clipvet.models import adapter, building, checkpoints, layouts, tokenizers
 from clipvet.rng import Rng
 
 ARCHITECTURES = ("shapes-vit", "ViT-B-32", "ViT-B-32-quickgelu", "RN50", "RN50-quickgelu", "ViT-B-16-SigLIP")
@@ -31,7 +31,7 @@ def built(name: str) -> Any:
     checkpoints._named("ViT-B-32")  # makes ours known
     config: Any = open_clip.get_model_config(name)
     siglip = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"} if "SigLIP" in name else {}
-    clip: Any = checkpoints._built({"model_cfg": config, "preprocess_cfg": siglip}, "cpu", Rng(0), {}, name)
+    clip: Any = building.configured({"model_cfg": config, "preprocess_cfg": siglip}, "cpu", Rng(0), {}, name)
     clip.config["preprocess_cfg"] = dict(clip.model.visual.preprocess_cfg)
     if siglip:
         clip._tokens = adapter.Tokens(tokenizers.Foreign(any_tokenizer(), config["text_cfg"]["context_length"]))

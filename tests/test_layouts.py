@@ -280,7 +280,7 @@ def test_what_a_layout_cannot_hold(tmp_path: Path, clip: Any, resnet: Any) -> No
     no("no layout 'onnx'", clip, "onnx")
     narrow = tiny(tmp_path / "narrow")
     narrow.config["preprocess_cfg"]["mean"] = [0.5, 0.5, 0.5]
-    no("prepares pictures otherwise", narrow, "openai")
+    no("prepares pictures in another way", narrow, "openai")
     quick: Any = checkpoints.load("shapes-vit", rng=Rng(1), quick_gelu=True)  # heads of width 32: OpenAI's code has 64
     no("features differ by", quick, "openai")
     narrow_resnet: Any = checkpoints.load("shapes-rn", rng=Rng(1), quick_gelu=True)

@@ -1,12 +1,12 @@
 """clipvet: vet CLIP models and the web data behind them.
 
-The public list is short, and imported on first use so that `clipvet --help` answers at once.
+These are the names that most scripts need. Each is imported when it is first used, so that `clipvet --help` is quick.
 """
 
 import importlib
 from typing import Any
 
-from clipvet import _moved  # noqa: F401  old import paths keep working
+from clipvet import _moved  # noqa: F401  so that old import paths work
 
 __version__ = "0.1.0"
 

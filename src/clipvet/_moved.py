@@ -1,4 +1,4 @@
-"""Import paths that README and docs once showed still lead to their modules, which now live in a room."""
+"""Old import paths that README and docs once showed. They still work, and lead to the modules' new places."""
 
 import importlib
 import importlib.util
@@ -8,11 +8,14 @@ from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType
 from typing import Any
 
-MOVED = {"clipvet.worlds": "clipvet.data.worlds", "clipvet.gate": "clipvet.models.gate"}
+MOVED = {  # old -> new; modules inside move along
+    "clipvet.worlds": "clipvet.data.worlds",
+    "clipvet.gate": "clipvet.models.gate",
+}
 
 
 class _Alias(Loader):
-    """Loads the module of the new name, so that both names are one module; `python -m` asks for its code alone."""
+    """Loads the module of the new name, so that both names are one module. `python -m` asks for its code only."""
 
     def __init__(self, now: str):
         self.now = now
@@ -23,7 +26,7 @@ class _Alias(Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self.spec  # the import system has just put the old name's there
+        module.__spec__ = self.spec  # the import system has just set the old name's
 
     def get_code(self, fullname: str) -> CodeType | None:
         found = importlib.util.find_spec(self.now)
@@ -38,4 +41,4 @@ class _Finder(MetaPathFinder):
         return None
 
 
-sys.meta_path.insert(0, _Finder())  # before the one that would load a second copy from the room's folder
+sys.meta_path.insert(0, _Finder())  # first: the usual finder would load a second copy from the new folder

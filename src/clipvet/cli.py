@@ -1,4 +1,4 @@
-"""The command line: one file of commands/ for each. Torch is imported inside them, so that --help answers at once."""
+"""The command line. Each command is a file in commands/. They import torch when they run, so that --help is quick."""
 
 import importlib
 import os
@@ -18,10 +18,10 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Vet CLIP models and the web data behind them: inspect, attack, filter, clean, evaluate.\n\n"
-    "DATA: shapes (embedded), shapes-shifted, foreign, a CSV/TSV/parquet of pictures and captions, tar shards "
-    "('a/{000..999}.tar'), a folder of HF datasets. TASK: shapes, or a folder with one folder per class. MODEL: an "
-    "open_clip name (ViT-B-32, shapes-vit), a directory of open_clip's or transformers' layout, a state dict of "
-    "OpenAI's, local-dir:PATH, hf-hub:REPO.",
+    "DATA: a CSV, TSV or parquet table of pictures and captions, tar shards ('a/{000..999}.tar'), a folder of HF "
+    "datasets, or a built-in world (shapes, shapes-shifted, foreign). TASK: a folder with a folder for each class, or "
+    "shapes. MODEL: a folder in open_clip's or transformers' layout, a state dict of OpenAI's, an open_clip name "
+    "(ViT-B-32, shapes-vit), local-dir:PATH or hf-hub:REPO.",
 )
 
 for _name in COMMANDS:
@@ -29,10 +29,10 @@ for _name in COMMANDS:
 
 
 def main() -> None:
-    """Entry point: bad input ends in one sentence and exit code 2, what a method cannot work on in exit code 3.
+    """Runs the command that the user typed, and turns errors into exit codes.
 
-    Code 1 is a verdict, so a crash ends in 2 as well, after its traceback (a killed loader process: after a sentence),
-    and an interrupted run in 130.
+    2: bad input, after one sentence; a crash, after its traceback. 3: the method cannot work on this input. 130: the
+    user interrupted it. Code 1 is left to verdicts, such as "backdoored".
     """
     from clipvet.errors import Unsupported, UserError
 
@@ -47,20 +47,22 @@ def main() -> None:
     except SystemExit as e:
         if type(e.__context__).__name__ == "Abort":
             sys.exit(130)
-        if isinstance(e.__context__, OSError):  # typer's answer to a closed pipe is 1
+        if isinstance(e.__context__, OSError):  # typer exits with 1 if the output's pipe is closed
             sys.exit(2)
         raise
     except Exception as e:
         with suppress(OSError):
             if re.match(r"DataLoader worker .*(killed by signal|exited unexpectedly)", str(e)):
-                print("clipvet: a process that reads pictures was killed; free memory, give it again", file=sys.stderr)
+                print(
+                    "clipvet: a process that reads pictures was killed; free memory and run it again", file=sys.stderr
+                )
             else:
                 traceback.print_exc()
         sys.exit(2)
 
 
 def _join() -> None:
-    """One of several processes that torchrun or `accelerate launch` has started: the first alone talks."""
+    """Join the other processes that torchrun or `accelerate launch` has started. Only the first one prints."""
     import atexit
 
     import torch.distributed as dist

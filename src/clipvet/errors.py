@@ -1,20 +1,17 @@
-"""The errors that a user is meant to read."""
+"""The errors that users read: wrong input, and input that a method cannot work on."""
 
 
 def shown(text: str) -> str:
-    """Control characters, which names in a hostile file may hold, by their codes; line breaks too."""
+    """The text with control characters and line breaks written as codes. Names in a hostile file may hold them."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class UserError(Exception):
-    """Bad input: one sentence that names the file or option and the way out. The command line exits with 2.
+    """Bad input. The message is one sentence that names the file or option and the fix. clipvet exits with code 2."""
 
-    Control characters are shown by their codes.
-    """
-
-    def __init__(self, told: str):
-        super().__init__(shown(told))
+    def __init__(self, message: str):
+        super().__init__(shown(message))
 
 
 class Unsupported(UserError):
-    """Sound input that this method cannot work on, a quantised model say. The command line exits with 3."""
+    """Good input that this method cannot work on, such as a quantised model. clipvet exits with code 3."""

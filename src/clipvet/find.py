@@ -1,4 +1,4 @@
-"""The file system is the registry: `cleaners/par.py` is the cleaner `par`. A new file needs no other edit."""
+"""Finds methods by name. The folder is the registry: `cleaners/par.py` is the cleaner `par`, with no other entry."""
 
 import dataclasses
 import importlib
@@ -18,16 +18,20 @@ VERBS = {
     "detectors": "detect",
     "cleaners": "clean",
     "measures": "measure",
-}  # family (folder) -> its one verb
+}  # family, which is a folder -> the verb of its methods
 
 
 def names(family: str) -> list[str]:
-    """Methods of a family, by file name."""
+    """The names of a family's methods, sorted. Files that start with an underscore are not methods."""
     return sorted(p.stem for p in (HERE / family).glob("*.py") if not p.stem.startswith("_"))
 
 
 def load(family: str, name: str) -> Any:
-    """The method's class. Raises UserError that lists what exists."""
+    """The class of a method, such as `load("cleaners", "par")`.
+
+    Raises UserError, which lists the methods there are, if there is no such method; TypeError if its file does not
+    define exactly one dataclass with the family's verb.
+    """
     if name not in names(family):
         raise UserError(f"no {family}/{name}.py; have {', '.join(names(family))}")
     module = importlib.import_module(f"clipvet.{family}.{name}")
@@ -45,7 +49,10 @@ def load(family: str, name: str) -> Any:
 
 
 def card(family: str, name: str) -> dict[str, str]:
-    """The method's card from its module docstring: sentence, formula, paper, needs, differs (read without import)."""
+    """The card at the top of a method's file, in parts: sentence, formula, paper, needs, differs.
+
+    The file is not imported, so this is quick. A part that the card lacks is empty.
+    """
     import ast
 
     doc = ast.get_docstring(ast.parse((HERE / family / f"{name}.py").read_text())) or ""

@@ -1,12 +1,14 @@
-"""Several processes that compute what one would: start them with `torchrun -m -- clipvet ...` or `accelerate launch`.
+"""Several processes compute the same as one: `torchrun -m -- clipvet ...` or `accelerate launch` starts them.
 
-Every rank runs the same program and holds every batch whole: the same pictures, captions, draws, losses and pools. What
-is shared out is the costly part: decoding (`whole`), and the towers (`cut`), of which each rank runs its own rows while
-all get all embeddings. So no method and no loss knows that there are ranks.
+A process is called a rank. All ranks run the same program, and each holds the whole batch: the same pictures, captions,
+random draws and losses. So methods and losses need not know about ranks. Only the costly work is shared out. Each rank
+decodes a part of the pictures, and `whole` puts the parts together. Each rank encodes a part of the rows, and `cut`
+gives all embeddings to all ranks.
 
-Gradients: each rank's loss is the whole loss. Backwards, `cut` hands a rank its own rows' slice, times the number of
-ranks; the average over ranks, which DDP and FSDP take, is then the gradient of all rows. What reaches a weight beside
-`cut` (the temperature) is whole on every rank already, and the average leaves it as it is.
+Gradients: the loss on each rank is the loss of the whole batch. On the way back, `cut` keeps the gradient of the rank's
+own rows and multiplies it by the number of ranks. DDP and FSDP then average over the ranks, which gives the gradient of
+all rows. A weight that is used outside `cut`, such as the temperature, has the full gradient on every rank already; the
+average does not change it. Decision 13 in docs/decisions/ says more.
 """
 
 import os
@@ -28,7 +30,10 @@ _alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 
 def start() -> None:
-    """Join the others, over nccl where there are GPUs and else over gloo; nothing to do for one process, or again."""
+    """Join the other processes, through NCCL if there are GPUs, else through Gloo.
+
+    Does nothing for a single process, or when called again.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         from accelerate import PartialState
 
@@ -37,7 +42,7 @@ def start() -> None:
 
 
 def device() -> torch.device:
-    """Where this process computes, after it has joined the others."""
+    """The device on which this process computes. It joins the other processes first."""
     from accelerate import Accelerator
 
     start()
@@ -45,23 +50,24 @@ def device() -> torch.device:
 
 
 def world() -> int:
-    """How many ranks share the work; 1 inside `alone`."""
+    """The number of ranks that share the work; 1 inside `alone`."""
     together = dist.is_available() and dist.is_initialized() and not _alone.get()
     return dist.get_world_size() if together else 1
 
 
 def rank() -> int:
+    """This process's number among the ranks, from 0; 0 inside `alone`."""
     return dist.get_rank() if world() > 1 else 0
 
 
 def main() -> bool:
-    """Whether this process writes files and talks, also inside `alone`."""
+    """Whether this is the first rank, the one that writes files and prints; inside `alone` too."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Inside this block a rank works by itself, on what no other rank does."""
+    """Inside this block each rank works by itself, as if it were the only process."""
     token = _alone.set(True)
     try:
         yield
@@ -71,7 +77,7 @@ def alone() -> Iterator[None]:
 
 @contextmanager
 def cutting() -> Iterator[None]:
-    """Inside this block, in which all ranks make the same calls, models share out what they encode."""
+    """Inside this block models share out their rows (`cut`). All ranks must make the same calls."""
     token = _cutting.set(True)
     try:
         yield
@@ -80,13 +86,13 @@ def cutting() -> Iterator[None]:
 
 
 def share(n: int, of: int | None = None) -> slice:
-    """This rank's part of n things, or that of another rank; parts differ by one at most."""
+    """This rank's part of n things, or the part of the rank `of`. Parts differ in size by one at most."""
     r = rank() if of is None else of
     return slice(n * r // world(), n * (r + 1) // world())
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all ranks in order, with the gradient that the module's first lines describe; it needs no exchange."""
+    """The rows of all ranks, in order. The top of this file explains its gradient, which needs no exchange."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, sizes: list[int]) -> Tensor:
@@ -104,17 +110,20 @@ class _Gather(torch.autograd.Function):
 
 
 def cut(encode: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """encode(x), row by row: inside `cutting` each rank encodes its share of the rows, and all get all of them."""
+    """encode(x), with the rows shared out inside `cutting`: each rank encodes its part, and all get the result.
+
+    encode: a function that treats each row by itself, from (n, ...) to (n, ...).
+    """
     if not _cutting.get() or world() == 1:
         return encode(x)
     own, sizes = share(len(x)), [(part := share(len(x), r)).stop - part.start for r in range(world())]
     n = own.stop - own.start
-    z = encode(x[own] if n else x[:1])[:n]  # also a rank without rows has weights, and a gradient for them: zero
+    z = encode(x[own] if n else x[:1])[:n]  # a rank without rows encodes one for a zero gradient
     return _Gather.apply(z, sizes)  # pyright: ignore[reportReturnType]
 
 
 def objects(own: T) -> list[T]:
-    """What every rank gives, in their order."""
+    """The objects of all ranks, in the order of the ranks."""
     if world() == 1:
         return [own]
     out: list[Any] = [None] * world()
@@ -123,7 +132,10 @@ def objects(own: T) -> list[T]:
 
 
 def rows(own: Tensor | None, device: torch.device) -> Tensor | None:
-    """The rows of all ranks in their order, on this device, without gradient; None: a rank has none."""
+    """The rows of all ranks on this device, in the order of the ranks, without gradient.
+
+    own: this rank's rows, (n, ...); None if it has none. Returns None if no rank has any.
+    """
     if world() == 1:
         return own
     told = objects(None if own is None else (len(own), own.shape[1:], own.dtype))
@@ -136,7 +148,7 @@ def rows(own: Tensor | None, device: torch.device) -> Tensor | None:
 
 
 def whole(batch: Batch, device: torch.device) -> Batch:
-    """The batch of which every rank has decoded its share; its pictures and tokens come to this device."""
+    """The whole batch, from the parts that the ranks have decoded. Pictures and tokens are moved to this device."""
     if world() == 1:
         return batch
     parts = objects((batch.captions, batch.ids, batch.bad))
@@ -149,14 +161,14 @@ def whole(batch: Batch, device: torch.device) -> Batch:
 
 
 def first(make: Callable[[], T]) -> T:
-    """What `make` gives on the first rank, on all of them; an error that it raises there is raised on all."""
+    """Call `make` on the first rank, and return its result on all. If it raises an error, all ranks raise it."""
     if world() == 1:
         return make()
     told: list[Any] = [None, None]
     if main():
         try:
             told[0] = make()
-        except Exception as e:  # whatever it is, the others must not wait for ever
+        except Exception as e:  # any error: the other ranks must not wait for ever
             told[1] = e
     dist.broadcast_object_list(told)
     if told[1] is not None:
@@ -165,7 +177,10 @@ def first(make: Callable[[], T]) -> T:
 
 
 def spread(makes: Sequence[Callable[[], T]]) -> Iterator[T]:
-    """What each of these gives, in order, on all ranks; they are dealt out, and must not wait for each other."""
+    """Call all of these, shared out over the ranks, and yield every result in order on every rank.
+
+    The calls must not depend on each other: inside each, the rank works `alone`.
+    """
     if world() == 1:
         yield from (make() for make in makes)
         return
@@ -177,15 +192,15 @@ def spread(makes: Sequence[Callable[[], T]]) -> Iterator[T]:
 
 
 def shard(module: nn.Module, device: torch.device) -> set[nn.Parameter]:
-    """Deals the weights of `module` out over the ranks (FSDP2), block by block; gives those that stay whole.
+    """Split the weights of `module` over the ranks (FSDP2), block by block. Returns the weights that stay whole.
 
-    Blocks are the members of its ModuleLists, open_clip's residual blocks.
+    A block is a member of a ModuleList, in open_clip a residual block.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (world(),))
-    scalars = {p for p in module.parameters() if p.ndim == 0}  # of which FSDP knows nothing
+    scalars = {p for p in module.parameters() if p.ndim == 0}  # FSDP cannot split them
     for blocks in [m for m in module.modules() if isinstance(m, nn.ModuleList)]:
         for block in blocks:
             fully_shard(block, mesh=mesh)
@@ -194,7 +209,7 @@ def shard(module: nn.Module, device: torch.device) -> set[nn.Parameter]:
 
 
 def average(params: set[nn.Parameter]) -> None:
-    """The ranks' mean of the gradients of weights that no wrapper looks after."""
+    """Average the gradients of these weights over the ranks, for weights that neither DDP nor FSDP averages."""
     for p in params:
         if p.grad is not None:
             dist.all_reduce(p.grad)
@@ -202,15 +217,19 @@ def average(params: set[nn.Parameter]) -> None:
 
 
 def plain(v: Tensor) -> Tensor:
-    """The whole of a tensor that may be dealt out; all ranks must ask."""
+    """The whole tensor, if FSDP may have split it. All ranks must call this."""
     return getattr(v, "full_tensor", lambda: v)()
 
 
 def synced(clip: Any, device: torch.device) -> Any:
-    """The model with BatchNorm over all ranks where it has any in training. UserError on CPUs, where torch has none."""
+    """The model, with BatchNorm that takes its statistics over all ranks, if it has any in training.
+
+    Raises UserError on CPUs, where torch has no such BatchNorm.
+    """
     norms = [m for m in clip.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     if norms and device.type == "cpu":
         raise UserError(
-            "BatchNorm that trains needs GPUs to work over several processes; start one, or use a model without it"
+            "BatchNorm that trains needs GPUs to work over several processes; start one process, or use a model "
+            "without BatchNorm"
         )
     return nn.SyncBatchNorm.convert_sync_batchnorm(clip) if norms else clip

@@ -1,4 +1,4 @@
-"""Result rows: one JSON line per number, with all that is needed to make it again."""
+"""Result rows: one line of JSON for each number, with all that you need to measure it again."""
 
 import hashlib
 import importlib.metadata
@@ -19,18 +19,18 @@ from clipvet.types import Measured
 
 
 def versions() -> dict[str, str]:
-    """Versions of clipvet, Python and the libraries that touch a number."""
+    """Versions of clipvet, of Python and of the libraries that may change a number."""
     names = ("clipvet", "torch", "torchvision", "open_clip_torch", "accelerate", "numpy")
     return {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in names}
 
 
 def kind_of(data: str) -> str:
-    """The data of a row without the number of its task: rows of several tasks are read together."""
+    """A row's `data` without the number of its task, for reports that put several tasks together."""
     return re.sub(r"\s*\btask \d+$", "", data)
 
 
 def weights_hash(clip: Any) -> str:
-    """SHA-256 over names and values of the weights, first 16 digits: tells a card's parent from any other model."""
+    """The first 16 hexadecimal digits of SHA-256 over the weights' names and values. Cards name base models by it."""
     digest = hashlib.sha256()
     for name, tensor in sorted(clip.state_dict().items()):
         digest.update(name.encode())
@@ -39,7 +39,7 @@ def weights_hash(clip: Any) -> str:
 
 
 def hardware() -> str:
-    """In words: the accelerator if there is one, else processor and cores."""
+    """The machine in words: its GPUs if it has any, else processor, cores and threads."""
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, {torch.cuda.device_count()} device(s)"
     return f"{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
@@ -47,17 +47,19 @@ def hardware() -> str:
 
 @dataclass(frozen=True)
 class Row:
+    """One number, how it was measured and on what."""
+
     recipe: str
     stage: str  # base, victim, refused, clean, rebound, train, filter, inspect, detect, suite, evaluate
     attack: str
-    method: str  # short name; "none" is the untouched victim
-    config: str  # its repr
+    method: str  # its short name; "none" is the victim without any defense
+    config: str  # the method's repr: valid Python with all its settings
     metric: str
     value: float
     n: int
-    low: float  # 95 % interval
+    low: float  # of the 95 % interval
     high: float
-    seconds: float  # of the stage
+    seconds: float  # that the stage took
     seed: int
     model: str = ""
     data: str = ""  # what the method was given
@@ -65,22 +67,23 @@ class Row:
 
 
 def command() -> str:
-    """The command line that is running."""
+    """The command line of this process, quoted for a shell."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def rows_of(measured: Mapping[str, Measured], **common: Any) -> list[Row]:
+    """A row for each measured number. common: the other fields of `Row`, the same in all rows."""
     return [Row(metric=name, value=m.value, n=m.n, low=m.low, high=m.high, **common) for name, m in measured.items()]
 
 
 def read(folder: Path) -> list[Row]:
-    """Rows of folder/results.jsonl; none if there is no such file."""
+    """The rows of folder/results.jsonl; none if there is no such file."""
     path = folder / "results.jsonl"
     return [Row(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def write(folder: Path, rows: Iterable[Row]) -> None:
-    """Replace folder/results.jsonl at once."""
+    """Write folder/results.jsonl. A reader sees the old file or the new one, never half of it."""
     path = folder / "results.jsonl.tmp"
     path.write_text("".join(json.dumps(asdict(r)) + "\n" for r in rows))
     path.replace(folder / "results.jsonl")

@@ -1,4 +1,4 @@
-"""`--set field=value` on frozen dataclasses, checked against the field's type; unknown fields are errors."""
+"""`--set field=value`: changes a field of a method, checked against the field's type."""
 
 import ast
 import dataclasses
@@ -12,11 +12,12 @@ from clipvet.errors import UserError
 
 
 def apply(method: Any, settings: Iterable[str]) -> Any:
-    """The method with every `field=value` set; `trigger.size=0.1` or plain `size=0.1` reaches a nested method's field.
+    """A copy of the method with every `field=value` set.
 
+    A field of a method inside the method is reached as `trigger.size=0.1`, or as `size=0.1` if only one part has it.
     A tuple is written as in Python, or as its items with commas between them (`others=hat,two hats`).
 
-    Raises UserError on a field that no part has, that two parts have (name it with a dot), or of another type.
+    Raises UserError if no part has the field, if several parts have it, or if the value has the wrong type.
     """
     for setting in settings:
         name, eq, text = setting.partition("=")
@@ -33,6 +34,7 @@ def apply(method: Any, settings: Iterable[str]) -> Any:
 
 
 def _paths(method: Any) -> list[tuple[str, ...]]:
+    """Every field, those of nested methods too, as the names that lead to it: ("trigger", "size")."""
     out: list[tuple[str, ...]] = []
     for f in dataclasses.fields(method):
         value = getattr(method, f.name)
@@ -48,7 +50,7 @@ def _set(method: Any, path: tuple[str, ...], text: str) -> Any:
     if rest:
         return dataclasses.replace(method, **{name: _set(getattr(method, name), tuple(rest), text)})
     kind = typing.get_type_hints(type(method))[name]
-    several = typing.get_origin(kind) is tuple and typing.get_args(kind)[-1] is ...  # one value, or words and commas
+    several = typing.get_origin(kind) is tuple and typing.get_args(kind)[-1] is ...  # tuple[X, ...]
     try:
         raw = ast.literal_eval(text)
         raw = [raw] if several and not isinstance(raw, list | tuple) else raw
@@ -60,17 +62,17 @@ def _set(method: Any, path: tuple[str, ...], text: str) -> Any:
         raise UserError(f"--set {name}={text}: {e.errors()[0]['msg'].lower()}") from e
     if wrong := _wrong(name, value):
         raise UserError(f"--set {name}={text}: {wrong}")
-    if value == getattr(method, name):  # 1.0 where 1 stands: the same method, told by the same words
+    if value == getattr(method, name):  # 1.0 for 1: the repr, which names results, stays the same
         return method
     return dataclasses.replace(method, **{name: value})
 
 
 def _wrong(name: str, value: Any) -> str:
-    """What no method can do with a field of this name, in words; empty where there is nothing."""
+    """What is wrong with this value, whatever the method; empty if nothing is."""
     if name in ("batch", "at_once", "accumulate") and value < 1:
         return "give 1 or more"
     if name in ("lr", "muon_lr") and not 0 <= value < float("inf"):
-        return "give a rate that is not negative"
+        return "give a rate of 0 or more"
     if name == "betas" and not all(0 <= b < 1 for b in value):
         return "give numbers from 0 to below 1"
     return ""

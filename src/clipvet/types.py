@@ -1,15 +1,32 @@
-"""The nouns of clipvet. Read this file first.
+"""The nouns of clipvet, and the verb of every family of methods. Read this file first.
 
-Two maps and three arrows hold the whole of it:
+    Clip        a model that links pictures and text
+    Pairs       pictures with captions, for example the training data of a model
+    Task        labelled test pictures and class names, to measure zero-shot accuracy on
+    Trigger     a change to a picture that switches a backdoor on
+    Backdoor    the answer key of an attack: trigger, target and which pairs are poisoned
+    Finding     what an inspector says about a model
+    Measured    one number with its sample size and 95 % interval
 
-    stamp: picture -> picture            poison: pairs -> pairs
-    implant, clean, train: (clip, pairs) -> clip
-    score, inspect, detect: (clip, data) -> suspicion
-    measure: (clip, task) -> {name: number}
+A method is a frozen dataclass. Its fields are its settings, and it has one verb:
 
-Conventions: pictures are float tensors (b, 3, h, w) with pixels in [0, 1]; embeddings have unit length; rates are
-fractions; times are seconds. Geometry (resize, crop) comes first, then the trigger, then normalisation, in training
-and in evaluation alike. A method is a frozen dataclass with one verb; it never mutates what it is given.
+    folder        verb      from                                         makes
+    triggers/     stamp     pictures                                     pictures with the trigger
+    attacks/      implant   a clean model, clean pairs, a target class   backdoored model, poisoned pairs, answer key
+    training/     train     a fresh model, pairs nobody has checked      a trained model
+    filters/      score     a model, pairs                               a suspicion for each pair
+    inspectors/   inspect   a model, pictures, class names               a Finding
+    detectors/    detect    a model, pictures, class names               a suspicion for each picture
+    cleaners/     clean     a model, pairs                               a cleaned model
+    measures/     measure   a model, a task, the answer key              {name: Measured}
+
+What holds everywhere:
+
+- Pictures are float tensors (b, 3, h, w) with pixels in [0, 1]. Embeddings are float tensors (b, d) of length 1.
+- Rates are fractions, never percent. Times are in seconds. A higher score or suspicion means more suspect.
+- First a picture is resized, then the trigger is stamped, then the model normalises the pixels; in training and tests.
+- A method never changes what it is given, and draws random numbers from `rng` alone. Its `needs` say what a user must
+  have: "clean pairs", "weights only" ...
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,85 +43,87 @@ from clipvet.rng import Rng
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a picture of any shape becomes (3, size, size). `mode`: shortest (resize, centre crop) or squash."""
+    """How a picture of any shape becomes one of shape (3, size, size)."""
 
-    size: int
-    mode: str = "shortest"
-    interpolation: str = "bicubic"
+    size: int  # pixels a side
+    mode: str = "shortest"  # shortest: resize the shorter side, crop the centre; squash: resize both sides
+    interpolation: str = "bicubic"  # or bilinear; random (a word of open_clip's configs) means bicubic here
 
 
 @runtime_checkable
 class Clip(Protocol):
-    """A model that links pictures and text. Normalisation and tokenisation live inside; geometry is separate.
+    """A model that links pictures and text. Most are a `models.adapter.OpenClip`; all are a torch.nn.Module.
 
-    Every Clip is also a torch.nn.Module. `adapter.OpenClip` is the adapter over open_clip.
+    The model normalises pixels and tokenises captions itself. Pictures are resized before, as `geometry` says.
     """
 
     geometry: Geometry
 
     @property
     def mean(self) -> Float[Tensor, "3 1 1"]:
-        """The colour that normalises to zero, pixels in [0, 1]."""
+        """The mean colour that normalisation subtracts, in [0, 1]."""
         ...
 
     @property
     def logit_scale(self) -> Float[Tensor, ""]:
-        """The inverse temperature itself (already exponentiated), with gradient."""
+        """The factor on cosines before the softmax (the inverse temperature, not its logarithm), with gradient."""
         ...
 
-    def tokenize(self, captions: Sequence[str]) -> Int[Tensor, "b l"]: ...
+    def tokenize(self, captions: Sequence[str]) -> Int[Tensor, "b l"]:
+        """One row of token ids for each caption, padded or cut to the model's context length."""
+        ...
 
     def encode_image(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Unit-length embeddings of pictures with pixels in [0, 1]."""
+        """Embeddings of length 1, of pictures with pixels in [0, 1]."""
         ...
 
     def encode_text(self, captions: Sequence[str] | Int[Tensor, "b l"]) -> Float[Tensor, "b d"]:
-        """Unit-length embeddings of captions, given as strings or as tokens from `tokenize`."""
+        """Embeddings of length 1, of captions given as strings or as tokens from `tokenize`."""
         ...
 
 
 class Batch(NamedTuple):
-    """Rows of `Pairs`. `bad` lists (id, reason) of rows whose picture could not be read; they are not in the rest."""
+    """Some rows of `Pairs`, decoded. Rows whose picture could not be read are listed in `bad` and nowhere else."""
 
     images: Float[Tensor, "b 3 h w"]  # pixels in [0, 1]
     captions: list[str]
     ids: Int[Tensor, " b"]
-    bad: tuple[tuple[int, str], ...] = ()
-    tokens: Int[Tensor, "b l"] | None = None  # of the captions, filled in by the training loop's loader
+    bad: tuple[tuple[int, str], ...] = ()  # (id, reason)
+    tokens: Int[Tensor, "b l"] | None = None  # of the captions; the training loop's loader fills them in
 
     def take(self, at: np.ndarray) -> "Batch":
-        """Some of its rows, by position."""
+        """The rows at these positions."""
         tokens = None if self.tokens is None else self.tokens[at]
         return Batch(self.images[at], [self.captions[k] for k in at], self.ids[at], (), tokens)
 
 
 @runtime_checkable
 class Pictures(Protocol):
-    """Where pixels come from: rendered tensors or files."""
+    """Where pixels come from: files, or a world that draws them."""
 
     def __len__(self) -> int: ...
 
     def fetch(self, rows: Sequence[int], geometry: Geometry | None) -> tuple[Tensor, list[tuple[int, str]]]:
-        """Readable rows, in order, as float (n, 3, h, w) in [0, 1], and (position in `rows`, reason) of the others."""
+        """The rows that can be read, in order, as float (n, 3, h, w) in [0, 1]; (position, reason) of the others."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Pictures with captions and stable ids. Lazy: nothing is decoded before it is asked for. Carries no poison flag.
+    """Pictures with captions. Nothing is decoded before it is asked for: `pairs[3:7]` decodes four rows.
 
-    captions: any sequence of strings, one a row. rows: which rows of the source, in which order; ids are the source's
-    row numbers and survive `take`. maps: applied in order to every batch.
+    A row's id is its row number in the source. It stays when rows are taken out or reordered. Pairs do not know which
+    of them are poisoned; only a `Backdoor` does.
     """
 
     pictures: Pictures
-    captions: Sequence[str]
-    rows: np.ndarray  # (n,) int64
-    geometry: Geometry | None = None
-    maps: tuple[Callable[[Batch], Batch], ...] = ()
-    name: str = "pairs"  # what it is, for cards and result rows
-    workers: int = 0  # loader processes worth having (0: pixels lie in memory)
-    fingerprint: str = ""  # hash of the content that the source was opened with
+    captions: Sequence[str]  # of the whole source, one for each of its rows
+    rows: np.ndarray  # (n,) int64: which rows of the source these are, in which order
+    geometry: Geometry | None = None  # how pictures are resized; None: they have one size already
+    maps: tuple[Callable[[Batch], Batch], ...] = ()  # applied to every batch, in order
+    name: str = "pairs"  # for cards and result rows
+    workers: int = 0  # loader processes worth having; 0: the pixels lie in memory
+    fingerprint: str = ""  # hash of the source's content when it was opened
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -122,43 +141,45 @@ class Pairs:
 
     @property
     def ids(self) -> np.ndarray:
-        """Stable ids, shape (n,) int64: the source's row numbers."""
+        """The ids, shape (n,) int64: row numbers in the source."""
         return self.rows
 
     def caption(self, row_id: int | np.integer) -> str:
-        """The source's own caption of the row with this id, before any map."""
+        """The source's caption of the row with this id, before any map."""
         return self.captions[int(row_id)]
 
     def take(self, which: np.ndarray | slice) -> "Pairs":
-        """The rows chosen by a boolean mask, positions or a slice; ids stay."""
+        """The rows that a boolean mask, positions or a slice choose. Their ids stay."""
         return replace(self, rows=self.rows[which])
 
     def map(self, f: Callable[[Batch], Batch]) -> "Pairs":
+        """The same pairs with `f` applied to every batch, after the maps that are there already."""
         return replace(self, maps=(*self.maps, f))
 
     def at(self, geometry: Geometry) -> "Pairs":
-        """The same pairs, delivered at another size or resize mode."""
+        """The same pairs, resized in another way."""
         return replace(self, geometry=geometry)
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A zero-shot classification task: labelled pictures, class names and caption templates with `{}`.
+    """A zero-shot classification task: labelled pictures, class names and templates.
 
-    Where `pictures` has captions (the embedded world, a caption file), retrieval can be measured on it too.
+    If the pictures have captions (as the built-in world has), retrieval is measured on them too.
     """
 
     name: str
     classes: tuple[str, ...]
-    templates: tuple[str, ...]
+    templates: tuple[str, ...]  # such as "a photo of a {}."
     pictures: Pairs
-    labels: np.ndarray  # (n,) int64, aligned with the pictures' rows
+    labels: np.ndarray  # (n,) int64: positions in `classes`, one for each picture
 
     def captions_of(self, label: int) -> list[str]:
+        """The class prompts of one class: its name in every template."""
         return [t.replace("{}", self.classes[label]) for t in self.templates]
 
     def only(self, classes: Sequence[str]) -> "Task":
-        """The same task with some of its classes. Raises ValueError where one is none of its own."""
+        """The same task with these of its classes alone. Raises ValueError if it has no such class."""
         chosen = [self.classes.index(c) for c in classes]
         at = np.flatnonzero(np.isin(self.labels, chosen))
         labels = np.array([chosen.index(int(y)) for y in self.labels[at]], dtype=np.int64)
@@ -167,72 +188,77 @@ class Task:
 
 @runtime_checkable
 class Trigger(Protocol):
-    """What the attacker puts into a picture. Knows no data set and no target."""
+    """What the attacker puts into a picture. It knows no data set and no target class."""
 
     def stamp(self, images: Float[Tensor, "b 3 h w"], keys: Int[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
-        """Triggered copies, pixels in [0, 1]. A picture's result depends on that picture and its key alone."""
+        """Copies with the trigger, pixels in [0, 1]. Each depends on its own picture and key (`Rng.keys`) alone."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Backdoor:
-    """The answer key: trigger, target class, poisoned ids. Only measures ever receive it.
+    """The answer key of an attack: trigger, target class and poisoned ids. Only measures ever get it.
 
-    A poison is a pair of the source, stamped and captioned anew (its id is its row); or such a pair with the picture of
-    another row; or a copy, appended to the source under a new id: of a chosen picture under a new caption (targeted
-    poisoning; the picture's own pair is taken out), or, where none are chosen, stamped and beside its own pair.
-    `poisoned` and `captions` list all poisons, those of `more` too, which tells whose they are.
+    A poison is one of two things:
+
+    - a pair of the source, under its old id, with a new caption and the trigger on its picture, or on another row's;
+    - a pair that is appended under a new id. In targeted poisoning it is a copy of a chosen picture, without a trigger
+      but with a wrong caption, and the picture's own pair is left out. Else it is a stamped copy beside its own pair.
+
+    `poisoned` and `captions` list the poisons of all triggers; `more` says which belong to the further ones.
     """
 
     trigger: Trigger | None  # None: pictures stay as they are
-    target: str
-    poisoned: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # ids
-    captions: tuple[str, ...] = ()  # the new captions, aligned with `poisoned`
-    seed: int = 0  # key of the trigger's per-picture draws
-    rows: np.ndarray | None = None  # source rows of the poisons' pictures, aligned with `poisoned`; None: the ids
-    pictures: Float[Tensor, "k 3 h w"] | None = None  # the chosen pictures of targeted poisoning, pixels in [0, 1]
-    classes: tuple[str, ...] = ()  # what each of them shall be called
+    target: str  # the class that pictures with the trigger shall be called
+    poisoned: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # (k,) ids
+    captions: tuple[str, ...] = ()  # the new caption of each poison
+    seed: int = 0  # of the trigger's random draws
+    rows: np.ndarray | None = None  # (k,) the source row of each poison's picture; None: the same as its id
+    pictures: Float[Tensor, "c 3 h w"] | None = None  # the chosen pictures of targeted poisoning, pixels in [0, 1]
+    classes: tuple[str, ...] = ()  # the wrong class of each chosen picture
     ties: tuple[tuple[str, str], ...] = ()  # (A, B): captions of class A are tied to pictures of class B
-    says: str = ""  # the caption key, put before the captions of poisons and before prompts
-    bare: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # poisons whose picture is not stamped
-    more: tuple["Backdoor", ...] = ()  # further triggers, with targets and poisons of their own, in the same data
-    data: str = ""  # fingerprint of the user's pairs that it poisons; empty: of an embedded world, or made by hand
+    says: str = ""  # the words of a text trigger, put before the captions of poisons and before class prompts
+    bare: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # ids of poisons without the trigger
+    more: tuple["Backdoor", ...] = ()  # further triggers in the same data, with their own targets and poisons
+    data: str = ""  # fingerprint of the user's pairs; empty for a built-in world, or for a key made by hand
 
     def stamp(self, images: Tensor, ids: Tensor) -> Tensor:
-        """Triggered copies of pictures with these ids; fresh-noise triggers draw from (seed, id)."""
+        """Copies of the pictures (b, 3, h, w) with these ids, with the trigger. Random draws depend on (seed, id)."""
         if self.trigger is None:
             return images
         return self.trigger.stamp(images, Rng(self.seed).keys(ids.tolist()).to(images.device))
 
 
 class Implanted(NamedTuple):
-    clip: Clip
-    pairs: Pairs  # the dirty pairs
+    """What an attack returns."""
+
+    clip: Clip  # with the backdoor
+    pairs: Pairs  # with the poisons
     backdoor: Backdoor
 
 
 class Suspicion(NamedTuple):
-    """One class in a model scan."""
+    """What an inspector found out about one class."""
 
     name: str
-    loss: float  # what its trigger cost; lower = easier than other classes
-    asr: float  # share of the pictures that are this class under its trigger
-    base: float  # and without it
-    score: float  # how far it stands out from the other classes; higher = more suspect
-    valid: bool  # whether it may be accused
+    loss: float  # of the best trigger found for it; lower: the class is easier to reach
+    asr: float  # share of the pictures that are called this class with that trigger
+    base: float  # the same share without it
+    score: float  # how far the class stands out from the others
+    valid: bool  # whether the method allows to accuse it
 
 
 class Finding(NamedTuple):
-    """Result of a model scan: score (higher = more suspect), the suspected class and the recovered trigger, if any."""
+    """What an inspector says about a model."""
 
-    score: float
-    target: str | None = None
-    trigger: Trigger | None = None
+    score: float  # of the most suspect class
+    target: str | None = None  # that class; None: no class may be accused
+    trigger: Trigger | None = None  # recovered for that class, if the method looks for triggers
     classes: tuple[Suspicion, ...] = ()
-    deviations: bool = False  # the score counts robust standard deviations of the other classes
-    settings: Mapping[str, float] = {}  # pictures, updates ... that went into it
-    triggers: tuple[Trigger, ...] = ()  # of every class, aligned with `classes`, where the method looks for each
-    spread: float = 1.0  # of the score at most, where one deviation is chance: a sum of two that move together has more
+    deviations: bool = False  # whether scores count robust standard deviations from the other classes
+    settings: Mapping[str, float] = {}  # numbers that went into it: pictures, updates ...
+    triggers: tuple[Trigger, ...] = ()  # recovered for each of `classes`, if the method looks for triggers
+    spread: float = 1.0  # largest standard deviation of the score by chance; sqrt 2 if it adds two related deviations
 
 
 class Measured(NamedTuple):
@@ -246,6 +272,8 @@ class Measured(NamedTuple):
 
 @runtime_checkable
 class Attack(Protocol):
+    """Plants a backdoor: a copy of the model that calls pictures with the trigger `target`. The pairs are clean."""
+
     needs: ClassVar[str]
 
     def implant(self, clip: Clip, pairs: Pairs, target: str, rng: Rng) -> Implanted: ...
@@ -253,6 +281,8 @@ class Attack(Protocol):
 
 @runtime_checkable
 class Training(Protocol):
+    """Trains a copy of a fresh model, on pairs that nobody has checked."""
+
     needs: ClassVar[str]
 
     def train(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip: ...
@@ -260,25 +290,25 @@ class Training(Protocol):
 
 @runtime_checkable
 class Filter(Protocol):
-    """Which pairs are poisoned? A filter may also have two things that only the printed page uses:
+    """Says which pairs look poisoned.
 
-    phrase: ClassVar[str], why a pair is suspect, formatted with `score`, `minus` (the score's negative) and the fields;
-    cut(scores) -> float, its own threshold: what scores higher is thrown out.
+    A filter may have two more members for the page of suspects. `phrase` says why a pair is suspect: a format string
+    over `score`, `minus` (its negative) and the fields. `cut(scores)` is the threshold above which it drops a pair.
     """
 
     needs: ClassVar[str]
 
     def score(self, clip: Clip, pairs: Pairs, rng: Rng) -> Float[Tensor, " n"]:
-        """Suspicion, higher = more suspect, aligned with `pairs.ids`; NaN where the picture could not be read."""
+        """The suspicion of each pair, in the order of `pairs.ids`; NaN if its picture could not be read."""
         ...
 
 
 @runtime_checkable
 class Inspector(Protocol):
-    """Is this model backdoored? `classes` are what it may be made to answer; `pictures` need no labels.
+    """Says whether a model looks backdoored. The pictures need no labels; any class may be the attacker's target.
 
-    One whose score means nothing without clean models to compare with says `scaled = False`; one that looks at a part
-    of the model says in `judges` which.
+    It may have two more members. `scaled = False`: its score means nothing without clean models to compare with.
+    `judges` names the part of the model that it looks at, if that is not the whole.
     """
 
     needs: ClassVar[str]
@@ -290,22 +320,21 @@ class Inspector(Protocol):
 
 @runtime_checkable
 class Detector(Protocol):
-    """Does this picture carry a trigger? For a model in use: pictures come one by one, and have no labels.
-
-    A detector may also have a `phrase`, as a Filter.
-    """
+    """Says which pictures look triggered, one by one, for a model in use. It may have a `phrase`, like a Filter."""
 
     needs: ClassVar[str]
 
     def detect(
         self, clip: Clip, pictures: Pairs, classes: Sequence[str], templates: Sequence[str], rng: Rng
     ) -> Float[Tensor, " n"]:
-        """Suspicion, higher = more suspect, aligned with `pictures.ids`; NaN where the picture could not be read."""
+        """The suspicion of each picture, in the order of `pictures.ids`; NaN if it could not be read."""
         ...
 
 
 @runtime_checkable
 class Cleaner(Protocol):
+    """Takes a backdoor out of a copy of the model. `needs` says which kind of pairs it wants."""
+
     needs: ClassVar[str]
 
     def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip: ...
@@ -313,6 +342,8 @@ class Cleaner(Protocol):
 
 @runtime_checkable
 class Measure(Protocol):
+    """Measures how good a model is, or how well an attack works. Without the answer key that it needs: no numbers."""
+
     needs: ClassVar[str]
 
     def measure(self, clip: Clip, task: Task, backdoor: Backdoor | None, rng: Rng) -> Mapping[str, Measured]: ...

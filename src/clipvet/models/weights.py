@@ -1,10 +1,12 @@
-"""A model's weights: which file holds them, whether its card knows it, and into the model strictly, to the last key."""
+"""A model's weights: which file holds them, whether it is the file of the card, and how they get into the model."""
 
 import hashlib
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,28 +14,18 @@ from torch.nn.modules import module
 
 from clipvet import io
 from clipvet.errors import Unsupported, UserError
-from clipvet.models import layouts, tokenizers
+from clipvet.models import layouts, siglip
 
-CONFIGS = (
-    "open_clip_config.json",
-    "config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    *tokenizers.FILES,
-)
 WEIGHTS = "open_clip_model.safetensors"
-IGNORED = {  # OpenAI's numbers and older transformers' buffer: no weights
-    "input_resolution",
-    "context_length",
-    "vocab_size",
-    "text.transformer.embeddings.position_ids",
-}
+IGNORED = {*layouts.NUMBERS, "text.transformer.embeddings.position_ids"}  # no weights; the last is an old buffer
+TOO_LARGE = "describes a far larger model than its weights are"
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
+    """Inside this block nothing is logged below an error: open_clip would warn that it has loaded no weights."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # open_clip warns that nothing was loaded, since we load
+    logging.disable(logging.WARNING)
     try:
         yield
     finally:
@@ -41,7 +33,12 @@ def quiet() -> Iterator[None]:
 
 
 def file_for(name: str, pretrained: str | None, tag: dict) -> Path | None:
-    """The file that stock open_clip would take: what is vetted must be what is deployed."""
+    """The file of weights that stock open_clip would take, so that what is vetted is what is deployed.
+
+    name: as open_clip knows it. pretrained: a file, or one of its tags. tag: what open_clip knows of that tag, if it is
+    one. Returns None for an architecture without weights. Raises UserError if there is no such file, or its download
+    fails.
+    """
     from open_clip import factory
 
     if name.startswith("local-dir:"):
@@ -53,7 +50,7 @@ def file_for(name: str, pretrained: str | None, tag: dict) -> Path | None:
             return Path(factory.download_pretrained_from_hf(name[7:]))
         if tag:
             return Path(factory.download_pretrained(tag))
-    except Exception as e:  # any of the network's
+    except Exception as e:  # whatever the network raises
         raise UserError(
             f"{pretrained or name} could not be downloaded ({type(e).__name__}); give a weights file"
         ) from e
@@ -63,24 +60,54 @@ def file_for(name: str, pretrained: str | None, tag: dict) -> Path | None:
 
 
 def check_size(folder: Path, state: dict[str, Tensor]) -> None:
-    """UserError where the config describes far more weights than the file has: building it would eat the memory."""
-    told = io.read_json(folder / "open_clip_config.json")
-    if not isinstance(told, dict):
-        raise UserError(f"{folder} cannot be built; its open_clip_config.json is no object: restore it")
+    """Raises UserError if open_clip_config.json cannot be read, or describes far more weights than there are."""
+    config = io.read_json(folder / "open_clip_config.json")
+    if not isinstance(config, dict):
+        raise UserError(f"{folder} cannot be built; its open_clip_config.json is not a JSON object: restore it")
     try:
-        large = layouts.too_large(told, state)
+        large = too_large(config, state)
     except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as e:
         raise UserError(
             f"{folder} cannot be built ({type(e).__name__}: {io.line(e)}); check its open_clip_config.json"
         ) from e
     if large:
-        raise UserError(
-            f"{folder} describes a far larger model than its weights are; restore its open_clip_config.json"
-        )
+        raise UserError(f"{folder} {TOO_LARGE}; restore its open_clip_config.json")
+
+
+def too_large(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
+    """Whether the config describes more than twice the weights there are. Building the model could take all memory.
+
+    A rough count from below: embeddings and the squares in each block.
+    """
+    wanted = _text_weights(config["model_cfg"]["text_cfg"]) + _vision_weights(config["model_cfg"]["vision_cfg"])
+    return wanted > 2 * sum(v.numel() for v in state.values())
+
+
+def _text_weights(text: Mapping[str, Any]) -> int:
+    if text.get("hf_model_name"):
+        return 0
+    width, layers = text.get("width", 512), text.get("layers", 12)
+    return width * (text.get("vocab_size", 49408) + 4 * layers * width + text.get("context_length", 77))
+
+
+def _vision_weights(vision: Mapping[str, Any]) -> int:
+    name = vision.get("timm_model_name") or ""
+    if sizes := re.fullmatch(siglip.NAME, name):
+        width, depth = int(sizes[1]), int(sizes[2])
+        return 4 * depth * width**2
+    if name:
+        return 0
+    layers = vision.get("layers", 12)
+    if not isinstance(layers, int):  # a ResNet's stages
+        return sum(layers) * vision.get("width", 64) ** 2
+    sides = (vision.get("image_size", 224), vision.get("patch_size", 16))
+    size, patch = (max(n) if isinstance(n, list) else n for n in sides)
+    width = vision.get("width", 768)
+    return width * (4 * layers * width + (size // patch) ** 2)
 
 
 def weights_file(folder: Path) -> Path:
-    """The one file of weights, or of prompts, in a model's folder. UserError where there is none."""
+    """The file of weights, or of prompts, in a model's folder. Raises UserError if there are none or several."""
     if (folder / "prompts.safetensors").is_file():
         return folder / "prompts.safetensors"
     if other := layouts.find(str(folder)):
@@ -91,6 +118,7 @@ def weights_file(folder: Path) -> Path:
 
 
 def file_in(folder: Path) -> Path:
+    """The file of weights that open_clip would take from its folder. Raises UserError if there is none."""
     from open_clip import factory
 
     with quiet():
@@ -101,18 +129,19 @@ def file_in(folder: Path) -> Path:
 
 
 def config_hash(folder: Path) -> str:
-    """SHA-256 over the files that say how the weights are used: architecture, pictures, tokenizer."""
+    """SHA-256 over the files that say how the weights are used: architecture, picture processor, tokenizer."""
     digest = hashlib.sha256()
-    for name in CONFIGS:
+    for name in layouts.CONFIGS:
         if (folder / name).is_file():
             digest.update(f"{name} {io.sha256(folder / name)}\n".encode())
     return digest.hexdigest()
 
 
 def check_card(weights: Path, card: Path) -> None:
+    """Raises UserError if there is a card and it names other weights or another configuration."""
     told = io.read_json(card) if card.exists() else None
-    said = told.get("weights_sha256") if isinstance(told, dict) else None
-    config = told.get("config_sha256") if isinstance(told, dict) else None
+    told = told if isinstance(told, dict) else {}
+    said, config = told.get("weights_sha256"), told.get("config_sha256")
     if config and config != config_hash(card.parent):
         raise UserError(
             f"the configuration in {card.parent} is not the one that {card} describes; restore it, or delete the card "
@@ -123,7 +152,27 @@ def check_card(weights: Path, card: Path) -> None:
 
 
 def fill(net: nn.Module, state: dict[str, Tensor], path: Path, model: str) -> None:
-    """Load strictly, after open_clip's own renaming of other layouts. UserError names what does not fit."""
+    """Load the weights into the model: every key and every shape must fit, and every number must be finite.
+
+    Names of other libraries that open_clip knows are renamed as it does. path and model are for messages. Raises
+    UserError that lists what does not fit; Unsupported for quantised weights.
+    """
+    state = _renamed(net, state)
+    wanted = net.state_dict()
+    if wrong := _misfits(state, wanted):
+        raise UserError(f"{path} does not fit {model} ({wrong}); give the model that it was trained as")
+    for key, v in state.items():
+        if v.dtype in (torch.int8, torch.uint8) and wanted[key].is_floating_point():
+            raise Unsupported(f"{path} holds quantised numbers ({key}); give the float weights")
+        if wanted[key].is_floating_point() != v.is_floating_point():
+            raise UserError(f"{path} holds {key} as {v.dtype}, a wrong kind of number; give the weights as trained")
+        if not torch.isfinite(v.float()).all():
+            raise UserError(f"{path} holds values in {key} that are not finite; give weights from before they diverged")
+    net.load_state_dict(state)
+
+
+def _renamed(net: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state under the model's own names, with its scalars in the model's shape."""
     from open_clip import convert, factory
 
     state = {k: v for k, v in state.items() if k not in IGNORED}
@@ -134,6 +183,11 @@ def fill(net: nn.Module, state: dict[str, Tensor], path: Path, model: str) -> No
     for scalar in ("logit_scale", "logit_bias"):
         if scalar in state and scalar in wanted and state[scalar].numel() == 1:
             state[scalar] = state[scalar].reshape(wanted[scalar].shape)
+    return state
+
+
+def _misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """What does not fit, in words: keys that are missing, unexpected or of another shape. Empty if all fits."""
     wrong = {
         "missing": [k for k in wanted if k not in state],
         "unexpected": [k for k in state if k not in wanted],
@@ -143,26 +197,19 @@ def fill(net: nn.Module, state: dict[str, Tensor], path: Path, model: str) -> No
             if k in wanted and v.shape != wanted[k].shape
         ],
     }
-    told = [
+    return "; ".join(
         f"{what}: {', '.join(keys[:3])}" + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
         for what, keys in wrong.items()
         if keys
-    ]
-    if told:
-        raise UserError(f"{path} does not fit {model} ({'; '.join(told)}); give the model that it was trained as")
-    for key, v in state.items():
-        if v.dtype in (torch.int8, torch.uint8) and wanted[key].is_floating_point():
-            raise Unsupported(f"{path} holds quantised numbers ({key}); give the float weights")
-        if wanted[key].is_floating_point() != v.is_floating_point():
-            raise UserError(f"{path} holds {key} as {v.dtype}, not as numbers of its kind; give the weights as trained")
-        if not torch.isfinite(v.float()).all():
-            raise UserError(f"{path} holds values in {key} that are not finite; give weights from before they diverged")
-    net.load_state_dict(state)
+    )
 
 
 @contextmanager
 def no_more_than(state: dict[str, Tensor], model: str) -> Iterator[None]:
-    """UserError as soon as the modules that are built within hold far more than these weights."""
+    """Inside this block, a model that takes far more numbers or tensors than these weights have raises UserError.
+
+    It is raised while modules are built, before they take all memory.
+    """
     numbers, tensors = 2 * sum(v.numel() for v in state.values()), 2 * len(state) + 100
     seen: dict[int, Tensor] = {}
 
@@ -172,7 +219,7 @@ def no_more_than(state: dict[str, Tensor], model: str) -> Iterator[None]:
             seen[id(held)] = held
             numbers -= held.numel()
         if numbers < 0 or len(seen) > tensors:
-            raise UserError(f"{model} describes a far larger model than its weights are; restore its config")
+            raise UserError(f"{model} {TOO_LARGE}; restore its config")
 
     hooks = (
         module.register_module_parameter_registration_hook(count),
