@@ -128,10 +128,10 @@ def _captions(pairs: "Pairs", key: "Backdoor | None") -> Sequence[str]:
     Raises UserError where they are all the same.
     """
     from clipvet.data.captions import check_captions
-    from clipvet.pages.suspects import Made
+    from clipvet.pages.suspects import Lazy
 
     said = dict(zip(key.poisoned.tolist(), key.captions)) if key else {}
-    captions = Made(len(pairs), lambda k: said.get(int(pairs.ids[k])) or pairs.caption(pairs.ids[k]))
+    captions = Lazy(len(pairs), lambda k: said.get(int(pairs.ids[k])) or pairs.caption(pairs.ids[k]))
     if len(pairs) > 1 and all(caption == captions[0] for caption in captions):  # ends at the second, as a rule
         check_captions(captions[:], pairs.ids, pairs.name)
     return captions

@@ -1,4 +1,4 @@
-"""A model's card: what it says of the weights, and whether that still holds."""
+"""A model's card: what it says about the weights, and whether that is still true."""
 
 import hashlib
 from collections.abc import Mapping
@@ -13,6 +13,8 @@ from clipvet.types import Measured, Task
 
 
 class Number(BaseModel):
+    """One measured number, with its sample size and 95 % interval."""
+
     value: float
     n: int
     low: float
@@ -20,38 +22,40 @@ class Number(BaseModel):
 
 
 class Card(BaseModel):
-    """card.json, as far as it is checked."""
+    """The parts of card.json that are checked. A card may say more."""
 
     model_config = ConfigDict(extra="allow")
 
     weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    config_sha256: str = ""  # of configuration and tokenizer
+    config_sha256: str = ""  # of the files that say how the weights are used (`weights.config_hash`)
     measured: dict[str, Number] = {}
     seed: int = 0
-    half: str | None = None  # of the task's classes: base, beside which the new ones were measured too, or new
-    task: dict[str, Any] = {}  # what `measured_on` says
-    answer_key: str = ""  # seal of the answer key that was measured with
+    half: str | None = None  # of the task's classes: base (numbers named new_... are of the other half) or new
+    task: dict[str, Any] = {}  # what the numbers were measured on (`measured_on`)
+    answer_key: str = ""  # seal of the answer key that they were measured with
 
 
 class Check(NamedTuple):
+    """One number of a card, beside the number measured now."""
+
     metric: str
     said: Number
-    found: Measured | None  # None: cannot be measured with what was given
+    found: Measured | None  # None: it cannot be measured with the given task and answer key
     holds: bool
 
 
 def read(folder: Path) -> Card:
-    """Raises UserError where there is no card, or one that says nothing that can be checked."""
+    """The card of a model's folder. Raises UserError if there is none, or if it is not a model's card."""
     path = folder / "card.json"
     try:
         return Card.model_validate(io.read_json(path))
     except ValidationError as e:
-        at, why = ".".join(map(str, e.errors()[0]["loc"])) or "the whole", e.errors()[0]["msg"]
+        at, why = ".".join(map(str, e.errors()[0]["loc"])) or "the whole file", e.errors()[0]["msg"]
         raise UserError(f"{path} is no model's card ({at}: {why}); restore it") from e
 
 
 def measured_on(task: Task | None, backdoor: Path | None) -> dict[str, Any]:
-    """What a card says of its measured numbers: the task, and the answer key's seal."""
+    """What a card says about the conditions of its numbers: the task, and the seal of the answer key."""
     out: dict[str, Any] = {}
     if task:
         classes = hashlib.sha256("\0".join(task.classes).encode()).hexdigest()[:16]
@@ -63,13 +67,13 @@ def measured_on(task: Task | None, backdoor: Path | None) -> dict[str, Any]:
 
 
 def seal(backdoor: Path) -> str:
-    """Of an answer key; it follows the target, the trigger and every poison."""
+    """The seal of an answer key: a hash over target, trigger and all poisons. Empty if its folder has none."""
     told = io.read_json(backdoor / "backdoor.json")
     return str(told.get("seal", "")) if isinstance(told, dict) else ""
 
 
 def check_given(card: Card, task: Task, backdoor: Path | None, folder: Path) -> None:
-    """UserError where task or answer key are not those that the card's numbers were measured with."""
+    """Raises UserError unless task and answer key are those that the card's numbers were measured with."""
     now = measured_on(task, None)["task"]
     if any(now.get(k) != v for k, v in card.task.items()):  # older cards say less
         raise UserError(
@@ -81,7 +85,7 @@ def check_given(card: Card, task: Task, backdoor: Path | None, folder: Path) -> 
 
 
 def compare(card: Card, found: Mapping[str, Measured]) -> list[Check]:
-    """Every number of the card: it holds if it was measured on as many and lies in the new 95 % interval."""
+    """Checks every number of the card. It holds if n is the same and it lies in the 95 % interval measured now."""
     out = []
     for metric, said in card.measured.items():
         m = found.get(metric)

@@ -1,6 +1,6 @@
-"""transformers' folders of a CLIPModel or SiglipModel: their config.json in open_clip's words, and back.
+"""transformers' folders of a CLIPModel or SiglipModel: config.json is translated into open_clip's config, and back.
 
-No code of a checkpoint's own (`auto_map`) is ever run.
+Code that a checkpoint brings (`auto_map`) is never run.
 """
 
 from pathlib import Path
@@ -13,20 +13,22 @@ from clipvet import io
 from clipvet.errors import UserError
 from clipvet.models import siglip, tokenizers
 
-KEPT = ("config.json", "preprocessor_config.json", "processor_config.json", *tokenizers.FILES)
+KEPT = ("config.json", "preprocessor_config.json", "processor_config.json", *tokenizers.FILES)  # read and kept
 MAX_FILE = 64 * 2**20  # bytes of a tokenizer or config file
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 
 
 class Folder(NamedTuple):
+    """What a folder of transformers' holds."""
+
     kind: str  # clip or siglip
-    config: dict[str, Any]  # as in open_clip_config.json
+    config: dict[str, Any]  # what open_clip_config.json would hold
     weights: tuple[Path, ...]
-    files: dict[str, bytes]  # configs and tokenizer, written back as they are
+    files: dict[str, bytes]  # configs and tokenizer, written back unchanged when the model is saved
 
 
 class Tower(BaseModel):
-    """Half of transformers' config.json; bounds are far beyond any model, and below what eats the memory."""
+    """One tower in transformers' config.json. The bounds are far above any model, and low enough for the memory."""
 
     hidden_size: int = Field(gt=0, le=2**14)
     intermediate_size: int = Field(gt=0, le=2**17)
@@ -49,7 +51,7 @@ def _defaults(width: int, heads: int, act: str, eps: float, **own: int) -> dict[
     return {**sizes, "num_attention_heads": heads, "hidden_act": act, "layer_norm_eps": eps, **own}
 
 
-DEFAULTS = {  # what transformers leaves out of a config.json
+DEFAULTS = {  # values that transformers leaves out of config.json
     "clip": {
         "vision": _defaults(768, 12, "quick_gelu", 1e-5, image_size=224, patch_size=32),
         "text": _defaults(512, 8, "quick_gelu", 1e-5, vocab_size=49408, max_position_embeddings=77, eos_token_id=49407),
@@ -63,7 +65,7 @@ ACTS = {"gelu_pytorch_tanh": {"approximate": "tanh"}, "gelu_new": {"approximate"
 
 
 def read(folder: Path) -> Folder:
-    """Raises UserError."""
+    """Reads a folder's configs. Raises UserError if they describe no CLIPModel or SiglipModel of a known shape."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no config.json; give a transformers folder of a CLIPModel or SiglipModel")
     told = io.read_json(folder / "config.json")
@@ -78,29 +80,34 @@ def read(folder: Path) -> Folder:
         at, why = e.errors()[0]["loc"], e.errors()[0]["msg"]
         raise UserError(f"{folder / 'config.json'}: {'.'.join(map(str, at))}: {why}; restore the file") from e
     embed = told.get("projection_dim", 512) if kind == "clip" else vision.hidden_size
-    files = {}
-    for name in KEPT:
-        if (folder / name).is_file():
-            if (folder / name).stat().st_size > MAX_FILE:
-                raise UserError(f"{folder / name} is larger than {MAX_FILE // 2**20} MiB; restore the file")
-            files[name] = (folder / name).read_bytes()
-    config = {
-        "model_cfg": _model_cfg(folder, kind, embed, vision, text),
-        "preprocess_cfg": _preprocess(folder, kind, vision.image_size),
-    }
-    if config["preprocess_cfg"]["size"] != vision.image_size:
-        size = config["preprocess_cfg"]["size"]
+    files = _files(folder)
+    _check_shape(folder, kind, embed, vision, text)
+    pre = _preprocess(folder, kind, vision.image_size)
+    if (size := pre["size"]) != vision.image_size:
         raise UserError(f"{folder} prepares pictures of {size} px for a tower of {vision.image_size} px; mend a config")
+    config = {"model_cfg": _model_cfg(kind, embed, vision, text), "preprocess_cfg": pre}
     return Folder(kind, config, _weights(folder), files)
 
 
+def _files(folder: Path) -> dict[str, bytes]:
+    files = {}
+    for path in (folder / name for name in KEPT):
+        if path.is_file():
+            if path.stat().st_size > MAX_FILE:
+                raise UserError(f"{path} is larger than {MAX_FILE // 2**20} MiB; restore the file")
+            files[path.name] = path.read_bytes()
+    return files
+
+
 def _half(told: dict[str, Any], part: str) -> dict[str, Any]:
-    old, new = told.get(f"{part}_config_dict"), told.get(f"{part}_config")  # as transformers reads them
+    old, new = told.get(f"{part}_config_dict"), told.get(f"{part}_config")  # transformers prefers the old one
     given = new if old is None else old
     return given if isinstance(given, dict) else {}
 
 
-def _model_cfg(folder: Path, kind: str, embed: Any, vision: Tower, text: Tower) -> dict[str, Any]:
+def _check_shape(folder: Path, kind: str, embed: Any, vision: Tower, text: Tower) -> None:
+    """Raises UserError unless open_clip's towers compute what transformers' do."""
+
     def no(what: str) -> UserError:
         return UserError(f"{folder}: {what}; only models of CLIP's and SigLIP's published shape are read")
 
@@ -114,79 +121,66 @@ def _model_cfg(folder: Path, kind: str, embed: Any, vision: Tower, text: Tower) 
     if not isinstance(embed, int) or not 0 < embed <= 2**14:
         raise no(f"projection_dim {embed!r:.40} is no size")
     ends = text.eos_token_id
-    if kind == "clip" and ends not in (2, text.vocab_size - 1):  # else its end is not the largest token
+    if kind == "clip" and ends not in (2, text.vocab_size - 1):  # open_clip reads the text at its largest token
         raise no(f"eos_token_id {ends!r:.40} is not the vocabulary's last")
-    sizes = {
+    if kind == "clip":
+        return
+    if not vision.vision_use_head or vision.layer_norm_eps != 1e-6 or vision.hidden_act == "quick_gelu":
+        raise no("its vision tower has no head, another epsilon than 1e-6, or QuickGELU")
+    if (text.projection_size or text.hidden_size) != vision.hidden_size:
+        raise no("the two towers end in different sizes")
+
+
+def _model_cfg(kind: str, embed: int, vision: Tower, text: Tower) -> dict[str, Any]:
+    """open_clip's model_cfg."""
+    words = {
         "context_length": text.max_position_embeddings, "vocab_size": text.vocab_size, "width": text.hidden_size,
         "heads": text.num_attention_heads, "layers": text.num_hidden_layers, "mlp_ratio": _ratio(text),
     }  # fmt: skip
-    fine: list[dict[str, Any]] = [{}, {}]
-    for own, tower in zip(fine, (vision, text)):
-        if tower.layer_norm_eps != 1e-5:
-            own["norm_kwargs"] = {"eps": tower.layer_norm_eps}
-        if tower.hidden_act in ACTS:
-            own["act_kwargs"] = ACTS[tower.hidden_act]
     if kind == "clip":
-        tower = {
+        seen = {
             "image_size": vision.image_size, "patch_size": vision.patch_size, "width": vision.hidden_size,
             "layers": vision.num_hidden_layers, "head_width": vision.hidden_size // vision.num_attention_heads,
             "mlp_ratio": _ratio(vision),
         }  # fmt: skip
         quick = {"quick_gelu": True} if vision.hidden_act == "quick_gelu" else {}
-        return {"embed_dim": embed, **quick, "vision_cfg": tower | fine[0], "text_cfg": sizes | fine[1]}
-    if not vision.vision_use_head or vision.layer_norm_eps != 1e-6 or vision.hidden_act == "quick_gelu":
-        raise no("a vision tower without its head, of another epsilon than 1e-6 or with QuickGELU")
-    if (text.projection_size or text.hidden_size) != vision.hidden_size:
-        raise no("the two towers end in different sizes")
-    tower = {
+        return {"embed_dim": embed, **quick, "vision_cfg": seen | _details(vision), "text_cfg": words | _details(text)}
+    seen = {
         "image_size": vision.image_size, "timm_model_name": siglip.name_of(vision, vision.hidden_act in ACTS),
         "timm_model_pretrained": False, "timm_pool": "map", "timm_proj": "none",
     }  # fmt: skip
     own = {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
     model = {"embed_dim": embed, "init_logit_bias": -10, "custom_text": True}
-    return {**model, "vision_cfg": tower, "text_cfg": sizes | own | fine[1]}
+    return {**model, "vision_cfg": seen, "text_cfg": words | own | _details(text)}
+
+
+def _details(tower: Tower) -> dict[str, Any]:
+    """What differs from open_clip's defaults: the epsilon of LayerNorm, the approximation of GELU."""
+    norm = {"norm_kwargs": {"eps": tower.layer_norm_eps}} if tower.layer_norm_eps != 1e-5 else {}
+    return norm | ({"act_kwargs": ACTS[tower.hidden_act]} if tower.hidden_act in ACTS else {})
 
 
 def _ratio(tower: Tower) -> float:
-    whole = tower.intermediate_size / tower.hidden_size
-    return whole if whole == int(whole) else (tower.intermediate_size + 0.5) / tower.hidden_size  # it is cut to an int
+    """The MLP's width as a multiple of the tower's, never too small: open_clip cuts their product to an integer."""
+    exact = tower.intermediate_size / tower.hidden_size
+    return exact if exact == int(exact) else (tower.intermediate_size + 0.5) / tower.hidden_size
 
 
 def _preprocess(folder: Path, kind: str, usual: int) -> dict[str, Any]:
-    """open_clip's words for transformers' picture processor; its class's defaults where there is none."""
-    half = (0.5, 0.5, 0.5)
-    told: Any = {}
-    if (folder / "preprocessor_config.json").is_file():
-        told = io.read_json(folder / "preprocessor_config.json")
-    elif (folder / "processor_config.json").is_file():
-        told = io.read_json(folder / "processor_config.json")
-        told = told.get("image_processor", told) if isinstance(told, dict) else told
-    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+    """open_clip's preprocess_cfg, from the file of transformers' picture processor, or its defaults if there is none.
 
+    usual: the tower's size in pixels. Raises UserError if open_clip has no words for how pictures are prepared.
+    """
+    told = _processor_file(folder)
     try:
-        square = told.get("crop_size", usual) if told.get("do_center_crop", kind == "clip") else None
-        size = told.get("size", {"shortest_edge": usual} if kind == "clip" else {"height": usual, "width": usual})
-        if isinstance(size, int):
-            size = {"shortest_edge": size}
-        square = {"height": square, "width": square} if isinstance(square, int) else square
-        if "shortest_edge" in size and square:
-            mode, edges = "shortest", {size["shortest_edge"], square["height"], square["width"]}
-        else:
-            mode, edges = "squash", {size["height"], size["width"], *(square or {}).values()}
-        mean = told.get("image_mean", OPENAI_DATASET_MEAN if kind == "clip" else half)
-        std = told.get("image_std", OPENAI_DATASET_STD if kind == "clip" else half)
-        if not told.get("do_normalize", True):
-            mean, std = (0, 0, 0), (1, 1, 1)
-        if not told.get("do_rescale", True):  # mean and std are of 0 .. 255
-            mean, std = [x / 255 for x in mean], [x / 255 for x in std]
+        size, mode = _size(told, kind, usual)
+        mean, std = _mean_std(told, kind)
         whole = not told.get("do_rescale", True) or abs(told.get("rescale_factor", 1 / 255) * 255 - 1) < 1e-6
-        whole = whole and told.get("do_resize", True)
         numbers = [float(x) for x in (*mean, *std)]
         interpolation = RESAMPLE[told.get("resample", 3)]
-        if len(edges) != 1 or not whole or len(numbers) != 6 or min(numbers[3:]) <= 0:
+        if not whole or not told.get("do_resize", True) or len(numbers) != 6 or min(numbers[3:]) <= 0:
             raise ValueError("an unusual size or range")
-        (edge,) = edges
-        shape = {"size": int(edge), "mode": "RGB", "interpolation": interpolation, "resize_mode": mode, "fill_color": 0}
+        shape = {"size": size, "mode": "RGB", "interpolation": interpolation, "resize_mode": mode, "fill_color": 0}
         return {**shape, "mean": numbers[:3], "std": numbers[3:]}
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as e:
         raise UserError(
@@ -195,8 +189,48 @@ def _preprocess(folder: Path, kind: str, usual: int) -> dict[str, Any]:
         ) from e
 
 
+def _processor_file(folder: Path) -> Any:
+    """What the picture processor's file says; empty if there is no such file."""
+    if (folder / "preprocessor_config.json").is_file():
+        return io.read_json(folder / "preprocessor_config.json")
+    if (folder / "processor_config.json").is_file():
+        told = io.read_json(folder / "processor_config.json")
+        return told.get("image_processor", told) if isinstance(told, dict) else told
+    return {}
+
+
+def _size(told: Any, kind: str, usual: int) -> tuple[int, str]:
+    """The side of the square in pixels, and open_clip's resize_mode."""
+    square = told.get("crop_size", usual) if told.get("do_center_crop", kind == "clip") else None
+    size = told.get("size", {"shortest_edge": usual} if kind == "clip" else {"height": usual, "width": usual})
+    if isinstance(size, int):
+        size = {"shortest_edge": size}
+    square = {"height": square, "width": square} if isinstance(square, int) else square
+    if "shortest_edge" in size and square:
+        mode, edges = "shortest", {size["shortest_edge"], square["height"], square["width"]}
+    else:
+        mode, edges = "squash", {size["height"], size["width"], *(square or {}).values()}
+    if len(edges) != 1:
+        raise ValueError("an unusual size or range")
+    return int(edges.pop()), mode
+
+
+def _mean_std(told: Any, kind: str) -> tuple[Any, Any]:
+    """mean and std of normalisation, for pixels in [0, 1]."""
+    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+    half = (0.5, 0.5, 0.5)
+    mean = told.get("image_mean", OPENAI_DATASET_MEAN if kind == "clip" else half)
+    std = told.get("image_std", OPENAI_DATASET_STD if kind == "clip" else half)
+    if not told.get("do_normalize", True):
+        mean, std = (0, 0, 0), (1, 1, 1)
+    if not told.get("do_rescale", True):  # then they are for pixels in 0 .. 255
+        mean, std = [x / 255 for x in mean], [x / 255 for x in std]
+    return mean, std
+
+
 def _weights(folder: Path) -> tuple[Path, ...]:
-    """The files that transformers would take."""
+    """The files of weights that transformers would take. Raises UserError if there are none."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return (folder / name,)
@@ -212,7 +246,7 @@ def _weights(folder: Path) -> tuple[Path, ...]:
 
 
 def kind_of(net: Any) -> str:
-    """clip, siglip, or empty: open_clip's towers that transformers has a layout for."""
+    """The model that transformers has for these towers of open_clip's: clip, siglip, or empty if none."""
     from open_clip import CLIP, CustomTextCLIP
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
@@ -225,7 +259,7 @@ def kind_of(net: Any) -> str:
 
 
 def describe(clip: Any) -> tuple[str, dict[str, Any]]:
-    """clip or siglip, and transformers' config.json for it. UserError for towers that it has no layout for."""
+    """The kind of an `OpenClip` (clip or siglip) and its config.json. UserError if transformers has no such model."""
     net, kind = clip.model, kind_of(clip.model)
     if kind == "clip":
         text, vision, blocks = net, net.visual, net.visual.transformer.resblocks
@@ -266,13 +300,14 @@ def describe(clip: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _act(module: Any) -> str:
+    """transformers' name of an activation."""
     if isinstance(module, nn.GELU):
         return "gelu_pytorch_tanh" if module.approximate == "tanh" else "gelu"
     return "quick_gelu" if type(module).__name__ == "QuickGELU" else type(module).__name__
 
 
 def processor(clip: Any, kind: str) -> dict[str, Any]:
-    """transformers' preprocessor_config.json."""
+    """The preprocessor_config.json of an `OpenClip`. kind: clip or siglip."""
     pre, n = clip.config["preprocess_cfg"], clip.geometry.size
     square, shortest = {"height": n, "width": n}, clip.geometry.mode == "shortest"
     return {
@@ -286,9 +321,11 @@ def processor(clip: Any, kind: str) -> dict[str, Any]:
 
 
 def plain_vision(v: Any) -> bool:
+    """Whether open_clip's vision transformer has CLIP's own shape: reads its class token, then norm and projection."""
     return v.pool_type == "tok" and v.attn_pool is None and not v.final_ln_after_pool and v.proj is not None
 
 
 def plain_text(net: Any) -> bool:
+    """Whether open_clip's text tower has CLIP's own shape: causal, reads its largest token, then a projection."""
     pool = getattr(net, "text_pool_type", "argmax")
     return pool == "argmax" and net.attn_mask is not None and isinstance(net.text_projection, nn.Parameter)

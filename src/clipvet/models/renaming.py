@@ -1,4 +1,4 @@
-"""What transformers calls the weights of open_clip's towers. A table read in both directions; no number is changed."""
+"""How open_clip and transformers name the same weights. The table is read in both directions; no number changes."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -10,13 +10,17 @@ from clipvet.errors import UserError
 
 
 class Name(NamedTuple):
-    """The tensors `ours`, one upon the other, are the tensors `theirs`, one upon the other."""
+    """One row of the table: tensors named `ours` in open_clip are the tensors named `theirs` in transformers.
+
+    Where one side has several tensors, they are the other side's tensor cut along its rows: query, key and value.
+    """
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
-    how: str = ""  # transposed; lead: ours has a first dimension of 1 more; row: theirs has
+    how: str = ""  # transposed; lead: ours has an extra first dimension of 1; row: theirs has one, ours is a scalar
 
 
+# names within a block: of open_clip's own transformer, and of timm's
 PLAIN = {"norm": "ln_{}", "qkv": "attn.in_proj_{}", "out": "attn.out_proj", "fc1": "mlp.c_fc", "fc2": "mlp.c_proj"}
 TIMM = {"norm": "norm{}", "qkv": "attn.qkv.{}", "out": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 
@@ -46,7 +50,7 @@ def _text(prefix: str, layers: int) -> Iterator[Name]:
 
 
 def clip_names(vision_layers: int, text_layers: int) -> Iterator[Name]:
-    """open_clip's CLIP with a vision transformer, and transformers' CLIPModel."""
+    """The table for open_clip's CLIP with a vision transformer, which is transformers' CLIPModel."""
     yield Name(("logit_scale",), ("logit_scale",))
     yield from _text("", text_layers)
     yield Name(("text_projection",), ("text_projection.weight",), "transposed")
@@ -54,14 +58,14 @@ def clip_names(vision_layers: int, text_layers: int) -> Iterator[Name]:
     yield Name(("visual.class_embedding",), (f"{vision}.class_embedding",))
     yield Name(("visual.conv1.weight",), (f"{vision}.patch_embedding.weight",))
     yield Name(("visual.positional_embedding",), (f"{vision}.position_embedding.weight",))
-    yield from _both("visual.ln_pre", "vision_model.pre_layrnorm")  # their spelling
+    yield from _both("visual.ln_pre", "vision_model.pre_layrnorm")  # spelled like this
     yield from _blocks(vision_layers, "visual.transformer.resblocks", "vision_model", PLAIN)
     yield from _both("visual.ln_post", "vision_model.post_layernorm")
     yield Name(("visual.proj",), ("visual_projection.weight",), "transposed")
 
 
 def siglip_names(vision_layers: int, text_layers: int) -> Iterator[Name]:
-    """open_clip's CustomTextCLIP with timm's tower that pools by attention, and transformers' SiglipModel."""
+    """The table for open_clip's CustomTextCLIP with timm's attention-pooling tower: transformers' SiglipModel."""
     yield Name(("logit_scale",), ("logit_scale",), "row")
     yield Name(("logit_bias",), ("logit_bias",), "row")
     yield from _text("text.", text_layers)
@@ -82,7 +86,11 @@ NAMES = {"clip": clip_names, "siglip": siglip_names}
 
 
 def to_ours(state: Mapping[str, Tensor], names: Iterable[Name]) -> dict[str, Tensor]:
-    """open_clip's names. What the table lacks keeps its name, and what the state lacks is left out: `_fill` tells."""
+    """A state dict of transformers' under open_clip's names.
+
+    Tensors that are not in the table keep their names. Those that the state lacks are left out; `weights.fill` lists
+    them.
+    """
     left, out = dict(state), {}
     for name in names:
         if all(k in left for k in name.theirs):
@@ -94,11 +102,11 @@ def to_ours(state: Mapping[str, Tensor], names: Iterable[Name]) -> dict[str, Ten
             elif name.how == "row":
                 whole = whole.reshape(())
             out.update(zip(name.ours, _parts(whole, len(name.ours))))
-    return out | {k: v for k, v in left.items() if not k.endswith("embeddings.position_ids")}  # older files' buffer
+    return out | {k: v for k, v in left.items() if not k.endswith("embeddings.position_ids")}  # a buffer in older files
 
 
 def to_theirs(state: Mapping[str, Tensor], names: Iterable[Name]) -> dict[str, Tensor]:
-    """transformers' names. UserError where a weight has no place there."""
+    """A state dict of open_clip's under transformers' names. Raises UserError if the two do not match."""
     left, out = dict(state), {}
     for name in names:
         missing = [k for k in name.ours if k not in left]
@@ -122,7 +130,7 @@ def _whole(parts: list[Tensor]) -> Tensor:
 
 
 def _parts(whole: Tensor, n: int) -> list[Tensor]:
-    """query, key and value; or query and key with value."""
+    """Cuts rows into n parts: query, key and value; or query, and key with value."""
     if n == 1:
         return [whole]
     third = len(whole) // 3

@@ -1,4 +1,4 @@
-"""SigLIP's vision tower: timm's class in any size. Its name says its sizes, since open_clip asks timm by name."""
+"""SigLIP's vision tower in any size. open_clip asks timm for towers by name, so clipvet's names contain the sizes."""
 
 import re
 from functools import partial
@@ -8,18 +8,19 @@ from torch import nn
 
 from clipvet.errors import UserError
 
+# width, depth, heads, MLP width, patch size, picture size, approximation of GELU
 NAME = r"clipvet_siglip_w(\d+)_d(\d+)_h(\d+)_m(\d+)_p(\d+)_i(\d+)_(none|tanh)"
 
 
 def name_of(vision: Any, tanh: bool) -> str:
-    """vision: half of transformers' config. tanh: GELU by its approximation, as SigLIP was trained."""
+    """clipvet's name for a tower. vision: an `hf.Tower`. tanh: with the approximation of GELU that SigLIP has."""
     v, act = vision, "tanh" if tanh else "none"
     sizes = f"w{v.hidden_size}_d{v.num_hidden_layers}_h{v.num_attention_heads}_m{v.intermediate_size}"
     return f"clipvet_siglip_{sizes}_p{v.patch_size}_i{v.image_size}_{act}"
 
 
 def register(name: str) -> None:
-    """Make timm know the tower of this name, if it is one of ours."""
+    """Register the tower with timm, if this is one of clipvet's names."""
     import timm
     from timm.models.vision_transformer import VisionTransformer
 
@@ -41,7 +42,7 @@ def register(name: str) -> None:
 
 
 def stock(name: str) -> str:
-    """timm's own name of such a tower. UserError where stock open_clip has none."""
+    """timm's own name for the tower, which stock open_clip knows. Raises UserError if timm has no such size."""
     import timm
 
     sizes = re.fullmatch(NAME, name)

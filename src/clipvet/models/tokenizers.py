@@ -1,4 +1,4 @@
-"""Tokenizers of other layouts: CLIP's byte pairs are open_clip's own; the rest are transformers'."""
+"""Tokenizers of other layouts. CLIP's own byte pairs are read by open_clip's tokenizer, all others by transformers."""
 
 import json
 import tempfile
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Int
 from torch import Tensor
 
 from clipvet import io
@@ -19,7 +20,7 @@ FILES = (
 
 SPECIAL = {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-STEPS = {  # of a CLIP's tokenizer.json beside its words and merges, as transformers 4 and 5 write them
+STEPS = {  # what CLIP's tokenizer.json says beside words and merges, in the versions that transformers 4 and 5 write
     "normalizer": [{"type": "Sequence", "normalizers": [
         {"type": "NFC"}, {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "}, {"type": "Lowercase"}]}],
     "pre_tokenizer": [{"type": "Sequence", "pretokenizers": [
@@ -32,52 +33,64 @@ STEPS = {  # of a CLIP's tokenizer.json beside its words and merges, as transfor
 }  # fmt: skip
 ROLES = {"bos_token": "<|startoftext|>"} | dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>")
 CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend", None)
-MODEL = {"type": "BPE", "unk_token": "<|endoftext|>", "end_of_word_suffix": "</w>"}  # what else it says is off
+MODEL = {"type": "BPE", "unk_token": "<|endoftext|>", "end_of_word_suffix": "</w>"}  # other options must be off
 
 
 class Foreign:
-    """A tokenizer of transformers, from its files; loaded when first used. No code of its own is run."""
+    """A tokenizer of transformers, loaded from its files when it is first used. Code that they bring is not run."""
 
     def __init__(self, files: Mapping[str, bytes], length: int):
+        """files: content by name, of those in FILES. length: the context length, in tokens."""
         self.files, self.context_length, self.loaded = {k: files[k] for k in FILES if k in files}, length, None
 
-    def __call__(self, captions: Sequence[str], context_length: int | None = None) -> Tensor:
-        """Rows of `context_length` tokens, as transformers pads and cuts them. UserError without the means."""
+    def __call__(self, captions: Sequence[str], context_length: int | None = None) -> Int[Tensor, "b l"]:
+        """One row of tokens for each caption, padded or cut to `context_length` (None: the model's) by transformers.
+
+        Raises UserError if there are no files, if transformers is not installed, or if the tokenizer fails.
+        """
         if self.loaded is None:
-            if not self.files:
-                raise UserError(
-                    "the model's folder holds no tokenizer; put transformers' tokenizer files there, and delete its "
-                    "card.json, which knows of none"
-                )
-            try:
-                from transformers import AutoTokenizer  # pyright: ignore[reportMissingImports]
-            except ImportError as e:
-                raise UserError("this model's tokenizer needs transformers; pip install 'clipvet[hf]'") from e
-            with tempfile.TemporaryDirectory() as folder:
-                for name, held in self.files.items():
-                    (Path(folder) / name).write_bytes(held)
-                with _told("cannot be loaded"):
-                    self.loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            self.loaded = self._load()
         cut = {"padding": "max_length", "max_length": context_length or self.context_length, "truncation": True}
-        with _told("fails on a caption"):
+        with _refused("fails on a caption"):
             return self.loaded(list(captions), return_tensors="pt", **cut)["input_ids"]
 
+    def _load(self) -> Any:
+        if not self.files:
+            raise UserError(
+                "the model's folder holds no tokenizer; put transformers' tokenizer files there, and delete its "
+                "card.json, which does not know them"
+            )
+        try:
+            from transformers import AutoTokenizer  # pyright: ignore[reportMissingImports]
+        except ImportError as e:
+            raise UserError("this model's tokenizer needs transformers; pip install 'clipvet[hf]'") from e
+        with tempfile.TemporaryDirectory() as folder:
+            for name, held in self.files.items():
+                (Path(folder) / name).write_bytes(held)
+            with _refused("cannot be loaded"):
+                return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
     def decode(self, tokens: Sequence[int]) -> str:
+        """The text of these tokens; empty before the tokenizer was first used."""
         return self.loaded.decode(tokens, skip_special_tokens=True) if self.loaded else ""
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _refused(what: str) -> Iterator[None]:
+    """Turns whatever a tokenizer raises into a UserError."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as e:  # a damaged file can raise anything; a panic of Rust, by a regex say, is no Exception
+    except BaseException as e:  # a damaged file can raise anything; a panic in Rust is not even an Exception
         raise UserError(f"the model's tokenizer {what} ({io.line(e)}); restore its files") from e
 
 
 def made_of(files: Mapping[str, bytes], text_cfg: Mapping[str, Any], clips: bool) -> Any:
-    """CLIP's byte pairs where a CLIP's files say nothing else, or transformers' tokenizer."""
+    """The tokenizer for these files: open_clip's own if they describe exactly CLIP's byte pairs, else a `Foreign`.
+
+    text_cfg: with context_length and vocab_size. clips: whether the model is a CLIP.
+    """
     from open_clip import SimpleTokenizer
 
     plain = SimpleTokenizer(context_length=text_cfg["context_length"])
@@ -87,36 +100,30 @@ def made_of(files: Mapping[str, bytes], text_cfg: Mapping[str, Any], clips: bool
 
 
 def _is_plain(files: Mapping[str, bytes], plain: Any) -> bool:
+    """Whether the files describe exactly what `plain`, CLIP's own tokenizer, does."""
     words = {k: v for k, v in plain.encoder.items() if v < plain.sot_token_id}
     merges = [" ".join(m) for m in plain.bpe_ranks]
     last = set(plain.all_special_ids)
+
+    def same_words(vocab: Mapping[str, int]) -> bool:
+        return {k: v for k, v in vocab.items() if v not in last} == words
+
     try:
         if "tokenizer.json" in files:
             told = json.loads(files["tokenizer.json"])
-            mine = [m if isinstance(m, str) else " ".join(m) for m in told["model"]["merges"]]
-            model = {k: v for k, v in told["model"].items() if v and k not in ("vocab", "merges")}
-            if {k: v for k, v in told["model"]["vocab"].items() if v not in last} != words or mine != merges:
+            if not same_words(told["model"]["vocab"]) or not _is_plain_model(told, merges):
                 return False
-            if {"type": "BPE"} | model != MODEL or not all(told.get(k) in known for k, known in STEPS.items()):
-                return False
-            if not all(_is_special(t["id"], t) for t in told.get("added_tokens", [])):
-                return False
-        if (
-            "vocab.json" in files
-            and {k: v for k, v in json.loads(files["vocab.json"]).items() if v not in last} != words
-        ):
+        if "vocab.json" in files and not same_words(json.loads(files["vocab.json"])):
             return False
         if "merges.txt" in files:
             lines = files["merges.txt"].decode().splitlines()
             if [x for x in lines[1:] if x.strip()][: len(merges)] != merges:
                 return False
         config = json.loads(files.get("tokenizer_config.json", b"{}"))
-        for told in (config, json.loads(files.get("special_tokens_map.json", b"{}"))):
-            own = {k: v["content"] if isinstance(v, dict) else v for k, v in told.items() if k in ROLES and v}
-            if not own.items() <= ROLES.items() or told.get("tokenizer_class") not in CLASSES:
-                return False
-            if told.get("additional_special_tokens") or told.get("extra_special_tokens"):
-                return False
+        if not all(
+            _has_plain_roles(told) for told in (config, json.loads(files.get("special_tokens_map.json", b"{}")))
+        ):
+            return False
         if not all(_is_special(int(k), t) for k, t in config.get("added_tokens_decoder", {}).items()):
             return False
         return json.loads(files.get("added_tokens.json", b"{}")).items() <= SPECIAL.items()
@@ -124,13 +131,33 @@ def _is_plain(files: Mapping[str, bytes], plain: Any) -> bool:
         return False
 
 
+def _is_plain_model(told: Mapping[str, Any], merges: list[str]) -> bool:
+    """Whether a tokenizer.json merges, prepares text and adds special tokens as CLIP's does."""
+    own = [m if isinstance(m, str) else " ".join(m) for m in told["model"]["merges"]]
+    options = {k: v for k, v in told["model"].items() if v and k not in ("vocab", "merges")}
+    if own != merges or {"type": "BPE"} | options != MODEL:
+        return False
+    if not all(told.get(k) in known for k, known in STEPS.items()):
+        return False
+    return all(_is_special(t["id"], t) for t in told.get("added_tokens", []))
+
+
+def _has_plain_roles(told: Mapping[str, Any]) -> bool:
+    """Whether a config gives special tokens the same roles as CLIP, and adds no others."""
+    own = {k: v["content"] if isinstance(v, dict) else v for k, v in told.items() if k in ROLES and v}
+    if not own.items() <= ROLES.items() or told.get("tokenizer_class") not in CLASSES:
+        return False
+    return not (told.get("additional_special_tokens") or told.get("extra_special_tokens"))
+
+
 def _is_special(number: int, token: Mapping[str, Any]) -> bool:
+    """Whether this is one of CLIP's two special tokens, with its number and no odd options."""
     loose = any(token.get(k) for k in ("single_word", "lstrip", "rstrip"))
     return SPECIAL.get(token["content"]) == number and not loose
 
 
 def files_of(plain: Any) -> dict[str, bytes]:
-    """transformers' files for CLIP's byte pairs."""
+    """The files, by name, with which transformers reads CLIP's byte pairs. plain: open_clip's tokenizer."""
     begin, end = "<|startoftext|>", "<|endoftext|>"
     vocab = {k: v for k, v in plain.encoder.items() if v < plain.sot_token_id}
     vocab |= {begin: plain.sot_token_id, end: plain.eot_token_id}

@@ -18,36 +18,40 @@ from clipvet.scan.verdicts import Null, Verdict
 from clipvet.triggers.recovered import Recovered
 from clipvet.types import Clip, Finding, Pairs
 
-SHOWN = 60  # classes in the chart and among the answers, the most suspect first
-ROW = 19  # SVG units a class
+SHOWN = 60  # at most so many classes in the chart and among the answers, the most suspect first
+ROW = 19  # SVG units per class
 
 
 def chart(verdict: Verdict) -> dict[str, Any] | None:
-    """A row a class, the most suspect first: name, place of its score, whether it may be accused; and the threshold."""
+    """One row per class, the most suspect first, with the place of its score; the threshold; None without classes."""
     rows = sorted(verdict.classes, key=lambda r: -r.score)[:SHOWN]
     if not rows:
         return None
     limit = verdict.threshold
-    ends = [r.score for r in rows] + [0.0] + ([limit] if limit is not None else [])
-    pad = 0.06 * max(max(ends) - min(ends), 1e-6)
-    axes = Axes((min(ends) - pad, max(ends) + pad), (0, 1), 58 + ROW * len(rows), 720, (16, 14, 42, 150))
+    ends = _ends([r.score for r in rows] + [0.0] + ([limit] if limit is not None else []))
+    axes = Axes(ends, (0, 1), 58 + ROW * len(rows), 720, (16, 14, 42, 150))
     places = [(r, axes.at(r.score, 0)[0], axes.margin[0] + ROW * (k + 0.5)) for k, r in enumerate(rows)]
     line = axes.at(limit, 0)[0] if limit is not None else None
     return {"axes": axes, "rows": places, "limit": line, "zero": axes.at(0, 0)[0]}
 
 
 def strip(verdict: Verdict, null: Null | None) -> dict[str, Any] | None:
-    """The clean models' scores on one line, and this model's."""
+    """The clean models' scores and this model's on one line; None without clean models."""
     if null is None or verdict.score is None:
         return None
-    scores = [*null.scores.values(), verdict.score]
-    pad = 0.06 * max(max(scores) - min(scores), 1e-6)
-    axes = Axes((min(scores) - pad, max(scores) + pad), (0, 1), 92, 720, (14, 14, 42, 20))
-    return {"axes": axes, "clean": [axes.at(s, 0.5) for s in scores[:-1]], "own": axes.at(verdict.score, 0.5)}
+    clean = null.scores.values()
+    axes = Axes(_ends([*clean, verdict.score]), (0, 1), 92, 720, (14, 14, 42, 20))
+    return {"axes": axes, "clean": [axes.at(s, 0.5) for s in clean], "own": axes.at(verdict.score, 0.5)}
+
+
+def _ends(values: list[float]) -> tuple[float, float]:
+    """The ends of an axis on which these values have some room at either side."""
+    pad = 0.06 * max(max(values) - min(values), 1e-6)
+    return min(values) - pad, max(values) + pad
 
 
 def magnified(trigger: Recovered) -> Float[Tensor, "3 h w"]:
-    """The trigger on grey, its largest change from there made as large as can be."""
+    """The trigger on grey, its contrast raised as far as pixels in [0, 1] allow."""
     change = trigger.pattern - 0.5 * trigger.mask
     return 0.5 + change / (2 * change.abs().max().clamp_min(1e-9))
 
@@ -56,7 +60,7 @@ def magnified(trigger: Recovered) -> Float[Tensor, "3 h w"]:
 def examples(
     clip: Clip, pictures: Pairs, classes: list[str], templates: tuple[str, ...], trigger: Recovered, n: int = 6
 ) -> list[dict[str, Any]]:
-    """Some pictures without and with the trigger, and what the model calls them, with its probability."""
+    """The first n pictures without and with the trigger: as data URIs, with the model's answer and its probability."""
     images = pictures.at(clip.geometry)[:n].images
     tell, views = head_of(clip, templates)(classes), {}
     for view, x in {"clean": images, "triggered": trigger.stamp(images, torch.zeros(len(images)).long())}.items():
@@ -74,6 +78,7 @@ def write_page(
     pictures: Pairs,
     templates: tuple[str, ...],
 ) -> None:
+    """Writes the page. null: the clean models' scores, if there are any; pictures: those of the inspection."""
     trigger = found.trigger if isinstance(found.trigger, Recovered) else None
     seen: Mapping[str, Any] = {"trigger": None, "examples": [], "largest": 0.0, "covers": 0.0, "among": 0}
     names = [r.name for r in sorted(verdict.classes, key=lambda r: -r.score)]

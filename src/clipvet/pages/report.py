@@ -91,7 +91,7 @@ def _read(kind: Any, path: Path) -> list[Any]:
         except ValidationError as error:
             first = error.errors()[0]
             what = " ".join(map(str, (*first["loc"], first["msg"])))
-            raise UserError(f"{path} line {i} is malformed ({what}); mend or remove it, or run again") from None
+            raise UserError(f"{path} line {i} is malformed ({what}); fix or remove it, or run again") from None
     return found
 
 
@@ -179,6 +179,26 @@ def _logs(folder: Path | None, methods: list[Method]) -> dict[str, Any]:
     return {"logs": sorted(logs, key=lambda log: log["m"].colour), "axes": _axes([log["loss"] for log in logs])}
 
 
+def _table(rows: list[Row], methods: dict[tuple[str, str, str], Method]) -> dict[Method, dict[str, Number]]:
+    """Every metric of every method: the victim first, then the lowest ASR, then the highest AUROC."""
+    groups: dict[Method, dict[str, list[Row]]] = {}
+    for r in rows:
+        groups.setdefault(methods[_key(r)], {}).setdefault(r.metric, []).append(r)
+    table = {m: {k: _pool(rs) for k, rs in by.items()} for m, by in groups.items()}
+    asr = {m: t["asr"].value if "asr" in t else 2.0 for m, t in table.items()}
+    auroc = {m: t["auroc"].value if "auroc" in t else 0.0 for m, t in table.items()}
+    return {m: table[m] for m in sorted(table, key=lambda m: (m.name != "none", asr[m], -auroc[m]))}
+
+
+def _took(rows: list[Row], victim: Number | None) -> bool | None:
+    """Whether the attack took, by its success rate and by what the recipe asked for; None without a victim's number."""
+    if victim is None:
+        return None
+    refused = {(r.seed, r.data) for r in rows if r.stage == REFUSED}
+    planted = {(r.seed, r.data) for r in rows if r.stage != REFUSED and r.method == "none" and r.metric == "asr"}
+    return victim.value >= TOOK and not planted <= refused
+
+
 def _section(
     title: str,
     rows: list[Row],
@@ -187,29 +207,27 @@ def _section(
     reported: dict[str, float],
 ) -> dict[str, Any]:
     """What the page says about one attack. `reported`: model/attack/method/metric -> the published fraction."""
-    groups: dict[Method, dict[str, list[Row]]] = {}
-    refused, rows = {(r.seed, r.data) for r in rows if r.stage == REFUSED}, [r for r in rows if r.stage != REFUSED]
-    for r in rows:
-        groups.setdefault(methods[_key(r)], {}).setdefault(r.metric, []).append(r)
-    table = {m: {k: _pool(rs) for k, rs in by.items()} for m, by in groups.items()}
-    asr = {m: t["asr"].value if "asr" in t else 2.0 for m, t in table.items()}
-    found = {m: t["auroc"].value if "auroc" in t else 0.0 for m, t in table.items()}
-    table = {m: table[m] for m in sorted(table, key=lambda m: (m.name != "none", asr[m], -found[m]))}
+    kept = [r for r in rows if r.stage != REFUSED]
+    table, model, attack = _table(kept, methods), kept[0].model, kept[0].attack
     victim = next((m for m in table if m.name == "none" and "asr" in table[m]), None)
-    planted = {(r.seed, r.data) for r in rows if r.method == "none" and r.metric == "asr"}
-    took = None if victim is None else asr[victim] >= TOOK and not planted <= refused
+    took = _took(rows, table[victim]["asr"] if victim else None)
     cleaned = [m for m in table if m.name not in CONTROLS and "asr" in table[m]] if took else []
     cleaned.sort(key=lambda m: (m.colour != 1, m.name not in FIRST, m.name != "finetune"))  # colour 1: the first PAR
     shown = {m: t for m, t in table.items() if took is not False or m == victim}  # what the figures may score
-    metrics = {k: sorted({t[k].n for t in table.values() if k in t}) for t in table.values() for k in t}
-    metrics = {k: n for k, n in metrics.items() if not re.match(BLOCK, k)}
-    out = {"title": title, "table": table, "metrics": metrics, "victim": victim, "took": took, "cleaned": cleaned}
-    place = f"{rows[0].model}/{rows[0].attack}/"
-    says = {m: {k: reported[at] for k in t if (at := f"{place}{m.name}/{k}") in reported} for m, t in table.items()}
-    out |= {"paper": says if any(says.values()) else {}}
-    out |= {"clean": rows[0].attack in (CLEAN, CALIBRATION), "suite": any(r.stage == "suite" for r in rows)}
-    out |= {"judged": all(r.stage == "suite" for r in rows)}
-    return out | {
+    metrics = dict.fromkeys(k for t in table.values() for k in t if not re.match(BLOCK, k))
+    where = f"{model}/{attack}/"
+    paper = {m: {k: reported[at] for k in t if (at := f"{where}{m.name}/{k}") in reported} for m, t in table.items()}
+    return {
+        "title": title,
+        "table": table,
+        "metrics": {k: sorted({t[k].n for t in table.values() if k in t}) for k in metrics},
+        "victim": victim,
+        "took": took,
+        "cleaned": cleaned,
+        "paper": paper if any(paper.values()) else {},
+        "clean": attack in (CLEAN, CALIBRATION),
+        "suite": any(r.stage == "suite" for r in kept),
+        "judged": all(r.stage == "suite" for r in kept),
         "shown": shown,
         "plane": _plane(shown),
         "layers": _layers(shown),

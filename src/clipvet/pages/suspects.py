@@ -20,7 +20,7 @@ from clipvet.types import Geometry, Measured, Pairs
 
 
 class Suspects(NamedTuple):
-    """One entry a pair, the most suspect first; pairs without a score (NaN, rank 0) come last."""
+    """One entry per pair, the most suspect first; pairs without a score (NaN, rank 0) come last."""
 
     positions: Int[np.ndarray, " n"]  # in the pairs
     ids: Int[np.ndarray, " n"]
@@ -35,8 +35,8 @@ class Suspects(NamedTuple):
         return int((self.ranks > 0).sum())
 
 
-class Made(Sequence[str]):
-    """Words that are made when they are asked for: of millions of pairs they would not fit in memory."""
+class Lazy(Sequence[str]):
+    """Strings that are made when they are asked for; those of millions of pairs would not fit in memory."""
 
     def __init__(self, n: int, f: Callable[[int], str]):
         self.n, self.f = n, f
@@ -60,7 +60,10 @@ def ranked(
     captions: Sequence[str],
     bad: Mapping[int, str],
 ) -> Suspects:
-    """Pairs by suspicion; scores, ids and captions in the pairs' order. bad: id -> why its picture is unreadable."""
+    """Ranks pairs by suspicion.
+
+    Scores (higher is more suspect), ids and captions come in the pairs' order. bad: id -> why a picture is unreadable.
+    """
     order, scored = np.argsort(-scores, kind="stable"), int(np.isfinite(scores).sum())
     ranks = np.where(np.arange(len(scores)) < scored, np.arange(len(scores)) + 1, 0)
     phrase = getattr(method, "phrase", "score {score:.3g}")
@@ -75,12 +78,12 @@ def ranked(
         share = 100 * rank / scored
         return f"{why}, {side} {share:.2g} %" if share <= 10 else why
 
-    said = Made(len(order), lambda at: captions[int(order[at])])
-    return Suspects(order, ids[order], scores[order], ranks, said, Made(len(order), reason))
+    said = Lazy(len(order), lambda at: captions[int(order[at])])
+    return Suspects(order, ids[order], scores[order], ranks, said, Lazy(len(order), reason))
 
 
 def unlearned(folder: Path, pairs: Pairs) -> Suspects | None:
-    """The suspicious pairs that UBT noted in this folder, those first that rose highest; None where it did not run."""
+    """The pairs that UBT noted as suspicious in this folder, the highest after overfitting first; None without UBT."""
     path = folder / "splits" / "ubt.npz"
     if not path.exists():
         return None
@@ -102,9 +105,9 @@ def write_scores(
     key: Callable[[int], str] | None = None,
     rows: int = 65_536,
 ) -> None:
-    """A parquet: id, score, rank, caption, reason, the most suspect first; `facts` go into its metadata as JSON.
+    """Writes a parquet: id, score, rank, caption and reason, the most suspect first; `facts` as JSON in its metadata.
 
-    key: id -> what the pair is called in its shard, in a column of its own. rows: that are in memory at a time.
+    key: id -> the pair's name in its shard, for a column of its own. rows: how many are in memory at a time.
     """
 
     def piece(at: slice) -> pa.Table:
@@ -122,7 +125,7 @@ def write_scores(
 
 
 class Bar(NamedTuple):
-    """Of the histogram, in SVG units: left edge and width, and how high all pairs and the poisons among them reach."""
+    """One bar of the histogram, in SVG units: left edge, width, and the tops of all pairs and of the poisons in it."""
 
     x: float
     width: float
@@ -133,9 +136,9 @@ class Bar(NamedTuple):
 def histogram(
     scores: Float[np.ndarray, " n"], poisoned: Bool[np.ndarray, " n"] | None, cut: float | None, bins: int = 60
 ) -> dict[str, Any]:
-    """Axes, bars and where the cut is; heights are logarithmic, lest the few that matter be too low to see.
+    """Axes, bars and the place of the cut. Heights are logarithmic, so that the few pairs that matter can be seen.
 
-    A score far from the rest (ten times the span of the middle 98 %) counts in the outermost bar.
+    A score far from the rest (by ten times the span of the middle 98 %) is counted in the outermost bar.
     """
     known = np.isfinite(scores)
     values = scores[known]
@@ -180,10 +183,10 @@ def write_page(
     cut: float | None = None,
     removed: int | None = None,
 ) -> None:
-    """The page: the `top` most suspect pairs as the model sees them, and the histogram of all scores.
+    """Writes the page: the `top` most suspect pairs as the model sees them, and the histogram of all scores.
 
-    facts: method, data, model, command, versions. poisoned: ids, if the answer key is known; measured: what it gives.
-    cut, removed: the score above which pairs are thrown out, and how many that are.
+    facts: method, model, data, command, versions and seconds. poisoned: ids, if there is an answer key; measured: the
+    numbers that it gives. cut, removed: the score above which pairs are thrown out, and how many those are.
     """
     shown = min(top, found.scored)
     images = pairs.at(geometry)[found.positions[:shown]].images if shown else []
