@@ -1,7 +1,8 @@
 """Tables of pairs on the user's disk, mapped into memory; pixels are read when asked for.
 
 The table is untrusted (table_checks.py), and so are its pictures (decoding.py). To add a kind of table, write its
-`Reader`, two functions, and name it in READERS; nothing else needs to change.
+`Reader`, two functions, and name it in READERS; nothing else in the code needs to change. The help texts that
+list the formats are in cli.py and commands/_options.py.
 """
 
 import csv
