@@ -14,7 +14,8 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
 FLAGS += " --disable-component-update --disable-sync --hide-scrollbars --enable-logging=stderr --disable-dev-shm-usage"
 # The page stands in a frame of the wanted width (a window is never narrower than 500 px) and keeps its own CSP.
-FRAME = """<!doctype html><meta charset="utf-8"><body style="margin:0"><iframe style="border:0;width:{width}px;height:{height}px"
+FRAME = """<!doctype html><meta charset="utf-8"><body style="margin:0">
+<iframe style="border:0;width:{width}px;height:{height}px"
 srcdoc="{page}"></iframe><pre id="facts"></pre><script>onload = () => {{
   const page = document.querySelector("iframe").contentDocument, root = page.documentElement;
   facts.textContent = JSON.stringify({{
