@@ -45,7 +45,7 @@ def command(
     task_of = partial(open_task, spec, "", clip.geometry.size, classes, templates, card.seed, also=also)
     test = task_of(card.half)
     if test is None:
-        say(f"its {len(card.measured)} measured numbers were not checked: give their --task")
+        say(f"the card's {len(card.measured)} measured numbers were not checked: give their --task")
         return
     cards.check_given(card, test, there, folder)
     found = measure(clip, test, key, card.seed)

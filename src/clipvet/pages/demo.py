@@ -26,7 +26,7 @@ from clipvet.triggers.patch import Patch
 
 
 def recipe() -> Recipe:
-    """A patch in 1 % of 10,000 pairs; four cleaners, each on 8,000 clean ones."""
+    """A patch in 1 % of 10,000 pairs; four cleaners, each on 8,000 clean pairs."""
     par = shapes(Par())
     cleaners = {
         "finetune": shapes(Finetune()),
@@ -47,9 +47,9 @@ def recipe() -> Recipe:
 
 
 def demo(out: Path, seed: int) -> Path:
-    """Everything, into `out`; returns the report's path. A second call goes on where a first one was stopped."""
+    """Runs it all into `out` and returns the report's path. A second call goes on where the first was stopped."""
     made = replace(recipe(), seeds=(seed,))
-    with io.output(out, {"recipes": [told(made)]}) as work:  # as `run` says it of the same folder
+    with io.output(out, {"recipes": [told(made)]}) as work:  # as `run` describes the same folder
         jobs = 1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1)
         run((made,), work, work / "stages", jobs=jobs)
         folders = stage_folders(work / "stages")
@@ -62,7 +62,7 @@ def demo(out: Path, seed: int) -> Path:
 
 
 def stage_folders(stages: Path) -> dict[str, Path]:
-    """Method name -> its stage, by the cards; the victim is `none`."""
+    """Method name -> the folder of its stage, read from the cards; the victim is `none`."""
     found = {}
     for card in stages.glob("*/card.json"):
         told = io.read_json(card)

@@ -24,10 +24,10 @@ from clipvet.results import Row, kind_of
 NAMES = {"none": "victim", "finetune": "plain fine-tuning", "par": "PAR", "cleanclip": "CleanCLIP", "roclip": "RoCLIP"}
 NAMES |= {"safeclip": "SafeCLIP", "rvpt": "RVPT", "ubt": "UBT", "abl": "ABL", "wise_ft": "WiSE-FT", "vpt": "VPT"}
 NAMES |= {"linear_probe": "linear probe", "task_negation": "task negation", "base": "clean base model"}
-FIRST = ("safeclip", "rvpt", "ubt")  # of which the page speaks first
-CONTROLS = ("none", "oracle", "random")
+FIRST = ("safeclip", "rvpt", "ubt")  # named before other defenses
+CONTROLS = ("none", "oracle", "random")  # methods that are no defenses
 TOOK = 0.5  # an attack below this success rate leaves a defense nothing to remove
-REFUSED = "refused"  # stage of the rows of a victim that its recipe holds for not backdoored
+REFUSED = "refused"  # stage of the rows of a victim that is not backdoored enough for its recipe
 BLOCK = r"resistivity_(\w+)@(\d+)"  # shown as curves
 CURVES = ("loss", "s_img", "s_txt", "gate_img", "gate_txt", "tau", "pairs_per_s")
 
@@ -82,7 +82,10 @@ class Method(NamedTuple):
 
 
 def _read(kind: Any, path: Path) -> list[Any]:
-    """The lines of a .jsonl, or the whole of a .json, each as a `kind`. Nothing where there is no such file."""
+    """The lines of a .jsonl, or the whole of a .json, each as a `kind`; nothing if there is no such file.
+
+    Raises UserError for a malformed line.
+    """
     text = path.read_text("utf-8", "replace") if path.is_file() else ""
     adapter, found = TypeAdapter(kind), []
     for i, part in enumerate(text.split("\n") if path.suffix == ".jsonl" else [text], 1):
