@@ -38,10 +38,7 @@ class Vpt:
     needs: ClassVar[str] = "labelled pictures"
 
     def clean(self, clip: Clip, pairs: Pairs, rng: Rng) -> Clip:
-        """The frozen model with learned prompts.
-
-        Raises UserError for towers without a class token and for pictures without labels.
-        """
+        """The frozen model with learned prompts. Raises UserError as `rvpt` does."""
         start: Any = begin(clip, self.depth, self.tokens, rng.fork("prompts"), self.std)
         loss = cross_entropy(labels(clip, pairs, self.others), self.augment)
         return fit_by(self, start, pairs, loss, rng, schedule=warmup_cosine(self.lr, 1 / self.epochs))
