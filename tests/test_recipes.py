@@ -1,9 +1,11 @@
 """Every recipe runs with --smoke; stages are cached; an attack that did not take is not scored."""
 
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,14 +31,27 @@ def fewer(data: Any, n: int) -> Any:
     return replace(data, n=min(data.n, n))
 
 
+SHARED = {"suite": ("inspector_suite", "inspector_ablation", "repair_shapes", "detector_shapes")}
+SHARED |= {"deep": ("rvpt_shapes", "fewshot_table")}  # recipes with victims in common, for one process
+
+
 def smoke(path: Path):
     """Models of full size take some gigabytes: one at a time, however many processes test."""
-    marks = pytest.mark.xdist_group("full_size") if path.parent.name != "recipes" else ()
-    return pytest.param(path, marks=marks, id=path.stem)
+    groups = [name for name, recipes in SHARED.items() if path.stem in recipes]
+    groups += ["full_size"] if path.parent.name != "recipes" else []
+    return pytest.param(path, marks=[pytest.mark.xdist_group(g) for g in groups], id=path.stem)
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Finished stages, which recipes share as they do for a user."""
+    folder = tmp_path_factory.mktemp("stages")
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("path", [smoke(p) for p in RECIPES])
-def test_recipe_smoke(path: Path, tmp_path: Path) -> None:
+def test_recipe_smoke(path: Path, tmp_path: Path, stages: Path) -> None:
     made = load_recipes(path, smoke=True)
     kept = tuple(replace(r, attacks=dict(list(r.attacks.items())[:1])) for r in made)  # one attack is enough here,
     if path.parent.name != "recipes":  # and one defense for models of full size
@@ -52,7 +67,7 @@ def test_recipe_smoke(path: Path, tmp_path: Path) -> None:
             )
             for r in kept
         )
-    rows = run(kept, tmp_path / "out", tmp_path / "stages")
+    rows = run(kept, tmp_path / "out", stages)
     families = [f for r in kept for f in (r.cleaners, r.trainings, r.filters, r.inspectors, r.detectors)]
     defenses = {name for family in families for name in family} | {"oracle" for r in kept if r.oracle}
     starts = {"base"} if any(r.base for r in kept) else set()
@@ -63,6 +78,7 @@ def test_recipe_smoke(path: Path, tmp_path: Path) -> None:
 
 
 SMALLEST = """
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from clipvet.experiments.recipe import load_recipes
