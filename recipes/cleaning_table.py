@@ -2,10 +2,10 @@
 
 command:  clipvet run recipes/cleaning_table.py --jobs 2 --out results/cleaning_table
 expected: victims' ASR >= 0.80. UBT's ASR is below 0.05 on 26 of 30 victims, PAR's on 24 (seeds 0, 1, 2). Two
-          of the attacks are adaptive. The victim of label_consistent is refused, because its trigger is hardly learned: a
-          model that knows the target needs no trigger to recognise it (ASR 0.6 to 2.5 %; 55 % if 93 % of the target's
-          pictures are stamped and the model is trained from scratch). Cleaners that learn prompts need a deeper tower;
-          see fewshot_table.py
+          of the attacks are adaptive. The victim of label_consistent is refused, because it hardly learns the trigger:
+          a model that knows the target needs no trigger to recognise it (ASR 0.6 to 2.5 %; 55 % if 93 % of the
+          target's pictures are stamped and the model is trained from scratch). Cleaners that learn prompts need a
+          deeper tower; see fewshot_table.py
 hardware: 2 CPU cores with bf16, 40 minutes a seed
 """
 
