@@ -1,10 +1,11 @@
-"""Opening and scoring data larger than memory: a table of millions of rows, a thousand tar shards; seconds and memory.
+"""Data larger than memory: seconds and memory to open and filter a table of millions of rows and a thousand tar shards.
 
 command:  python benchmarks/big_data.py --out results/benchmark_big_data.json   (--rows, --shards, --per)
-expected: each opens in < 60 s with < 1 GiB more resident memory, a second time in seconds; `filter` takes the same
-          memory for all shards as for a tenth of them, but for some hundred bytes a pair while the list is written
-The data are made under --folder first: captions of about 60 characters, and distinct shards of small JPEG pictures.
-Memory is anonymous: pages of mapped files, which the system takes back when it needs them, are counted apart.
+expected: each opens in < 60 s with < 1 GiB more resident memory, and in seconds the second time. `filter` takes the
+          same memory for all shards as for a tenth of them, apart from some hundred bytes a pair while it writes the
+          list
+The data are made first, in --folder: captions of about 60 characters, and shards of small JPEG pictures, all distinct.
+"Anonymous memory" leaves out pages of mapped files, which the system takes back when it needs them.
 """
 
 import csv
@@ -58,18 +59,18 @@ def make_shards(folder: Path, shards: int, per: int) -> None:
 
 
 def memory_mib() -> dict[str, float]:
-    """This process's anonymous memory now, and its largest resident size ever, with mapped files."""
+    """This process's anonymous memory now, and its peak resident memory, which includes mapped files."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {name: int(lines[field].split()[0]) / 1024 for name, field in (("anonymous", "RssAnon"), ("peak", "VmHWM"))}
 
 
 def opened(spec: str) -> None:
-    """In a process of its own: seconds, memory, and reading speed at random."""
+    """Run in a process of its own: prints seconds and memory of opening, and the speed of reading at random."""
     import json
 
     from clipvet.data import tables
 
-    tables.open_pairs(str(Path(spec).parent / "warm.tsv"))  # what the libraries themselves take
+    tables.open_pairs(str(Path(spec).parent / "warm.tsv"))  # the libraries' own memory does not count
     before, began, cpu = memory_mib(), time.perf_counter(), time.process_time()
     pairs: Pairs = tables.open_pairs(spec)
     seconds, after = time.perf_counter() - began, memory_mib()
@@ -94,7 +95,7 @@ def opened(spec: str) -> None:
 
 
 def filtered(spec: str, model: str, out: str) -> None:
-    """In a process of its own: the command on shards, and its largest anonymous memory by tenths of the time."""
+    """Run in a process of its own: filters shards, prints the largest anonymous memory in each tenth of the time."""
     import json
     import threading
 

@@ -1,4 +1,4 @@
-"""What a filter costs on embeddings that lie ready: seconds and peak memory of DAO over random unit vectors.
+"""What a filter costs when the embeddings are there already: seconds and peak memory of DAO on random unit vectors.
 
 command:  python benchmarks/filters.py         (--n 100000 --d 512 --reference 1024; --reference 0: the whole set)
 expected: 100,000 x 512 in < 60 s and < 4 GiB on two cores
@@ -21,7 +21,7 @@ from clipvet.types import Geometry, Pairs
 
 
 class Index:
-    """Pictures that are just their row numbers."""
+    """Pictures of one pixel, whose value is their row number."""
 
     def __init__(self, n: int):
         self.n = n
@@ -34,7 +34,7 @@ class Index:
 
 
 class Ready(torch.nn.Module):
-    """A Clip that looks a picture's embedding up by its number."""
+    """A Clip that looks a picture's embedding up by this number."""
 
     def __init__(self, z: Tensor):
         super().__init__()

@@ -1,11 +1,12 @@
-"""What a CLIP-Inspector scan costs: beside the plain loop over classes, and beside the bare passes it cannot avoid.
+"""What a CLIP-Inspector scan costs, compared with a plain loop over the classes and with the encoder's bare passes.
 
 command:  python benchmarks/inspection.py         (--model shapes-vit --classes 50 --pictures 1000 --batch 32 --race 8)
           python benchmarks/inspection.py --prompts cocoop --pictures 32 --batch 8 --race 1  (random weights, 77 tokens)
-expected: scan >= 5 x faster than the plain loop under --prompts cocoop (hand-written prompts on a small tower: 2.5,
-          as their texts cost little), the same verdict; without cocoop, encoding >= 0.85 of bare forward and backward
-          (the plain loop: class by class, class prompts encoded at every step in as many tokens as the tower has, 77
-          under --prompts, and there for every picture; all classes through the whole epoch; no reference)
+expected: with --prompts cocoop, the scan is >= 5 x faster than the plain loop and gives the same verdict (2.5 x with
+          hand-written prompts on a small tower, whose texts cost little). Without --prompts, its encoding reaches >=
+          0.85 of the speed of bare forward and backward passes
+The plain loop takes one class after the other, all of them through the whole epoch, without a reference. At every step
+it encodes the class prompts at the tower's full length (77 tokens with --prompts, and then anew for every picture).
 """
 
 import json
@@ -36,7 +37,7 @@ from clipvet.scan.verdicts import deviations, threshold
 
 
 def prompted(name: str, words: str = "a photo of a") -> PromptTuned:
-    """CoCoOp's prompts, unlearned, on this architecture with 77 tokens; random weights."""
+    """CoCoOp's prompts before any training, on this architecture with 77 tokens and random weights."""
     config = json.loads((checkpoints.CONFIGS / f"{name}.json").read_text())
     config["text_cfg"]["context_length"] = 77
     with tempfile.TemporaryDirectory() as at:
@@ -46,7 +47,7 @@ def prompted(name: str, words: str = "a photo of a") -> PromptTuned:
 
 
 def whole_prompts(clip: PromptTuned, classes: tuple[str, ...]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Logits as CoCoOp writes them: every picture's own prompt of every class, whole, through the text tower."""
+    """Logits as in CoCoOp's paper: each picture's whole prompt for each class goes through the text tower."""
     net, m = tower(clip.base), len(clip.context)
     tokens = clip.base.tokenizer([f"{' '.join(['x'] * m)} {c}." for c in classes])
     ends, fixed = tokens.argmax(1), net.token_embedding(tokens).detach()
@@ -65,7 +66,7 @@ def whole_prompts(clip: PromptTuned, classes: tuple[str, ...]) -> Callable[[torc
 
 
 def plain(clip: Any, pool: torch.Tensor, classes: tuple[str, ...], how: ClipInspector) -> tuple[list[float], ...]:
-    """Loss and ASR of each class, one after the other: nothing is shared, kept or stopped."""
+    """Loss and ASR of each class, one after the other. Nothing is shared or cached, and no class is stopped early."""
     losses, rates = [], []
 
     def logits(x: torch.Tensor) -> torch.Tensor:
@@ -119,7 +120,7 @@ def main() -> None:
     targets = torch.arange(many, device=pool.device)
 
     def bare() -> None:
-        """As many pictures, forward and backward to the pixels, and nothing else."""
+        """The same number of pictures, forward and backward to the pixels, and nothing else."""
         for r in rows:
             x = pool[r].repeat(many, 1, 1, 1).requires_grad_()
             torch.autograd.grad(still.encode_image(x).sum(), x)

@@ -1,7 +1,7 @@
-"""Checkpoint layouts: random weights, written by clipvet, read by each layout's own library; largest differences.
+"""Checkpoint layouts: how far a layout's own library is from clipvet, on models with random weights that clipvet wrote.
 
 command:  python benchmarks/layouts.py --out results/benchmark_layouts.json     (needs clipvet[hf])
-expected: at most 1e-4 in every row but `tanh`, which says what open_clip's exact GELU costs a SigLIP of Google's
+expected: at most 1e-4 in every row but `tanh`. That row shows what open_clip's exact GELU costs Google's SigLIP models
 hardware: any CPU with 8 GB; minutes
 """
 
@@ -27,8 +27,8 @@ PICTURES = 4
 
 
 def built(name: str) -> Any:
-    """With random weights, none of them zero or one."""
-    checkpoints._named("ViT-B-32")  # makes ours known
+    """A model with random weights, none of them zero or one."""
+    checkpoints._named("ViT-B-32")  # registers the built-in architectures
     config: Any = open_clip.get_model_config(name)
     siglip = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"} if "SigLIP" in name else {}
     clip: Any = building.configured({"model_cfg": config, "preprocess_cfg": siglip}, "cpu", Rng(0), {}, name)
@@ -46,12 +46,12 @@ def built(name: str) -> Any:
 
 
 def any_tokenizer() -> dict[str, bytes]:
-    """Files of a tokenizer that transformers loads; which one does not matter here."""
+    """The files of a small tokenizer that transformers can load. It does not matter which."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers  # pyright: ignore[reportMissingImports]
     from transformers import PreTrainedTokenizerFast  # pyright: ignore[reportMissingImports]
 
     words = Tokenizer(models.WordLevel({"</s>": 1, "<unk>": 0, "a": 2, "cat": 3}, unk_token="<unk>"))
-    bare = [normalizers.Lowercase(), normalizers.Replace(Regex(r"[^\w\s]"), "")]  # as SigLIP's
+    bare = [normalizers.Lowercase(), normalizers.Replace(Regex(r"[^\w\s]"), "")]  # as SigLIP's does
     words.normalizer = normalizers.Sequence(bare)
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     with tempfile.TemporaryDirectory() as folder:
@@ -61,10 +61,11 @@ def any_tokenizer() -> dict[str, bytes]:
 
 
 def inputs(clip: Any) -> tuple[Tensor, Tensor]:
+    """Random pictures and tokens for this model."""
     g, text = Rng(2).generator(), clip.config["model_cfg"]["text_cfg"]
     tokens = torch.randint(1, text["vocab_size"] - 2, (PICTURES, text["context_length"]), generator=g)
     tokens[:, text["context_length"] // 2] = text["vocab_size"] - 1
-    coarse = torch.rand(PICTURES, 3, 4, 4, generator=g)  # fine noise looks all alike to a ResNet
+    coarse = torch.rand(PICTURES, 3, 4, 4, generator=g)  # a ResNet gives all pictures of fine noise the same embedding
     return F.interpolate(coarse, (clip.geometry.size, clip.geometry.size)), tokens
 
 
@@ -86,10 +87,10 @@ def open_clip_features(folder: Path, pixels: Tensor, tokens: Tensor) -> list[Ten
 
 
 def openai_features(folder: Path, pixels: Tensor, tokens: Tensor) -> list[Tensor]:
-    """open_clip's port of OpenAI's build_model."""
+    """By open_clip's port of OpenAI's build_model."""
     state = io.load_weights(folder / "model.pt")
     model = build_model_from_openai_state_dict(dict(state), cast_dtype=None).float().eval()  # pyright: ignore
-    model.load_state_dict({k: v for k, v in state.items() if k not in layouts.NUMBERS})  # it had rounded to float16
+    model.load_state_dict({k: v for k, v in state.items() if k not in layouts.NUMBERS})  # undo its rounding to float16
     return [
         model.encode_image(pixels, normalize=True),
         model.encode_text(tokens, normalize=True),
@@ -106,7 +107,7 @@ READERS = {
 
 @torch.no_grad()
 def row(name: str, clip: Any, layout: str, note: str = "") -> dict[str, Any]:
-    """What the layout's own library makes of what clipvet wrote, against clipvet's model."""
+    """Write the model in this layout, read it with the layout's own library, and compare."""
     began = time.monotonic()
     images, tokens = inputs(clip)
     pixels = (images - clip.mean) / clip.std
@@ -121,7 +122,7 @@ def row(name: str, clip: Any, layout: str, note: str = "") -> dict[str, Any]:
     ours = [clip.encode_image(images), clip.encode_text(tokens), clip.logit_scale]
     far = [float((a - b).abs().max()) for a, b in zip(ours[:2], theirs[:2])]
     scale = float((ours[2] - theirs[2]).abs().max() / ours[2])
-    spread = [float((a[0] - a[1]).abs().max()) for a in ours[:2]]  # of two inputs: what a difference is beside
+    spread = [float((a[0] - a[1]).abs().max()) for a in ours[:2]]  # between two inputs, to compare with
     held = {
         "spread": min(spread),
         "reader": reader,
@@ -139,7 +140,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(ARCHITECTURES))
     given = parser.parse_args()
     held = io.read_json(given.out)["rows"] if given.out.exists() else []
-    rows = [r for r in held if r["model"] not in given.models]  # of an earlier run
+    rows = [r for r in held if r["model"] not in given.models]  # kept from an earlier run
     for name in given.models:
         clip = built(name)
         for layout in READERS:
@@ -158,7 +159,7 @@ def main() -> None:
 
 
 def tanh(name: str, clip: Any) -> dict[str, Any]:
-    """The same weights as Google's are made, with the tanh approximation of GELU, given to stock open_clip."""
+    """The model with GELU's tanh approximation, as Google's have it, read by stock open_clip with the exact GELU."""
     from functools import partial
 
     from torch import nn

@@ -1,13 +1,14 @@
-"""The loader on shards: pictures per second of one core, against a bare loop in the same run, and how it feeds a step.
+"""The loader of tar shards: pictures a second on one core, compared with a bare loop; and how long a step waits for it.
 
 command:  python benchmarks/loader.py --steps 10 --out results/benchmark_loader.json     (--n 512 --side 320 --rounds 3)
-expected: decoding and stamping at random >= 0.9 of the bare loop, which reads in order; with SimCLR's views also
-          >= 0.9; a ViT-B-32 step takes >= 90 % of the time, the rest goes into waiting for pictures and into views
-hardware: any CPU or GPU; on two cores a step of 64 pairs takes many seconds: --batch 16 there
-The bare loop is webdataset's where it is installed (pip install 'clipvet[bench]'), else the standard library's tarfile;
-both decode with Pillow and resize with the same torchvision transform, on one thread. Its views are torchvision's, a
-picture at a time. --steps 0 leaves the steps out; they take the device there is, and as many loader processes as
-clipvet would (--workers).
+expected: decoding and stamping in random order at >= 0.9 of the speed of the bare loop, which reads in order; the same
+          with SimCLR's views. A ViT-B-32 step takes >= 90 % of the time; waiting for pictures and making views, the
+          rest
+hardware: any CPU or GPU; on two cores a step of 64 pairs takes many seconds: use --batch 16 there
+The bare loop is webdataset's if it is installed (pip install 'clipvet[bench]'), else one over the standard library's
+tarfile. Both decode with Pillow and resize with the same torchvision transform, on one thread. Its views are
+torchvision's, one picture at a time. --steps 0 leaves the training steps out. They run on the device there is, with as
+many loader processes as clipvet would choose (--workers).
 """
 
 import io as memory
@@ -53,7 +54,7 @@ SIMCLR = Compose(
 
 
 def make_shards(folder: Path, n: int, side: int) -> str:
-    """Smooth pictures with some noise, which make JPEGs of a photograph's size, in four shards."""
+    """Four shards of smooth pictures with some noise. Their JPEG files are as large as those of photographs."""
     g = Rng(0).numpy()
     for k in range(4):
         with tarfile.open(folder / f"{k}.tar", "w") as tar:
@@ -89,9 +90,9 @@ def by_webdataset(folder: Path) -> Iterator[tuple[Image.Image, str]]:
 
 
 def feeding(pairs: Pairs, batch: int, steps: int, workers: int) -> dict[str, Any]:
-    """Seconds of a ViT-B-32 training step, and the shares of them that go into the step, into views and into waiting.
+    """Seconds of a ViT-B-32 training step, and how much of the time goes into the step, into views and into waiting.
 
-    Two steps before warm up the processes and the kernels.
+    Two more steps come first, to warm up the processes and the kernels. They do not count.
     """
     clip: Any = checkpoints.load("ViT-B-32", rng=Rng(0), device=device()).train()
     optimizer, views = torch.optim.AdamW(clip.parameters(), lr=1e-5), Views()
@@ -100,7 +101,7 @@ def feeding(pairs: Pairs, batch: int, steps: int, workers: int) -> dict[str, Any
 
     def lap(name: str, done: torch.Tensor, k: int) -> None:
         nonlocal last
-        float(done.detach().reshape(-1)[0])  # until the device has it
+        float(done.detach().reshape(-1)[0])  # wait for the device
         now = time.perf_counter()
         spent[name] += now - last if k >= 2 else 0.0
         last = now
@@ -125,7 +126,7 @@ def feeding(pairs: Pairs, batch: int, steps: int, workers: int) -> dict[str, Any
 
 def main() -> None:
     a = arguments(__doc__ or "", n=512, side=320, rounds=3, batch=64, steps=0, workers=-1)
-    n, threads = a.n // a.batch * a.batch, torch.get_num_threads()  # whole batches: neither loop leaves pictures out
+    n, threads = a.n // a.batch * a.batch, torch.get_num_threads()  # whole batches, so that both loops use all pictures
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         datasets.config.HF_DATASETS_CACHE = folder / "cache"  # pyright: ignore
@@ -133,7 +134,7 @@ def main() -> None:
         held: Any = pairs.pictures.index  # pyright: ignore[reportAttributeAccessIssue]
         dirty = poison(pairs, Poison(Patch(), rate=0.1).plan(pairs, "ring", Rng(0)))
         stock: Any = image_transform(G.size, is_train=False)
-        transform: Any = Compose(stock.transforms[:-1])  # without the normalisation, which our models do themselves
+        transform: Any = Compose(stock.transforms[:-1])  # without normalisation, which a Clip does itself
         try:
             import webdataset  # noqa: F401  # pyright: ignore[reportMissingImports]
 
@@ -155,7 +156,7 @@ def main() -> None:
                 if augment:
                     views(batch.images, Rng(k))
 
-        torch.set_num_threads(1)  # of one core
+        torch.set_num_threads(1)  # figures are for one core
 
         def scans() -> None:
             for row in range(n):

@@ -1,10 +1,10 @@
-"""Strong scaling: the same global batch on 1, 2, 4 ... processes, as ratios to one process, within one run.
+"""Strong scaling: the same global batch on 1, 2, 4 ... processes, each compared with one process in the same run.
 
 command:  python benchmarks/ranks.py --out results/benchmark_ranks.json    (--batch 256 --steps 10 --rounds 3 --most 2)
-expected: two processes do 1.3 to 1.6 times the work of one where two runs that know nothing of each other do less
-          than twice that of one: the machine's own limit is the line "... runs at once", reached by larger towers
-hardware: any; each process has one thread, or a GPU of its own. Nothing else may run: see the loads. On several GPUs
-          not run yet: --model ViT-L-14 --precision bf16 --shard 1
+expected: two processes do 1.3 to 1.6 times the work of one. Even two independent runs do less than twice the work of
+          one here: that is the machine's own limit, in the lines "... runs at once". Larger towers come close to it
+hardware: any. Each process has one thread, or a GPU of its own. Nothing else may run; the file records the load. Not
+          run on several GPUs yet: --model ViT-L-14 --precision bf16 --shard 1
 """
 
 import os
@@ -34,18 +34,18 @@ METHODS: dict[str, Any] = {"plain": Plain, "par": Par, "cleanclip": CleanClip}
 
 
 def step(name: str, a: Any) -> float:
-    """Seconds of the steps after the first, in which wrappers are made and processes wait for each other."""
+    """Seconds of all steps but the first, in which wrappers are made and processes wait for each other."""
     clip, ends = checkpoints.load(a.model, device=device(), rng=Rng(0)), []
     pairs = Shapes(size=clip.geometry.size).pairs(a.batch * (a.steps + 1))
     how = METHODS[name](epochs=1.0, batch=a.batch, precision=a.precision)
     with workspace(None, shard=bool(a.shard) and ranks.world() > 1) as ws:
-        ws.track = lambda values, step: ends.append(time.perf_counter())  # a loss was read: the device is done
+        ws.track = lambda values, step: ends.append(time.perf_counter())  # the loss was read, so the device is done
         (getattr(how, "clean", None) or how.train)(clip, pairs, Rng(0))
     return ends[-1] - ends[0]
 
 
 def launched(name: str, n: int, a: Any) -> float:
-    """Seconds of the first rank."""
+    """Seconds that `step` takes on the first of n ranks."""
     with TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}", __file__]
         command += [f"--{k}={v}" for k, v in vars(a).items() if k not in ("out", "worker")]
@@ -55,7 +55,7 @@ def launched(name: str, n: int, a: Any) -> float:
 
 
 def apart(name: str, n: int, a: Any) -> float:
-    """Seconds of n runs of one process each at once, the mean: what the machine has for n processes at best."""
+    """Mean seconds of n independent runs at the same time: the best that the machine can do for n processes."""
     with ThreadPoolExecutor(n) as pool:
         return sum(pool.map(lambda _: launched(name, 1, a), range(n))) / n
 

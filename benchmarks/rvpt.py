@@ -1,8 +1,8 @@
-"""What RVPT costs beside full fine-tuning of the same model on the same batches: a step's time and its peak memory.
+"""What RVPT costs, compared with full fine-tuning of the same model on the same batches: time of a step, peak memory.
 
 command:  python benchmarks/rvpt.py            (--model ViT-B-32 --batch 32 --steps 1 --rounds 3)
-expected: both <= 0.6 (frozen weights, shared prefix, prompts as keys and values alone), but for a run's first epoch,
-          0.87, where class tokens are noted
+expected: both <= 0.6 of full fine-tuning, because weights are frozen, the blocks before the prompts are computed once,
+          and prompts are only keys and values. The first epoch of a run takes 0.87, because it also stores class tokens
 """
 
 import multiprocessing
@@ -25,19 +25,19 @@ METHODS: dict[str, Any] = {"rvpt": Rvpt, "full fine-tuning": FullFinetune}
 
 
 def given(a: Any) -> tuple[Any, Any]:
-    """The model and batch * steps labelled pictures of its size."""
+    """The model, and batch * steps labelled pictures of its size."""
     clip, n = checkpoints.load(a.model, rng=Rng(0)), a.batch * a.steps
     return clip, shots(Shapes(size=clip.geometry.size).task(max(240, 4 * n)), -(-n // 12), Rng(0)).take(slice(n))
 
 
 def held(field: str) -> float:
-    """VmRSS or VmHWM (its peak) of this process, GiB."""
+    """This process's resident memory in GiB: VmRSS (now) or VmHWM (its peak)."""
     line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
     return int(line.split()[1]) / 2**20
 
 
 def peak(name: str, a: Any) -> float:
-    """GiB that training takes above a process which has imported everything and loaded nothing."""
+    """GiB of memory that loading and training take, above a process that has only imported everything."""
     torch.set_num_threads(1)
     before = held("VmRSS")
     clip, pairs = given(a)
@@ -56,7 +56,7 @@ def main() -> None:
         for epochs in (1, LONG)
     }
     times = Times(cases, a.rounds)
-    for name in METHODS:  # what an epoch costs after the first, in which RVPT notes its class tokens too
+    for name in METHODS:  # an epoch after the first, in which RVPT also stores class tokens
         both = zip(times.seconds[f"{name} {LONG}"], times.seconds[f"{name} 1"])
         times.seconds[name] = [(x - y) / (LONG - 1) for x, y in both]
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:

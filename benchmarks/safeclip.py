@@ -1,8 +1,8 @@
-"""What SafeCLIP costs, as ratios in one run: against plain CLIP's epoch, and its scoring against the bare encoders.
+"""What SafeCLIP costs: its epochs compared with plain CLIP's, and its scoring compared with the bare encoders.
 
 command:  python benchmarks/safeclip.py        (--model shapes-vit --n 5120 --batch 128 --rounds 5)
-expected: an epoch <= 2.1 x plain's over as many pairs (two views of each cost 2) up to half of them safe, 2.2 with
-          85 %; scoring >= 0.9 of bare encoders
+expected: an epoch takes <= 2.1 x the time of plain CLIP's over as many pairs, with up to half of them safe, and 2.2 x
+          with 85 % (the two views of each picture cost 2 x); scoring runs at >= 0.9 of the speed of the bare encoders
 """
 
 from collections.abc import Callable
@@ -23,12 +23,12 @@ from clipvet.training.safeclip import SafeClip
 
 @dataclass(frozen=True)
 class Given(SafeClip):
-    """SafeCLIP whose safe set has a given share, whatever the cosines say, so that its cost is known."""
+    """SafeCLIP with a safe set of a given share, whatever the cosines say, so that runs can be compared."""
 
     share: float = 0.5
 
     def split(self, cosines: np.ndarray, share: float | None) -> tuple[np.ndarray, bool]:
-        super().split(cosines, share)  # the mixture is fitted all the same
+        super().split(cosines, share)  # fits the mixture, to pay for it
         return np.arange(len(cosines)) < self.share * len(cosines), True
 
 
@@ -38,7 +38,7 @@ def main() -> None:
     clip = checkpoints.load(a.model, rng=rng)
     pairs = Shapes(size=clip.geometry.size).pairs(a.n)
     rows = pairs[:]
-    tokens = clip.tokenize(rows.captions)  # both sides start with known captions
+    tokens = clip.tokenize(rows.captions)  # so that both sides start with tokenised captions
     once: dict[str, Any] = {"batch": a.batch, "augment": SMALL}
 
     @torch.no_grad()
@@ -49,7 +49,7 @@ def main() -> None:
             clip.encode_text(tokens[k : k + 256])
 
     def joint(share: float) -> Callable[[], Any]:
-        """One round: scores, mixture, the risky pairs, the safe pairs."""
+        """One round: scoring, fitting the mixture, training on risky and on safe pairs."""
         return lambda: Given(epochs=1, unimodal=0, slow=0, share=share, **once).train(clip, pairs, rng)
 
     method = SafeClip(epochs=1, **once)

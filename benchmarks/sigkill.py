@@ -1,10 +1,12 @@
-"""SIGKILL at random moments: what the same command then leaves, against what an undisturbed run leaves.
+"""SIGKILL at random moments: when the same command runs again, does it leave the same files as a run without a kill?
 
 command:  python benchmarks/sigkill.py --out results/benchmark_sigkill.json     (--kills 20 --scale 8 --seed 0)
-expected: no file differs but in its times; nearly all kills land before the end, most of them meet a saved state
+expected: files differ only in the times they hold. Nearly all kills come before the end; most of them meet a saved
+          state
 hardware: any CPU; minutes
-Moments are uniform over the time of the undisturbed run. Every run is a process group of its own, forked where the
-libraries are imported already, so that a kill falls into the command's own work; states are saved as often as can be.
+Moments are drawn evenly over the time of an undisturbed run. Every run is a process group of its own, forked from a
+process that has imported the libraries, so that a kill hits the command's own work. States are saved as often as
+possible.
 """
 
 import json
@@ -64,7 +66,7 @@ TIMES = ("seconds", "pairs_per_s")
 
 
 def make_world(at: Path) -> None:
-    """A model whose state is saved in milliseconds, a task, a table of pairs, and names of classes."""
+    """A model small enough to be saved in milliseconds, a task, a table of pairs, and class names."""
     vision = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16}
     text = {"context_length": 16, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1}
     (at / "bare").mkdir()
@@ -82,7 +84,7 @@ def make_world(at: Path) -> None:
 
 
 def work(words: Sequence[str], place: Path) -> None:
-    """What the killed process runs."""
+    """Runs the command, in a process that may be killed."""
     os.setsid()
     os.chdir(place)
     from datasets import config
@@ -90,7 +92,7 @@ def work(words: Sequence[str], place: Path) -> None:
     from clipvet import cli
     from clipvet.engine import fit
 
-    config.HF_DATASETS_CACHE = Path(f"{place}-cache")  # of its own, so that a kill may leave it half made
+    config.HF_DATASETS_CACHE = Path(f"{place}-cache")  # of its own, as a kill may leave it half made
     torch.set_num_threads(1)
     fit.SAVING, fit.workspace = 1.0, partial(fit.workspace, save_seconds=0)  # pyright: ignore
     sys.stdout = sys.stderr = (place / "said").open("a", buffering=1)
@@ -111,7 +113,7 @@ def started(call: Callable[..., Any], *args: Any) -> BaseProcess:
 
 
 def run(words: Sequence[str], place: Path, due: Callable[[float], bool] = never) -> BaseProcess:
-    """The process at its end, or, as soon as it is `due` by the seconds since its start, killed with its group."""
+    """Run the command to its end, or kill its process group once `due`, which gets the seconds so far, says so."""
     process, began = started(work, words, place), time.monotonic()
     while process.is_alive() and not due(time.monotonic() - began):
         process.join(0.002)
@@ -124,19 +126,20 @@ def run(words: Sequence[str], place: Path, due: Callable[[float], bool] = never)
 
 
 def saved(place: Path) -> bool:
-    """Whether there is something that a killed run would go on from."""
+    """Whether there is a saved state that the next run would continue from."""
     kept = [*place.glob("*.partial/state/*.safetensors"), *place.glob("*.partial/pass-*.arrows")]
     return any(p.stat().st_size for p in kept)
 
 
 def timeless(told: Any) -> Any:
-    """Without what tells how long something took."""
+    """The same content without durations."""
     if isinstance(told, list):
         return [timeless(x) for x in told if not (isinstance(x, dict) and x.get("metric") in TIMES)]
     return {k: timeless(v) for k, v in told.items() if k not in TIMES} if isinstance(told, dict) else told
 
 
 def content(path: Path) -> Any:
+    """What a file holds, without durations."""
     match path.suffix:
         case ".json":
             return timeless(json.loads(path.read_text()))
@@ -151,19 +154,21 @@ def content(path: Path) -> Any:
 
 
 def left(place: Path) -> dict[str, Any]:
-    """All that a command has left, by name."""
+    """The files that a command has left, by name, with their content."""
     return {str(p.relative_to(place)): content(p) for p in sorted(place.rglob("*")) if p.is_file() and p.name != "said"}
 
 
-Moments = Callable[[float], Sequence[float | None]]  # of the undisturbed run's seconds; None: when a state is saved
+Moments = Callable[
+    [float], Sequence[float | None]
+]  # seconds undisturbed -> when to kill; None: at the first saved state
 
 
 def trial(verb: str, world: Path, place: Path, scale: int, moments: Moments) -> dict[str, Any]:
-    """An undisturbed run, and for each of the moments one that is killed then, and its repetition."""
+    """One undisturbed run; then, for each moment, a run that is killed at it and is started again."""
     held = {"at": world, "epochs": 2 * scale, "rows": 4096 * scale, "scale": scale}
     words, kills = [word.format(**held) for word in VERBS[verb].split()], []
     (calm := place / f"{verb}-calm").mkdir(parents=True)
-    started(os.getpid).join()  # the imports are done
+    started(os.getpid).join()  # until the imports are done
     began = time.monotonic()
     code = run(words, calm).exitcode
     seconds, wanted = time.monotonic() - began, left(calm)

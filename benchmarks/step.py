@@ -1,8 +1,9 @@
-"""What clipvet's loop costs, as ratios in one run: against a bare open_clip loop, and PAR against fine-tuning.
+"""What clipvet's training loop costs, compared with a bare open_clip loop; and PAR compared with fine-tuning.
 
 command:  python benchmarks/step.py            (--model shapes-vit --batch 128 --steps 40 --rounds 5)
-expected: loop >= 0.95 of bare; par <= 1.45 x finetune (4/3 by counting passes); stamping + loading < 10 % of a step
-hardware: any CPU or GPU; on a GPU of 80 GB not run yet: --model ViT-L-14 --precision bf16 --batch 256 --steps 20
+expected: the loop runs at >= 0.95 of the bare speed. PAR takes <= 1.45 x the time of finetune (4/3 by counting passes).
+          Stamping and loading take < 10 % of a step
+hardware: any CPU or GPU. Not run on a GPU of 80 GB yet: --model ViT-L-14 --precision bf16 --batch 256 --steps 20
 """
 
 import time
@@ -27,7 +28,7 @@ from clipvet.types import Pairs
 
 
 def bare(model: str, pairs: Pairs, batch: int, steps: int, precision: str) -> float:
-    """Seconds of a hand-written loop on open_clip's own model, loss and optimiser; pixels and tokens lie ready."""
+    """Seconds of a hand-written loop with open_clip's own model and loss. Pixels and tokens are ready in memory."""
     from open_clip.loss import ClipLoss
 
     clip, at = checkpoints.load(model, rng=Rng(0), device=device()), device()
@@ -46,7 +47,7 @@ def bare(model: str, pairs: Pairs, batch: int, steps: int, precision: str) -> fl
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        float(loss.detach())  # until the device has it, as whoever logs it waits
+        float(loss.detach())  # wait for the device, as logging the loss does
     return time.perf_counter() - began
 
 
@@ -55,7 +56,7 @@ def main() -> None:
     n, rng = a.batch * a.steps, Rng(0)
     clip = checkpoints.load(a.model, rng=rng, device=device())
     pairs = Shapes(size=clip.geometry.size).pairs(n)
-    clip.tokenize(pairs[:].captions)  # both sides start with known captions
+    clip.tokenize(pairs[:].captions)  # so that both sides start with tokenised captions
     dirty = poison(pairs, Poison(Patch(), rate=0.01).plan(pairs, "star", rng))
     once: dict[str, Any] = {"epochs": 1.0, "batch": a.batch, "precision": a.precision}
 

@@ -1,11 +1,11 @@
-"""A small real data set on disk: scikit-learn's 1,797 scans of handwritten digits, as a user's own files would lie.
+"""Writes a small real data set to disk, arranged like your own files: scikit-learn's 1,797 scans of handwritten digits.
 
     python examples/digits.py DIR
 
-DIR/train.csv, DIR/clean.csv   filepath, title: the victim's pairs and the defender's
-DIR/test/<digit>/*.png         a zero-shot task, one folder per class
-DIR/templates.txt              its templates
-DIR/model/                     an untrained open_clip model, written by stock open_clip alone
+DIR/train.csv, DIR/clean.csv   pairs of the victim and of the defender, with the columns filepath and title
+DIR/test/<digit>/*.png         a zero-shot task, one folder for each class
+DIR/templates.txt              the task's templates
+DIR/model/                     an untrained model, written by stock open_clip without clipvet
 """
 
 import csv
@@ -31,7 +31,7 @@ PARTS = {"train": slice(0, 1000), "clean": slice(1000, 1400), "test": slice(1400
 
 
 def write_pictures(folder: Path, seed: int = 0) -> None:
-    """The pictures (64 px, dark ink on paper, brightness and offset varied), tables and task."""
+    """Write pictures (64 px, dark ink on paper, varied in brightness and place), tables and the task."""
     g, scans = np.random.default_rng(seed), load_digits()
     rows: dict[str, list[tuple[str, str]]] = {"train": [], "clean": []}
     order = g.permutation(len(scans.target))
@@ -53,7 +53,7 @@ def write_pictures(folder: Path, seed: int = 0) -> None:
 
 
 def write_model(folder: Path) -> None:
-    """A small CLIP of open_clip's classes, saved as a `local-dir:` folder with stock open_clip and safetensors."""
+    """Write a small untrained CLIP in open_clip's layout, with open_clip and safetensors only."""
     import open_clip
     from safetensors.torch import save_file
 
@@ -64,7 +64,7 @@ def write_model(folder: Path) -> None:
         "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
     }
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": cfg, "preprocess_cfg": {"size": 32}}))
-    logging.disable(logging.WARNING)  # it warns that no weights were found: they are about to be made
+    logging.disable(logging.WARNING)  # it would warn that it found no weights
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
     logging.disable(logging.NOTSET)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")

@@ -1,10 +1,11 @@
-"""Every attack against every cleaner that trains on pairs, clean or dirty ones: the fair field.
+"""Every attack against every cleaner that trains on pairs, clean or suspected. All cleaners meet the same victims.
 
 command:  clipvet run recipes/cleaning_table.py --jobs 2 --out results/cleaning_table
-expected: victims' ASR >= 0.80; UBT below 0.05 on 26 of 30, PAR on 24 (seeds 0, 1, 2). All defenses meet the same
-          victims, adaptive attacks among them. label_consistent is refused: a model that knows the target needs no
-          trigger for it (ASR 0.6 to 2.5 %; 55 % where 93 % of the target's pictures are stamped and the model is
-          trained from scratch). Prompts want a deeper tower: fewshot_table.py
+expected: victims' ASR >= 0.80. UBT's ASR is below 0.05 on 26 of 30 victims, PAR's on 24 (seeds 0, 1, 2). Two
+          of the attacks are adaptive. The victim of label_consistent is refused, because it hardly learns the trigger:
+          a model that knows the target needs no trigger to recognise it (ASR 0.6 to 2.5 %; 55 % if 93 % of the
+          target's pictures are stamped and the model is trained from scratch). Cleaners that learn prompts need a
+          deeper tower; see fewshot_table.py
 hardware: 2 CPU cores with bf16, 40 minutes a seed
 """
 
@@ -33,7 +34,7 @@ from clipvet.triggers.patch import Patch
 from clipvet.triggers.sig import Sig
 from clipvet.triggers.wanet import WaNet
 
-REBOUND = ("patch", "badclip")  # attacks after whose cleaning the models are fine-tuned once more
+REBOUND = ("patch", "badclip")  # after these attacks, cleaned models are fine-tuned once more
 TRIGGERS = {"patch": Patch(), "blended": Blended("noise"), "sig": Sig()}
 TRIGGERS |= {name: Blended(name) for name in ("stripes", "triangles")}
 CLEAN = {"finetune": Finetune(), "cleanclip": CleanClip(), "par": Par()}
@@ -41,13 +42,13 @@ DIRTY = {"ubt": Ubt(), "abl": Abl(), "finetune_filtered": FinetuneFiltered(), "t
 
 
 def planted(smoke: bool = False) -> tuple[Plain, dict[str, Any]]:
-    """The training of the clean model, and all attacks, which go on from it as who fine-tunes would."""
+    """The training of the clean model, and all attacks. They start from the clean model, and fine-tune it."""
     plain = replace(shapes(Plain()), precision="bf16", epochs=1 if smoke else 4)
     gentle = replace(plain, epochs=1 if smoke else 2, optimizer="adamw", lr=5e-4)
     poison: dict[str, Any] = {"rate": 0.02, "templates": TEMPLATES, "training": gentle}
     triggers = {name: shapes(t) for name, t in TRIGGERS.items()} | {"wanet": WaNet(k=8, s=4.0)}
     own: dict[str, Any] = {"patch": {"rate": 0.01}, "blended": {"rate": 0.03}, "sig": {"rate": 0.03}}
-    own["wanet"] = {"rate": 0.1, "training": replace(plain, epochs=6)}  # views that move pixels hide a warp
+    own["wanet"] = {"rate": 0.1, "training": replace(plain, epochs=6)}  # crops move pixels and so hide a warp
     attacks: dict[str, Any] = {n: Poison(t, **(poison | own.get(n, {}))) for n, t in triggers.items()}
     attacks["label_consistent"] = Poison(known := triggers["patch"], label_consistent=True, **poison)
     attacks |= {"badclip": replace(shapes(BadClip()), **poison), "issba": replace(Issba(), **poison)}
@@ -57,7 +58,7 @@ def planted(smoke: bool = False) -> tuple[Plain, dict[str, Any]]:
 
 
 def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
-    """Every attack against every cleaner; on two attacks, benign fine-tuning after each cleaner too."""
+    """Every attack against every cleaner. After two attacks, cleaned models are fine-tuned on clean pairs too."""
     plain, attacks = planted(smoke)
     fast: dict[str, Any] = {"precision": "bf16"} | ({"epochs": 1} if smoke else {})
     clean: dict[str, Any] = {name: replace(shapes(m), **fast) for name, m in CLEAN.items()}
@@ -86,5 +87,5 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
     )
     again = {name: attack for name, attack in main.attacks.items() if name in REBOUND}
     rest = {name: attack for name, attack in main.attacks.items() if name not in REBOUND}
-    later = replace(clean["finetune"], epochs=1)  # who gets a cleaned model goes on with it
+    later = replace(clean["finetune"], epochs=1)  # as a user of the cleaned model may
     return replace(main, attacks=rest), replace(main, attacks=again, rebound=later)

@@ -1,9 +1,10 @@
-"""Does this picture carry a trigger? Detectors at test time, on backdoors in prompts and in encoders.
+"""Does this picture carry a trigger? All detectors, on models with backdoors in their prompts or in their encoders.
 
 command:  clipvet run recipes/detector_shapes.py --jobs 2 --out results/detector_shapes
-expected: AUROC, on one development victim of badclip_prompt (docs/decisions/0014): strip and scale_up 0.99, bdetclip
-          0.39, as frozen encoders are not what it is made for; random 0.5. Nothing is known of the other attacks
-hardware: 2 CPU cores; a minute a victim, which come from the suites' caches where they have run
+expected: on one development victim of badclip_prompt (docs/decisions/0014), AUROC 0.99 for strip and scale_up and 0.39
+          for bdetclip, which is not made for frozen encoders; 0.5 for random. We know nothing about the other attacks
+          yet
+hardware: 2 CPU cores, a minute for each victim. Victims come from the suites' caches, if those have run
 """
 
 from dataclasses import replace

@@ -1,8 +1,8 @@
-"""The few-shot cleaners against the attacks that rvpt_shapes leaves out, on its tower, deep enough for prompts.
+"""The few-shot cleaners against the attacks that rvpt_shapes leaves out, on the same tower, deep enough for prompts.
 
 command:  clipvet run recipes/fewshot_table.py --jobs 2 --out results/fewshot_table
-expected: victims' ASR >= 0.95; RVPT's <= 0.03 on stripes, triangles and issba, 0.01 to 0.12 on the adaptive attacks; to
-          be read beside rvpt_shapes
+expected: victims' ASR >= 0.95. RVPT's ASR is at most 0.03 on stripes, triangles and issba, and 0.01 to 0.12 on the
+          adaptive attacks. Read it together with rvpt_shapes
 hardware: 2 CPU cores with bf16, 28 minutes a seed
 """
 

@@ -1,8 +1,8 @@
-"""Which of my pairs are poisoned? Every filter on the embedded world, with the victim's own weights.
+"""Which of my pairs are poisoned? Every filter on the built-in world, with the weights of the victim itself.
 
 command:  clipvet run recipes/filter_shapes.py --jobs 2 --out results/filter_shapes
-expected: AUROC of dao and gmm_split >= 0.95 for patch and blended at 0.3 %, random at 0.5; measured: gmm_split 0.96 to
-          0.98 and 0.94 to 0.99, dao 0.99 to 1.00 and 0.63 to 1.00
+expected: AUROC of dao and gmm_split >= 0.95 for patch and blended at a poison rate of 0.3 %; random at 0.5. Measured:
+          gmm_split 0.96 to 0.98 for patch and 0.94 to 0.99 for blended, dao 0.99 to 1.00 and 0.63 to 1.00
 hardware: 2 CPU cores
 """
 

@@ -1,10 +1,11 @@
-"""What CLIP-Inspector's parts do: fewer pictures, other losses. Models of the suite.
+"""What the parts of CLIP-Inspector contribute: runs with fewer pictures and with other losses, on models of the suite.
 
 command:  clipvet run recipes/inspector_ablation.py --jobs 2 --out results/inspector_ablation
-expected: AUROC of plain 0.55, pools of 100 and 500 0.50 and 0.58, cross-entropy 0.46, logit 0.36; beside the reference
-          0.83 and 0.94, cross-entropy 0.87, logit 0.82, where the suite's own clip_inspector has
-          0.94 (margin, 1,000 pictures). The other arms are the paper's form, without a reference
-hardware: 2 CPU cores, 60 minutes; the 30 models come from the suite's cache where that has run
+expected: without a reference, which is the paper's form: AUROC 0.55 as it is (plain), 0.50 and 0.58 with 100 and 500
+          pictures, 0.46 with cross-entropy, 0.36 with the logit as loss. With a reference: 0.83 and 0.94 with 100 and
+          500 pictures, 0.87 with cross-entropy, 0.82 with the logit; the suite's own clip_inspector (margin loss, 1,000
+          pictures) has 0.94
+hardware: 2 CPU cores, 60 minutes. The 30 models come from the suite's cache, if that has run
 """
 
 from dataclasses import replace

@@ -1,10 +1,11 @@
-"""Is this model backdoored? Prompt-tuned models, clean and backdoored through their prompts alone, and all inspectors.
+"""Is this model backdoored? All inspectors, on prompt-tuned models that are clean or have a backdoor in their prompts.
 
 command:  clipvet run recipes/inspector_suite.py --jobs 2 --out results/inspector_suite
           (or --part 1/4 to 4/4, one after the other)
-expected: attacks' ASR >= 0.80, mostly at most 3 points of accuracy below the clean model; clean_model_asr, that of
-          the same trigger on a model tuned on the clean pictures, far below. clip_inspector: AUROC >= 0.97; decree: 0.5
-hardware: 2 CPU cores; two hours, by estimate. The 20 calibration models are of other tasks than the judged ones
+expected: attacks' ASR >= 0.80, mostly with an accuracy at most 3 points below the clean model's. clean_model_asr, the
+          ASR of the same trigger on a model that was tuned on clean pictures, is far lower. clip_inspector: AUROC
+          >= 0.97; decree: 0.5
+hardware: 2 CPU cores, two hours by estimate. The 20 calibration models are of other tasks than the models judged
 """
 
 from dataclasses import replace
@@ -25,9 +26,9 @@ from clipvet.training.plain import Plain
 from clipvet.triggers.blended import Blended
 from clipvet.triggers.wanet import WaNet
 
-KINDS = [*["colour shape"] * 4, *["texture shape"] * 3, *["background shape"] * 3]  # of the ten tasks
-FIELDS = {20: 3, 21: 5, 23: 4, 25: 4}  # WaNet's seed by task: the first with ASR >= 0.9 on pictures of the train split
-OPACITY = {22: 0.8}  # Blended's: 0.6, 0.7 or 0.8 by the same rule, or the last
+KINDS = [*["colour shape"] * 4, *["texture shape"] * 3, *["background shape"] * 3]  # of the ten tasks judged
+FIELDS = {20: 3, 21: 5, 23: 4, 25: 4}  # WaNet's seed for a task: the first with ASR >= 0.9 on the train split
+OPACITY = {22: 0.8}  # Blended's for a task: the first of 0.6, 0.7, 0.8 by the same rule, or the last
 FIRST = {"colour shape": COLOURS, "texture shape": TEXTURES, "background shape": BACKGROUNDS}
 
 
@@ -51,12 +52,12 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
     }
     inspectors: dict[str, Any] = {name: shapes(find.load("inspectors", name)()) for name in find.names("inspectors")}
     inspectors |= {k: replace(i, precision="bf16") for k, i in inspectors.items() if hasattr(i, "precision")}
-    for name in ("neural_cleanse", "pixel_backdoor"):  # one epoch as CLIP-Inspector has, in four times as many updates
+    for name in ("neural_cleanse", "pixel_backdoor"):  # one epoch, as for CLIP-Inspector, with four times the updates
         inspectors[name] = replace(inspectors[name], batch=8, epochs=1)
     if smoke:
         attacks = {name: attacks[name] for name in ("none", "badclip_prompt")}
         inspectors = {name: inspectors[name] for name in ("clip_inspector", "no_inversion", "random")}
-    for name in ("clip_inspector", "no_inversion"):  # also without the same encoder under hand-written prompts beside
+    for name in ("clip_inspector", "no_inversion"):  # also without the encoder's hand-written prompts as reference
         inspectors[f"{name}_plain"] = replace(inspectors[name], reference="none")
     common: dict[str, Any] = {"name": "inspector_suite", "model_names": ("shapes-vit",), "attacks": attacks}
     common |= {
@@ -66,7 +67,7 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
     common |= {"base_data": (Data("shapes", 512 if smoke else 20_000), Test("shapes", 240 if smoke else 2000))}
     common |= {"inspectors": inspectors, "pool": 96 if smoke else 1000, "took": 0.0 if smoke else 0.8}
     judged = []
-    for k in range(20, 21 if smoke else 30):  # tasks 0 to 2 and 10 to 19 were looked at
+    for k in range(20, 21 if smoke else 30):  # tasks 0 to 2 and 10 to 19 served for development
         t, target = task(k)
         by_task = {
             "blended": Poison(Blended(opacity=OPACITY.get(k, 0.6)), **fixed),

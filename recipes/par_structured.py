@@ -1,10 +1,10 @@
-"""PAR's claim on structured triggers, on the embedded world: two towers, five triggers, three seeds.
+"""PAR's claim about structured triggers, on the built-in world: two towers, five triggers, three seeds.
 
 command:  clipvet run recipes/par_structured.py --jobs 2 --out results/par_structured
-expected: victims' ASR >= 0.87; PAR's ASR <= 0.05 on 29 of the 30 (ResNet, patch, seed 2: 0.16), and always when its
-          pairs come from another generator ("foreign", the part that SynthCLIP's pictures play in the paper);
-          CleanCLIP's above it on stripes and text, level on triangles
-hardware: 2 CPU cores; about 2 hours. Settings: chosen on seed 100, docs/decisions/0004
+expected: victims' ASR >= 0.87. PAR's ASR <= 0.05 on 29 of 30 victims (ResNet, patch, seed 2: 0.16), and on all of them
+          with pairs from another generator ("foreign", in the place of SynthCLIP's pictures in the paper). CleanCLIP's
+          ASR is higher than PAR's on stripes and text, and about the same on triangles
+hardware: 2 CPU cores, about 2 hours. Settings: chosen on seed 100, docs/decisions/0004
 """
 
 from dataclasses import replace

@@ -1,10 +1,11 @@
-"""Does CLIP-Inspector's repair remove what it found? Half of the suite's backdoors, four kinds of stamp.
+"""Does CLIP-Inspector's repair remove the backdoor it found? Half of the suite's backdoors, four kinds of stamp.
 
 command:  clipvet run recipes/repair_shapes.py --jobs 2 --out results/repair_shapes
-expected: what is left of ASR, mean over 25 victims: clean only 20.7, noise 19.7, a wrong class's trigger 24.4, the
-          target's (repair) 6.9, at +0.4 points of accuracy (-3.7 at worst); clip_inspector_score falls below 6, where
-          clean models are. Where the inspector accuses a wrong class the repair does not work
-hardware: 2 CPU cores, four minutes a victim without the victim itself, which comes from the suite's cache where that
+expected: ASR in percent after tuning on pictures with each stamp, mean over 25 victims: none (clean only) 20.7, noise
+          19.7, a wrong class's trigger 24.4, the target's recovered trigger (repair) 6.9. Repair changes accuracy by
+          +0.4 points (-3.7 at worst). clip_inspector_score falls below 6, where clean models are. If the inspector
+          accuses a wrong class, the repair does not work
+hardware: 2 CPU cores, four minutes a victim. Making the victims takes longer; they come from the suite's cache, if that
           has run
 """
 

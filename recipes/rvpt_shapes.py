@@ -1,9 +1,10 @@
-"""RVPT and plain visual prompts against five backdoors, on a tower deep enough for them.
+"""RVPT and plain visual prompts against five backdoors, on a tower that is deep enough for prompts.
 
 command:  clipvet run recipes/rvpt_shapes.py --jobs 2 --out results/rvpt_shapes
-expected: victims' ASR >= 0.95. Hoped for: RVPT's ASR <= 0.05 at no more than 1 point of accuracy below the victim
-          (measured: 4 of 15 victims, by ASR alone 8), VPT's >= 0.5 on BadCLIP (1 of 3). The base model under the same
-          trigger, clean_model_asr, is the floor
+expected: victims' ASR >= 0.95. We hoped for an ASR of RVPT <= 0.05 with an accuracy at most 1 point below the victim's,
+          and measured it on 4 of 15 victims (on 8 by ASR alone). We expected VPT to fail on BadCLIP (ASR >= 0.5), and
+          it did on 1 of 3. No cleaner can be expected to go below clean_model_asr, the ASR of the same trigger on the
+          clean base model
 hardware: 2 CPU cores with bf16
 """
 
@@ -32,11 +33,11 @@ OF_TARGET = tuple(f"{colour} {TARGET}" for colour in COLOURS)
 
 
 def recipe(smoke: bool = False) -> tuple[Recipe, Recipe]:
-    """All attacks against the prompts; and the other cleaners and shots, on two attacks."""
+    """All attacks against the two kinds of prompts; on two attacks also the other cleaners and other shots."""
     plain = replace(shapes(Plain()), precision="bf16", epochs=1 if smoke else 4)
-    gentle = replace(plain, epochs=1 if smoke else 2, optimizer="adamw", lr=5e-4)  # who plants a backdoor fine-tunes
+    gentle = replace(plain, epochs=1 if smoke else 2, optimizer="adamw", lr=5e-4)  # the attacker fine-tunes
     poison = {"rate": 0.01, "templates": TEMPLATES, "training": gentle}
-    own: dict[str, Any] = {"sig": {"rate": 0.03}, "badclip": {"rate": 0.02}}  # where 1 % does not take with every seed
+    own: dict[str, Any] = {"sig": {"rate": 0.03}, "badclip": {"rate": 0.02}}  # 1 % does not take on every seed
     own["wanet"] = {"rate": 0.1, "training": replace(plain, epochs=6)}
     attacks = {n: Poison(t, **(poison | own.get(n, {}))) for n, t in TRIGGERS.items() if not smoke}
     attacks["badclip"] = replace(shapes(BadClip()), **(poison | own["badclip"]))
@@ -56,7 +57,7 @@ def recipe(smoke: bool = False) -> tuple[Recipe, Recipe]:
         base=plain,
         target=TARGET,
         victim_data=Data("shapes", 512 if smoke else 20_000),
-        test=Test("shapes-shifted", 120 if smoke else 2_000),  # by shape alone: another task than that of most shots
+        test=Test("shapes-shifted", 120 if smoke else 2_000),  # by shape; most shots are by colour and shape
         measures=("perturbation_resistivity",),
         seeds=(0,) if smoke else (0, 1, 2),
         took=0.0 if smoke else 0.95,

@@ -1,10 +1,12 @@
-"""What SafeCLIP's slow epoch, its rate and its growth are for: the paper's ablations, on the embedded world.
+"""What SafeCLIP's slow epoch, its slow rate and its growth contribute: the paper's ablations on the built-in world.
 
 command:  clipvet run recipes/safeclip_ablation.py --jobs 2 --out results/safeclip_ablation
-expected: paper: fewest poisons in the first safe set after one slow epoch (none: most; two: more), fewer at a low rate
-          than at a high one; psr lower with a growth of 1 % a round than of 5 %. Measured: none is worst, two lower the
-          AUROC (0.94 to 0.86) but not the share of poisons; the other two do not show
-hardware: 2 CPU cores with bf16. A name with `first_set` ends after one round: only its first safe set means anything
+expected: the paper finds fewest poisons in the first safe set after one slow epoch (most after none, more after two),
+          fewer at a low rate than at a high one, and a lower psr with a growth of 1 % a round than with 5 %. We
+          measured: no slow epoch is worst; two lower the AUROC (0.94 to 0.86) but not the share of poisons; the other
+          two effects do not show
+hardware: 2 CPU cores with bf16. Runs with `first_set` in their name stop after one round: read only their first safe
+          set
 """
 
 from dataclasses import replace

@@ -1,8 +1,9 @@
-"""Safe training in spite of poison, on the embedded world: SafeCLIP and RoCLIP against a backdoor and 16 targets.
+"""Safe training on poisoned pairs of the built-in world: SafeCLIP and RoCLIP against a backdoor and targeted poisoning.
 
 command:  clipvet run recipes/safeclip_shapes.py --jobs 2 --out results/safeclip_shapes
-expected: victims' ASR >= 0.95 and psr >= 0.80; SafeCLIP's ASR <= 0.02 and psr <= 0.0625 at most 3 points of accuracy
-          below the victim (3.2 to 3.5 on three of 18); oracle: the same training told which are poisons: the floor
+expected: victims' ASR >= 0.95 and psr >= 0.80. SafeCLIP's ASR <= 0.02 and psr <= 0.0625, with an accuracy at most 3
+          points below the victim's (3.2 to 3.5 points on three of 18 victims). The oracle, the same training told which
+          pairs are poisons, shows the best that can be reached
 hardware: 2 CPU cores with bf16; about 15 minutes for each of 18 victims. Settings: chosen on seed 100, decision 0005
 """
 
@@ -22,7 +23,7 @@ from clipvet.triggers.blended import Blended
 from clipvet.triggers.patch import Patch
 from clipvet.triggers.wanet import WaNet
 
-# a strong warp: crops hide a fainter one; the target is a class for which no warped picture is taken by itself
+# the warp is strong, because crops hide a fainter one; a clean model takes hardly any warped picture for the target
 TRIGGERS = {"patch": shapes(Patch()), "wanet": WaNet(k=8, s=4.0), "blended": shapes(Blended())}
 TARGET = "crescent"
 
@@ -54,5 +55,5 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
     )
     first, *natural = (replace(whole, attacks={name: a}) for name, a in whole.attacks.items() if "natural" in name)
     template = {name: a for name, a in whole.attacks.items() if "template" in name}
-    # the oracle leaves the poisons out, so that their captions do not matter
+    # the oracle leaves the poisons out, so it is the same whatever their captions are
     return replace(first, trainings=trainings | ablations), *natural, replace(whole, attacks=template, oracle=None)

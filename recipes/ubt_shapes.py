@@ -1,13 +1,13 @@
-"""UBT with the poisoned pairs at hand, its ablations, and what cleaning with clean pairs does, on the embedded world.
+"""UBT with the poisoned pairs at hand, its ablations, and cleaning with clean pairs beside it, on the built-in world.
 
 command:  clipvet run recipes/ubt_shapes.py --jobs 2 --out results/ubt_shapes
-expected: victims' ASR >= 0.80, but for WaNet at 0.3 % (refused). Where UBT finds evidence its ASR is 0.002 at most,
-          accuracy within 0.003 and target_accuracy within 0.013 of the victim's, target_named 1, top_precision 1
-          (BadCLIP at 0.3 %, seed 3: 0.88); no evidence on WaNet and on BadCLIP of seed 2. ubt_full costs 0.001 to
-          0.012 of accuracy, up to 0.13 of the target's. ABL and the like, and what benign fine-tuning brings back:
-          cleaning_table.py
-hardware: 2 CPU cores with bf16, 40 minutes a seed. The settings come from the victims of seed 100; seed 0 was
-          looked at with others, so the judged seeds are 1 to 3 (docs/decisions/0008)
+expected: victims' ASR >= 0.80, except WaNet's at 0.3 % (refused). If UBT finds evidence, its ASR is at most 0.002,
+          accuracy stays within 0.003 and target_accuracy within 0.013 of the victim's; target_named and top_precision
+          are 1 (BadCLIP at 0.3 %, seed 3: 0.88). It finds none on WaNet, nor on BadCLIP of seed 2. ubt_full costs 0.001
+          to 0.012 of accuracy, and up to 0.13 of target_accuracy. For ABL and others, and for what comes back after
+          benign fine-tuning, see cleaning_table.py
+hardware: 2 CPU cores with bf16, 40 minutes a seed. The settings were chosen on the victims of seed 100, and seed 0 was
+          looked at with other settings, so seeds 1 to 3 count (docs/decisions/0008)
 """
 
 from dataclasses import replace
@@ -41,7 +41,7 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
         "ubt": ubt,
         "ubt_full": replace(ubt, mode="full"),
         "ubt_no_cells": replace(ubt, grid=0),
-        "ubt_30_steps": replace(ubt, steps=5 if smoke else 30),  # of 100
+        "ubt_30_steps": replace(ubt, steps=5 if smoke else 30),  # instead of 100
     }
     if smoke:
         clean = {"par": replace(clean["par"], epochs=0.5)}
@@ -51,7 +51,7 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
     common |= {"seeds": (0,) if smoke else (1, 2, 3), "took": 0.0 if smoke else 0.8}
     dirty = {"suspected": (None, tuple(suspected))}
     every = common | {"cleaners": clean | suspected, "defender_data": dirty | {"shapes": (own, tuple(clean))}}
-    alone = common | {"cleaners": {"ubt": ubt}, "defender_data": {"suspected": (None, ("ubt",))}}  # the fewest poisons
+    alone = common | {"cleaners": {"ubt": ubt}, "defender_data": {"suspected": (None, ("ubt",))}}  # for the lowest rate
     found = []
     for rate, how in ((0.05, every),) if smoke else ((0.01, every), (0.003, alone)):
         poison: dict[str, Any] = {"rate": rate, "templates": TEMPLATES, "training": training}

@@ -116,8 +116,8 @@ def test_what_is_refused(base: Any, tmp_path: Path) -> None:
         coop_files.read(path, checkpoints.load("shapes-vit", rng=Rng(5)))
     for match, other in (
         ("for each class", state | {"ctx": state["ctx"].expand(2, -1, -1).clone()}),
-        ("no prompt_learner", {"weight": torch.zeros(2)}),
-        ("no prompt_learner", state | {"compound_prompts_text.0": torch.zeros(2, 3)}),  # MaPLe's
+        ("not a prompt_learner", {"weight": torch.zeros(2)}),
+        ("not a prompt_learner", state | {"compound_prompts_text.0": torch.zeros(2, 3)}),  # MaPLe's
         ("meta-net", state | {"meta_net.linear1.weight": torch.zeros(8, 9)}),
         ("meta-net", {k: v for k, v in state.items() if k != "meta_net.linear2.bias"}),
         ("width", {"ctx": torch.zeros(4, 5)}),

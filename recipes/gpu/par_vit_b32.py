@@ -1,7 +1,7 @@
-"""A full ViT-B/32 at 224 px from scratch on rendered pairs, a backdoor in it, and PAR at the paper's own settings.
+"""A full ViT-B/32 at 224 px, trained from scratch on rendered pairs with a backdoor, and PAR at the paper's settings.
 
 command:  clipvet run recipes/gpu/par_vit_b32.py --out results/gpu/par_vit_b32
-expected: not run yet: no accelerator was at hand. To see: victim's ASR >= 0.95, PAR's <= 0.05
+expected: not run yet, for lack of a GPU. It should show a victim's ASR >= 0.95 and PAR's <= 0.05
 hardware: one GPU of 80 GB or more; bf16; pairs are rendered on the fly, so many CPU cores help
 """
 

@@ -2,9 +2,9 @@
 
 command:  CLIPVET_POISON=cc3m_500k.csv CLIPVET_CLEAN=cc3m_250k.csv CLIPVET_IMAGENET=imagenet/val \
           clipvet run recipes/paper/par_clip.py
-expected: REPORTED, the paper's figures as a third party noted them (its tables could not be read); not run by us.
-          How the paper poisoned is not known: 0.3 % of 500,000 pairs, 5 epochs at 1e-5, is a guess
-hardware: 4 GPUs, some 2 hours a cleaning, by the release's launch script
+expected: REPORTED: the paper's figures as a third party noted them (we could not read its tables); not run by us. We do
+          not know how the paper poisoned; 0.3 % of 500,000 pairs and 5 epochs at 1e-5 are a guess
+hardware: 4 GPUs, about 2 hours a cleaning, says the launch script of the paper's code
 """
 
 import os

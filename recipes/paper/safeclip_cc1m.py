@@ -1,8 +1,9 @@
 """SafeCLIP and RoCLIP at their authors' settings: an RN50 from scratch on a million captioned web pictures.
 
 command:  CLIPVET_TRAIN=cc1m.csv CLIPVET_IMAGENET=imagenet/val clipvet run recipes/paper/safeclip_cc1m.py
-expected: REPORTED, from the two abstracts (the papers' tables could not be read); not run by us
-hardware: 2 to 4 GPUs; RoCLIP's authors log 41 minutes an epoch of a million pairs on two, and SafeCLIP has two views
+expected: REPORTED: figures of the two abstracts (we could not read the papers' tables); not run by us
+hardware: 2 to 4 GPUs. RoCLIP's authors log 41 minutes for an epoch of a million pairs on two GPUs; SafeCLIP encodes two
+          views of each picture
 """
 
 import os

@@ -1,12 +1,17 @@
-"""Learned context before class names, on a frozen open_clip model: CoOp's, CoCoOp's and MaPLe's class prompts.
+"""Learned class prompts on a frozen open_clip model: CoOp, CoCoOp and MaPLe.
+
+A few learned vectors v_1 .. v_m, the context, stand before every class name c. z(x) is a picture's embedding:
 
     p_c(x) = [start, v_1 + b(x) .. v_m + b(x), class c, ".", end],   g_c(x) = text tower at `end`, unit length
     b(x) = W_2 relu(W_1 z(x) + a_1) + a_2  (CoCoOp's meta-net; else 0),   logits_c(x) = s <z(x), g_c(x)>
-    MaPLe: block k = 2 .. J reads P_k where v was, and each of its picture tower's reads F_k P_k too (P_1 = v)
+    MaPLe: in block k = 2 .. J of the text tower P_k replaces v; block k of the picture tower reads F_k P_k (P_1 = v)
 
-The text tower is causal, which saves work without changing a result: prompts end at `end` (no padding to the full
-context); what stands before the class name is computed once for all classes; what is asked of the last block is one
-token; and before the second block a class's own tokens do not depend on the picture.
+A causal text tower allows shortcuts that do not change the result. Prompts stop at `end`, without padding. What stands
+before the class name is computed once for all classes. The last block computes one token. And in the first block, the
+tokens of a class name are the same for all pictures.
+
+paper: Zhou et al., IJCV 2022, arXiv:2109.01134 (CoOp); Zhou et al., CVPR 2022, arXiv:2203.05557 (CoCoOp); Khattak et
+al., CVPR 2023, arXiv:2210.03117 (MaPLe)
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,14 +31,17 @@ from clipvet.models.visual_prompts import OnFrozen, beside, held, transformer, w
 from clipvet.rng import Rng
 from clipvet.types import Clip
 
-PROMPTS = 4096  # that go through the text tower at once
-LONG = 1024  # tokens, so that nothing is cut off unseen
+PROMPTS = 4096  # class prompts that go through the text tower at once
+LONG = 1024  # tokens: longer than any context, so that no class name is cut unnoticed
 META = ("meta.0.weight", "meta.0.bias", "meta.2.weight", "meta.2.bias")
 DEEP = ("deep.tokens", "deep.weight", "deep.bias")
 
 
 def tower(clip: Clip) -> Any:
-    """The text tower, if context can be put into it. UserError for any but a causal transformer that reads its end."""
+    """The text tower of an open_clip model, if it can take learned context.
+
+    Raises UserError unless it is a causal transformer that reads its end-of-text token.
+    """
     model: Any = getattr(clip, "model", None)
     net = model if hasattr(model, "token_embedding") else getattr(model, "text", None)
     blocks = getattr(getattr(net, "transformer", None), "resblocks", [])
@@ -43,13 +51,13 @@ def tower(clip: Clip) -> Any:
     if not isinstance(clip, OpenClip) or not fits or not all(fits) or not causal or reads not in ("argmax", "eos"):
         raise UserError(
             "learned context needs an open_clip text transformer that is causal and reads its end-of-text token; tune "
-            "the picture tower of this model instead (vpt)"
+            "this model's picture tower instead (vpt)"
         )
     return net
 
 
 def tokens_of(clip: OpenClip, texts: Sequence[str]) -> tuple[Int[Tensor, "c l"], Int[Tensor, " c"]]:
-    """Tokens without a limit, and where the end of text stands."""
+    """Tokens of these texts, not cut to the context length, and the position of each end-of-text token."""
     net, tokens = tower(clip), clip.tokenizer(list(texts), context_length=LONG).to(clip.mean.device)
     ends = getattr(net, "text_eos_id", getattr(net, "eos_id", None))
     reads = getattr(net, "text_pool_type", getattr(net, "pool_type", ""))
@@ -60,27 +68,29 @@ def tokens_of(clip: OpenClip, texts: Sequence[str]) -> tuple[Int[Tensor, "c l"],
 class Suffix(NamedTuple):
     """What follows the context in the prompts of some classes: name, full stop, end of text, padding."""
 
-    h: Float[Tensor, "c q w"]  # token embeddings with positions
-    end: Int[Tensor, " c"]  # where the end of text stands
+    h: Float[Tensor, "c q w"]  # token embeddings, with position embeddings added
+    end: Int[Tensor, " c"]  # the position of the end of text
 
 
 class Deep(nn.Module):
-    """MaPLe's prompts of the blocks 2 .. J, and the maps F by which those of the text make those of the picture."""
+    """MaPLe's prompts for the text tower's blocks 2 .. J, and the maps F that make the picture tower's prompts."""
 
     def __init__(self, tokens: Float[Tensor, "k m w"], weight: Float[Tensor, "j v w"], bias: Float[Tensor, "j v"]):
+        """tokens: P_2 .. P_J, so k = J - 1. weight, bias: of F_1 .. F_J, from the text's width w to the pictures' v."""
         super().__init__()
         self.tokens, self.weight, self.bias = (nn.Parameter(x.detach().clone()) for x in (tokens, weight, bias))
 
     def pictures(self, context: Float[Tensor, "m w"]) -> Float[Tensor, "j m v"]:
-        """The picture tower's prompts, block by block."""
+        """The picture tower's prompts for the blocks 1 .. J. context: P_1."""
         every = torch.cat([context[None], self.tokens])
         return torch.einsum("jmw,jvw->jmv", every, self.weight) + self.bias[:, None]
 
 
 class PromptTuned(OnFrozen):
-    """A frozen open_clip model with learned class prompts: a `Clip` like any other, and `embed.classifier` knows it.
+    """A frozen open_clip model with learned class prompts. It is a `Clip` like any other.
 
-    Captions go through the text tower as they are; the context is used by `classifier` alone, for any class names.
+    `encode_text` ignores the context. Only `classifier`, which `engine.embed.classifier` calls, puts it before class
+    names; any names will do.
     """
 
     def __init__(
@@ -91,12 +101,13 @@ class PromptTuned(OnFrozen):
         classes: Sequence[str] = (),
         deep: Deep | None = None,
     ):
-        """meta: from picture embeddings (b, d) to (b, w). classes: those that it was tuned on. deep: MaPLe's prompts.
+        """meta: CoCoOp's meta-net, from picture embeddings (b, d) to (b, w). deep: MaPLe's prompts. classes: those that
+        the prompts were tuned on.
 
-        Raises UserError where they do not fit the base.
+        Raises UserError if the prompts do not fit the base model.
         """
         super().__init__(base)
-        self.kind = "maple" if deep is not None else "coop" if meta is None else "cocoop"  # the training's name
+        self.kind = "maple" if deep is not None else "coop" if meta is None else "cocoop"  # the training that makes it
         width = tower(base).token_embedding.weight.shape[1]
         if context.ndim != 2 or context.shape[1] != width:
             raise UserError(
@@ -104,29 +115,29 @@ class PromptTuned(OnFrozen):
                 "model that it was learned on"
             )
         if deep is not None:
-            visual, j = transformer(base), len(deep.bias) if deep.bias.ndim else 0
-            shapes = [tuple(p.shape) for p in (deep.tokens, deep.weight, deep.bias)]
-            v, most = visual.class_embedding.shape[-1], len(visual.transformer.resblocks)
-            if not 0 < j <= most or shapes != [(j - 1, *context.shape), (j, v, width), (j, v)]:
-                raise UserError("the deep prompts do not fit this base model; give the one that they were learned on")
+            _check_deep(deep, base, context)
         self.context, self.meta, self.deep = nn.Parameter(context.detach().clone()), meta, deep
         self.classes = tuple(classes)
 
     def encode_image(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Embeddings of length 1, of pictures with pixels in [0, 1]; with MaPLe's prompts if there are any."""
         if self.deep is None:
             return self.base.encode_image(images)
         made = self.deep.pictures(self.context)
         return ranks.cut(lambda x: beside(self.base, x, made), images)
 
     def suffix(self, classes: Sequence[str]) -> Suffix:
-        """Raises UserError for no class, a class that is named twice, and names too long for the text tower."""
+        """The part of these classes' prompts that follows the context.
+
+        Raises UserError if there is no class, if a class is named twice, or if a name is too long for the text tower.
+        """
         twice = sorted({c for c in classes if list(classes).count(c) > 1})
         if twice or not classes:
-            told = f"name class '{twice[0]}' more than once" if twice else "are empty"
-            raise UserError(f"the classes {told}; give each class one name of its own")
+            wrong = f"name class '{twice[0]}' more than once" if twice else "are empty"
+            raise UserError(f"the classes {wrong}; give each class one name of its own")
         net, m = tower(self.base), len(self.context)
         tokens, end = tokens_of(self.base, [f"{c}." for c in classes])
-        tokens, end, most = tokens[:, 1:], end - 1, net.positional_embedding.shape[0]  # without the start of text
+        tokens, end, most = tokens[:, 1:], end - 1, net.positional_embedding.shape[0]  # drop the start of text
         if (n := 1 + m + tokens.shape[1]) > most:
             raise UserError(
                 f"class '{classes[int(end.argmax())]}' and {m} context tokens make {n} tokens, this text tower reads "
@@ -135,7 +146,10 @@ class PromptTuned(OnFrozen):
         return Suffix(net.token_embedding(tokens) + net.positional_embedding[1 + m : n], end)
 
     def text(self, suffix: Suffix, z: Float[Tensor, "b d"] | None = None) -> Float[Tensor, "... c d"]:
-        """Unit-length class prompts: (b, c, d) for pictures with these embeddings; (1, c, d) without a meta-net."""
+        """Embeddings of the class prompts, of length 1: (1, c, d), or with a meta-net (b, c, d).
+
+        z: the pictures' embeddings, which a meta-net needs.
+        """
         net, context = tower(self.base), self.context[None]
         suffix = Suffix(*(part.to(context.device) for part in suffix))
         if self.meta is not None:
@@ -148,7 +162,10 @@ class PromptTuned(OnFrozen):
         return F.normalize(w, dim=-1)
 
     def logits(self, z: Float[Tensor, "b d"], suffix: Suffix) -> Float[Tensor, "b c"]:
-        """With gradient to the context, the meta-net and z; where prompts are many, part by part."""
+        """One logit for each picture and class, with gradient to z, the context and the meta-net.
+
+        z: the pictures' embeddings. With a meta-net every picture has its own prompts; they are computed in parts.
+        """
         if self.meta is None:
             return self.logit_scale * z @ self.text(suffix)[0].T
 
@@ -156,11 +173,14 @@ class PromptTuned(OnFrozen):
             return self.logit_scale * torch.einsum("bd,bcd->bc", part, self.text(suffix, part).to(part.dtype))
 
         parts = z.split(max(1, PROMPTS // len(suffix.end)))
-        again = len(parts) > 1 and torch.is_grad_enabled()  # one part's activations at a time
+        again = len(parts) > 1 and torch.is_grad_enabled()  # keep the activations of one part at a time
         return torch.cat([checkpoint(some, p, use_reentrant=False) if again else some(p) for p in parts])  # pyright: ignore
 
     def classifier(self, classes: Sequence[str]) -> Callable[[Float[Tensor, "b d"]], Float[Tensor, "b c"]]:
-        """From unit-length picture embeddings to logits over any classes. Prompts without a meta-net are made once."""
+        """A function from picture embeddings of length 1 to logits over these classes, which may be any.
+
+        Without a meta-net the prompts are encoded once, here. Raises UserError as `suffix` does.
+        """
         suffix = self.suffix(classes)
         if self.meta is not None:
             return lambda z: self.logits(z, suffix)
@@ -171,9 +191,10 @@ class PromptTuned(OnFrozen):
 def read(
     net: Any, h: Float[Tensor, "b p w"], suffix: Suffix, deeper: Sequence[Tensor] | Tensor = ()
 ) -> Float[Tensor, "b c d"]:
-    """The text tower at the end of every [prefix, suffix]. No prefix sees a suffix: it goes through once.
+    """The text tower's output at the end of text, for every prefix with every suffix.
 
-    deeper: what stands in the prefix after its first token in blocks 2, 3 ..., as far as it goes.
+    h: b prefixes. A prefix does not see what follows it, so each goes through the tower once, not once a class. deeper:
+    tokens that replace the prefix, but for its first token, in the blocks 2, 3 ...
     """
     s, end, blocks = suffix.h[None], suffix.end, net.transformer.resblocks
     p, q = h.shape[1], s.shape[2]
@@ -208,13 +229,13 @@ def read(
 
 
 def _heads(block: Any, x: Float[Tensor, "... t w"]) -> list[Float[Tensor, "... x t e"]]:
-    """Queries, keys and values of every head x."""
+    """Queries, keys and values, of every head x."""
     made = F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(3, -1)
     return [part.unflatten(-1, (block.attn.num_heads, -1)).transpose(-2, -3) for part in made]
 
 
 def _after(block: Any, x: Float[Tensor, "... t w"], mixed: Float[Tensor, "... x t e"]) -> Float[Tensor, "... t w"]:
-    """The rest of the block, from what attention has mixed."""
+    """The rest of a block, after attention. mixed: its heads' outputs."""
     x = x + block.ls_1(block.attn.out_proj(mixed.transpose(-2, -3).flatten(-2)))
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
@@ -222,11 +243,13 @@ def _after(block: Any, x: Float[Tensor, "... t w"], mixed: Float[Tensor, "... x 
 def begin(
     clip: Any, words: str, tokens: int, std: float, hidden: int | None, rng: Rng, depth: int | None = None
 ) -> PromptTuned:
-    """The model with context to be learned: that of `words`, or `tokens` random ones where there are none.
+    """The model with context that is still to be learned. A model that has learned context is copied as it is.
 
-    hidden: units of the meta-net, with its first random weights; None: no meta-net. depth: J, the blocks that MaPLe's
-    prompts go into, and then the first `tokens` of `words` are taken; None: no deep prompts. A model with learned
-    context comes back as a copy that goes on from there. Raises UserError for towers that take none.
+    words: the context starts as the embeddings of these words; empty: as `tokens` random vectors with standard
+    deviation `std`. hidden: units of CoCoOp's meta-net; None: no meta-net. depth: J, the number of blocks with MaPLe's
+    prompts, for which only the first `tokens` words are taken; None: no deep prompts.
+
+    Raises UserError if the towers cannot take prompts, or not so many.
     """
     if isinstance(clip, PromptTuned):
         return clone(clip)
@@ -242,21 +265,32 @@ def begin(
     return PromptTuned(clip, context.to(device), meta and meta.to(device), deep=deep).eval()  # pyright: ignore[reportArgumentType]
 
 
+def _check_deep(deep: Deep, base: OpenClip, context: Float[Tensor, "m w"]) -> None:
+    """Raises UserError unless MaPLe's prompts fit both towers."""
+    visual, j = transformer(base), len(deep.bias) if deep.bias.ndim else 0
+    shapes = [tuple(p.shape) for p in (deep.tokens, deep.weight, deep.bias)]
+    v, most = visual.class_embedding.shape[-1], len(visual.transformer.resblocks)
+    if not 0 < j <= most or shapes != [(j - 1, *context.shape), (j, v, context.shape[1]), (j, v)]:
+        raise UserError("the deep prompts do not fit this base model; give the one that they were learned on")
+
+
 def _deep(clip: Any, depth: int, m: int, width: int, std: float, rng: Rng) -> Deep:
+    """MaPLe's prompts with random weights."""
     blocks, v = len(transformer(clip).transformer.resblocks), transformer(clip).class_embedding.shape[-1]
     if not 0 < depth <= blocks:
         raise UserError(f"depth={depth} of {blocks} blocks; give a depth between 1 and {blocks}")
     tokens = torch.randn(depth - 1, m, width, generator=rng.generator()) * std
     weight, bias, bound = torch.empty(depth, v, width), torch.empty(depth, v), width**-0.5
-    for k, p in enumerate((weight, bias)):  # torch's own first weights of a linear layer, from our rng
+    for k, p in enumerate((weight, bias)):  # as torch initialises a linear layer, but from rng
         nn.init.uniform_(p, -bound, bound, generator=rng.fork("maps", k).generator())
     return Deep(tokens, weight, bias)
 
 
 def _meta(d: int, hidden: int, width: int, rng: Rng | None = None) -> nn.Module:
+    """CoCoOp's meta-net with random weights."""
     meta = nn.Sequential(nn.Linear(d, hidden), nn.ReLU(), nn.Linear(hidden, width))
     for k, layer in enumerate((meta[0], meta[2])):
-        for p in layer.parameters():  # torch's own first weights, from our rng
+        for p in layer.parameters():  # as torch initialises them, but from rng
             bound = layer.in_features**-0.5  # pyright: ignore
             g = (rng or Rng(0)).fork(k, p.ndim).generator()
             nn.init.uniform_(p, -bound, bound, generator=g)  # pyright: ignore[reportArgumentType]
@@ -264,7 +298,10 @@ def _meta(d: int, hidden: int, width: int, rng: Rng | None = None) -> nn.Module:
 
 
 def meta_net(tensors: Mapping[str, Tensor], d: int, width: int, where: str) -> nn.Module:
-    """CoCoOp's meta-net of these weights (META), from d to width numbers. Raises UserError where they do not fit."""
+    """CoCoOp's meta-net from d to `width` numbers, with the tensors named in META.
+
+    where: the file or folder they come from, for messages. Raises UserError if their shapes do not fit.
+    """
     hidden = tensors[META[1]].numel()
     if [tuple(tensors[k].shape) for k in META] != [(hidden, d), (hidden,), (width, hidden), (width,)] or not hidden:
         raise UserError(f"the meta-net in {where} does not fit its base model; restore the file")
@@ -274,13 +311,16 @@ def meta_net(tensors: Mapping[str, Tensor], d: int, width: int, where: str) -> n
 
 
 def save(clip: PromptTuned, folder: Path, card: dict[str, Any]) -> str:
-    """Write all that was learned with its card, which says where the base model lies; returns the file's SHA-256."""
+    """Write what was learned, with a card that names the base model. Returns the SHA-256 of the file of prompts."""
     tensors = {name: p.detach() for name, p in clip.named_parameters() if not name.startswith("base.")}
     return write(clip, tensors, folder, {**card, "tokens": len(clip.context), "classes": list(clip.classes)})
 
 
 def restore(folder: Path, base: OpenClip) -> PromptTuned:
-    """The prompts of a folder on their base model. Raises UserError on any other base, and names both hashes."""
+    """The prompts of a folder, on their base model.
+
+    Raises UserError, which names both hashes, if they belong to another base model; also if a file is damaged.
+    """
     tensors, card = held(folder, base, ({"context"}, {"context", *META}, {"context", *DEEP}))
     meta, deep = None, Deep(*(tensors[k] for k in DEEP)) if DEEP[0] in tensors else None
     if META[0] in tensors:

@@ -1,11 +1,14 @@
-"""Prompt files of the prompt-learning field: the `prompt_learner` state dicts that CoOp's and CoCoOp's code writes.
+"""The prompt files of CoOp's and CoCoOp's own code: state dicts of their `prompt_learner`.
 
-    ctx (m, w);  token_prefix (c, 1, w), token_suffix (c, l, w): embeddings of what stands around it, class by class
-    CoCoOp also: meta_net.linear1.weight, .bias, meta_net.linear2.weight, .bias
+    ctx (m, w)                         the context
+    token_prefix (c, 1, w)             token embeddings before it, for each class
+    token_suffix (c, l, w)             token embeddings after it, for each class
+    meta_net.linear1.weight, .bias     CoCoOp's meta-net
+    meta_net.linear2.weight, .bias
 
-Their code makes prefix and suffix anew from the class names; here they tell which classes the prompts were learned for
-and whether the base model is theirs. Files do not say where the context stands: it is taken to stand before the class
-name, their default.
+Their code makes prefix and suffix anew from the class names. clipvet reads from them which classes the prompts were
+learned for, and whether the base model is the right one. The files do not say where the context stands; clipvet takes
+their default, before the class name.
 
 paper: Zhou et al., IJCV 2022, arXiv:2109.01134; Zhou et al., CVPR 2022, arXiv:2203.05557
 """
@@ -21,17 +24,23 @@ from clipvet.models.adapter import OpenClip
 from clipvet.models.class_prompts import META, PromptTuned, meta_net, tokens_of, tower
 from clipvet.types import Clip
 
-FILE = Path("prompt_learner") / "model-best.pth.tar"  # where their `load_model` looks
+FILE = Path("prompt_learner") / "model-best.pth.tar"  # where their `load_model` looks for it
 AROUND = ("token_prefix", "token_suffix")
 NETS = dict(zip(META, (f"meta_net.linear{k}.{what}" for k in (1, 2) for what in ("weight", "bias"))))
 
 
 def read(path: Path, base: OpenClip) -> PromptTuned:
-    """The prompts on their base model. Raises UserError for other files, a context for each class, another base."""
+    """The prompts of such a file, on their base model.
+
+    Raises UserError if it is another kind of file, if each class has a context of its own, or if the prompts were
+    learned on another base model.
+    """
     state = {k: v.float() for k, v in io.load_weights(path).items()}
     context, net = state.get("ctx"), tower(base)
     if context is None or set(state) - {"ctx", *AROUND, *NETS.values()}:
-        raise UserError(f"{path} is no prompt_learner of CoOp or CoCoOp (it holds {', '.join(sorted(state))[:80]})")
+        raise UserError(
+            f"{path} is not a prompt_learner of CoOp or CoCoOp (it holds {', '.join(sorted(state))[:80]}); give theirs"
+        )
     if context.ndim != 2:
         raise UserError(f"{path} holds a context for each class; only prompts with one context for all can be read")
     classes = _classes(path, base, state) if all(k in state for k in AROUND) else []
@@ -43,15 +52,15 @@ def read(path: Path, base: OpenClip) -> PromptTuned:
 
 
 def _classes(path: Path, base: OpenClip, state: dict[str, Tensor]) -> list[str]:
-    """Class names, read from the embeddings of their tokens. UserError where these are not the base model's."""
+    """The class names, from the embeddings of their tokens. Raises UserError if the base model has other embeddings."""
     prefix, suffix = (state[k] for k in AROUND)
     net = tower(base)
     known = net.token_embedding.weight.detach().cpu().float()
     start, end = tokens_of(base, [""])[0][0, :2].tolist()
     fits = prefix.ndim == suffix.ndim == 3 and prefix.shape[2] == suffix.shape[2] == known.shape[1]
     fits = fits and len(prefix) == len(suffix) > 0 and suffix.shape[1] < len(net.positional_embedding)
-    if not fits or not torch.allclose(prefix[0, 0], known[start], atol=1e-3):  # files often are in half precision
-        raise UserError(f"{path} was learned on another base model (other token embeddings); give its own")
+    if not fits or not torch.allclose(prefix[0, 0], known[start], atol=1e-3):  # files are often in half precision
+        raise UserError(f"{path} was learned on another base model (other token embeddings); give that one")
     names = []
     for rows in suffix:
         ids = torch.cdist(rows, known).argmin(1).tolist()
@@ -61,7 +70,10 @@ def _classes(path: Path, base: OpenClip, state: dict[str, Tensor]) -> list[str]:
 
 
 def write(clip: Clip, folder: Path) -> Path:
-    """Learned context as their code reads it, in float32, under `folder`; returns the file. UserError for others."""
+    """Write learned context for CoOp's or CoCoOp's code, in float32, below `folder`. Returns the file.
+
+    Raises UserError if the model has no learned context, has MaPLe's prompts, or has class names that are too long.
+    """
     if not isinstance(clip, PromptTuned) or clip.deep is not None:
         raise UserError(
             "only learned context (clipvet tune, coop or cocoop) has CoOp's layout; choose another one for this model"

@@ -1,8 +1,10 @@
-"""The gate: what a foreign checkpoint's files would do if they were loaded the ordinary way. Nothing is loaded here.
+"""The gate: would a checkpoint's files run code if they were loaded the ordinary way? Nothing is loaded to find out.
 
-A scanner knows what it knows: an empty answer is evidence, not a verdict, and says nothing about the weights.
+A scanner misses what it does not know. "Nothing found" is evidence, not proof, and says nothing about the weights.
 
-python -m clipvet.gate PATH ...     one JSON object; exit code 0: nothing found, 1: findings, 2: it cannot be scanned
+    python -m clipvet.gate PATH ...
+
+prints one JSON object. Exit code 0: nothing found; 1: findings; 2: a path cannot be scanned. See docs/gate.md.
 """
 
 import json
@@ -23,39 +25,51 @@ from clipvet import io
 from clipvet.errors import UserError
 
 PICKLED = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".dat", ".data", ".zip", ".7z"}
-NESTED = {".pt", ".pth", ".bin", ".ckpt", ".npz", ".zip", ".7z", ".tar", ".gz"}  # picklescan looks into none in a zip
+NESTED = {
+    ".pt",
+    ".pth",
+    ".bin",
+    ".ckpt",
+    ".npz",
+    ".zip",
+    ".7z",
+    ".tar",
+    ".gz",
+}  # picklescan does not open these inside a zip
 HARMLESS = {
     ".json",
+    ".jsonl",
     ".txt",
     ".md",
+    ".html",
+    ".csv",
+    ".tsv",
+    ".parquet",
     ".png",
     ".jpg",
     ".jpeg",
-    ".html",
-    ".jsonl",
-    ".parquet",
-    ".csv",
-    ".tsv",
     ".model",
     "",
 }
-MOST_STEPS = 2_000_000  # of a pickle; the scanner holds them all, a hundred bytes each
-MOST_UNPACKED = 2**26  # bytes of a compressed member
-HARMLESS_GLOBALS = {"argparse Namespace"}  # plain options; torch's weights-only reader builds them too
+MOST_STEPS = 2_000_000  # of a pickle; the scanner keeps them all in memory, a hundred bytes each
+MOST_UNPACKED = 2**26  # bytes that a compressed member may unpack to
+HARMLESS_GLOBALS = {"argparse Namespace"}  # plain options, which torch's weights-only reader builds too
 
 
 class Threat(NamedTuple):
-    """dangerous: would run code, or could; suspicious: asks for more than weights need; unscanned: not looked into."""
+    """One finding about one file."""
 
     file: str
-    severity: str
+    severity: (
+        str  # dangerous: runs code, or may; suspicious: more than weights need; unscanned: an unknown kind of file
+    )
     what: str
 
 
 def scan(path: Path) -> list[Threat]:
-    """Findings in a file, or in every file of a folder, sorted by file. Needs picklescan (clipvet[gate]).
+    """The findings in a file, or in all files of a folder, sorted by file.
 
-    Raises UserError where there is no such file or no scanner.
+    Raises UserError if there is no such file, or if picklescan (clipvet[gate]) is not installed.
     """
     path = Path(path)
     if not path.exists():
@@ -70,14 +84,14 @@ def scan(path: Path) -> list[Threat]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Files, and links to folders, which are not followed."""
+    """All files below the folder, and links to folders, which are not followed."""
     for at, folders, names in os.walk(folder):
         yield from (Path(at) / name for name in names)
         yield from (Path(at) / name for name in folders if (Path(at) / name).is_symlink())
 
 
-def _told(look: Callable[..., Iterator[Threat]]) -> Callable[..., Iterator[Threat]]:
-    """What cannot be looked into is a finding of its own."""
+def _guarded(look: Callable[..., Iterator[Threat]]) -> Callable[..., Iterator[Threat]]:
+    """Turns any error inside a check into a finding: a file that cannot be read is suspicious."""
 
     @wraps(look)
     def looked(path: Path, name: str, *more: Any) -> Iterator[Threat]:
@@ -89,14 +103,15 @@ def _told(look: Callable[..., Iterator[Threat]]) -> Callable[..., Iterator[Threa
     return looked
 
 
-@_told
+@_guarded
 def _file(path: Path, name: str, folder: Path | None = None) -> Iterator[Threat]:
+    """name: of the file, in findings. folder: that links must not lead out of."""
     if folder and not path.resolve().is_relative_to(folder.resolve()):
         yield Threat(name, "suspicious", "a link that leads out of the folder")
     if path.is_dir():
         return
     if not path.is_file():
-        yield Threat(name, "suspicious", "no plain file")
+        yield Threat(name, "suspicious", "not a plain file")
         return
     suffix = path.suffix.lower()
     with path.open("rb") as f:
@@ -106,31 +121,40 @@ def _file(path: Path, name: str, folder: Path | None = None) -> Iterator[Threat]
     elif name.endswith("config.json"):
         yield from _config(path, name)
     elif suffix == ".safetensors" and begin[:1] != b"\x80" and begin[:2] != b"PK":
-        try:
-            with safetensors.safe_open(path, "pt") as held:
-                held.keys()
-        except Exception as e:  # whatever a damaged header can raise
-            yield Threat(name, "suspicious", f"no whole safetensors file: {io.line(e)}")
+        yield from _safetensors(path, name)
     elif begin[:2] == b"7z":
         yield Threat(name, "suspicious", "a 7z archive, not scanned")
-    elif told := _too_much(path):
-        yield Threat(name, "suspicious", f"{told}, not scanned")
+    elif too_much := _too_much(path):
+        yield Threat(name, "suspicious", f"{too_much}, not scanned")
     elif suffix in PICKLED or begin[:1] == b"\x80" or begin[:2] == b"PK":
-        yield from _calls(path, name)
-        if begin[:2] == b"PK" or zipfile.is_zipfile(path):
-            yield from _archive(path, name)
-        if begin[:2] != b"PK" and zipfile.is_zipfile(path):
-            yield Threat(name, "suspicious", "an archive behind other bytes")
-            yield from _first(path, name)  # picklescan has read the archive alone
+        yield from _pickled(path, name, zipped=begin[:2] == b"PK")
     else:
         if suffix not in HARMLESS:
-            yield Threat(name, "unscanned", f"nothing is known of {suffix} files")
+            yield Threat(name, "unscanned", f"nothing is known about {suffix} files")
         if begin:
             yield from _first(path, name)
 
 
+def _safetensors(path: Path, name: str) -> Iterator[Threat]:
+    try:
+        with safetensors.safe_open(path, "pt") as held:
+            held.keys()
+    except Exception as e:  # whatever a damaged header can raise
+        yield Threat(name, "suspicious", f"not a whole safetensors file: {io.line(e)}")
+
+
+def _pickled(path: Path, name: str, zipped: bool) -> Iterator[Threat]:
+    """A pickle, or an archive of some. zipped: whether the file starts as a zip archive."""
+    yield from _calls(path, name)
+    if zipped or zipfile.is_zipfile(path):
+        yield from _archive(path, name)
+    if not zipped and zipfile.is_zipfile(path):
+        yield Threat(name, "suspicious", "an archive behind other bytes")
+        yield from _first(path, name)  # picklescan has read the archive only
+
+
 def _too_much(path: Path) -> str:
-    """Why scanning this file would take all memory or time; empty where it would not."""
+    """Why scanning this file would take too much memory or time; empty if it would not."""
     from picklescan.relaxed_zipfile import RelaxedZipFile  # pyright: ignore[reportMissingImports]
 
     with path.open("rb") as f:
@@ -140,7 +164,7 @@ def _too_much(path: Path) -> str:
             return f"a pickle of more than {MOST_STEPS:,} steps"
     if not packed:
         return ""
-    with suppress(Exception), RelaxedZipFile(path) as z:  # a broken archive is told of elsewhere
+    with suppress(Exception), RelaxedZipFile(path) as z:  # `_archive` reports broken archives
         if sum(m.file_size for m in z.infolist() if m.compress_type == zipfile.ZIP_STORED) > path.stat().st_size:
             return "an archive whose parts overlap"
         for m in z.infolist():
@@ -153,9 +177,9 @@ def _too_much(path: Path) -> str:
 
 
 def _long(f: Any) -> bool:
-    """Whether the pickles that stand there, one after the other, take more steps than are held."""
+    """Whether the pickles in this open file, one after the other, have more than MOST_STEPS steps."""
     steps = 0
-    with suppress(Exception):  # it breaks off, as what is no pickle does at once
+    with suppress(Exception):  # at the end, or at once if this is no pickle
         while True:
             for _ in pickletools.genops(f):
                 steps += 1
@@ -168,14 +192,14 @@ def _config(path: Path, name: str) -> Iterator[Threat]:
     try:
         told = io.read_json(path)
     except UserError as e:
-        yield Threat(name, "suspicious", f"no readable configuration: {e}")
+        yield Threat(name, "suspicious", f"its configuration cannot be read: {e}")
         return
     for key in sorted(asks_for_code(told)):
-        yield Threat(name, "dangerous", f"asks for code of the checkpoint's own ({key})")
+        yield Threat(name, "dangerous", f"asks to run code from the checkpoint ({key})")
 
 
 def asks_for_code(told: Any) -> set[str]:
-    """Which of a configuration's keys, at any depth, would let transformers run Python of the checkpoint's own."""
+    """The keys of a parsed configuration, at any depth, that would let transformers run Python from the checkpoint."""
     found, left = set(), [told]
     while left:
         part = left.pop()
@@ -185,7 +209,7 @@ def asks_for_code(told: Any) -> set[str]:
     return found
 
 
-@_told
+@_guarded
 def _archive(path: Path, name: str) -> Iterator[Threat]:
     with zipfile.ZipFile(path) as z:
         inside = z.namelist()
@@ -199,28 +223,29 @@ def _archive(path: Path, name: str) -> Iterator[Threat]:
                     )
 
 
-@_told
+@_guarded
 def _calls(path: Path, name: str) -> Iterator[Threat]:
     from picklescan.scanner import scan_file_path  # pyright: ignore[reportMissingImports]
 
     with _silent():
         found = scan_file_path(str(path))
     if found.scan_err:
-        yield Threat(name, "suspicious", "cannot be parsed to its end")
-    yield from _named(found, name)
+        yield Threat(name, "suspicious", "cannot be parsed to the end")
+    yield from _calls_in(found, name)
 
 
-@_told
+@_guarded
 def _first(path: Path, name: str) -> Iterator[Threat]:
-    """What the file is as a pickle, whatever its name says: text may read like one until it breaks off."""
+    """Scans the file as a pickle, whatever its name. Text may look like one at first; then only dangers count."""
     from picklescan.scanner import scan_pickle_bytes  # pyright: ignore[reportMissingImports]
 
     with _silent(), path.open("rb") as f:
         found = scan_pickle_bytes(f, name)
-    yield from (t for t in _named(found, name) if t.severity == "dangerous" or not found.scan_err)
+    yield from (t for t in _calls_in(found, name) if t.severity == "dangerous" or not found.scan_err)
 
 
-def _named(found: Any, name: str) -> Iterator[Threat]:
+def _calls_in(found: Any, name: str) -> Iterator[Threat]:
+    """The calls in a result of picklescan's that are not known to be harmless."""
     from picklescan.scanner import SafetyLevel  # pyright: ignore[reportMissingImports]
 
     for g in sorted(found.globals, key=lambda g: (g.module, g.name)):
@@ -242,7 +267,7 @@ def _silent() -> Iterator[None]:
 
 
 def main(paths: list[str]) -> int:
-    """What `python -m clipvet.gate` does; returns its exit code."""
+    """Scans these paths, as `python -m clipvet.gate` does. Returns the exit code."""
     try:
         if not paths:
             raise UserError("nothing to scan; give files or folders")

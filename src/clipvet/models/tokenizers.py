@@ -119,10 +119,10 @@ def _is_plain(files: Mapping[str, bytes], plain: Any) -> bool:
             lines = files["merges.txt"].decode().splitlines()
             if [x for x in lines[1:] if x.strip()][: len(merges)] != merges:
                 return False
-        config = json.loads(files.get("tokenizer_config.json", b"{}"))
-        if not all(
-            _has_plain_roles(told) for told in (config, json.loads(files.get("special_tokens_map.json", b"{}")))
-        ):
+        config, special = (
+            json.loads(files.get(f, b"{}")) for f in ("tokenizer_config.json", "special_tokens_map.json")
+        )
+        if not _has_plain_roles(config) or not _has_plain_roles(special):
             return False
         if not all(_is_special(int(k), t) for k, t in config.get("added_tokens_decoder", {}).items()):
             return False

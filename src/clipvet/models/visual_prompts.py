@@ -1,12 +1,16 @@
-"""Deep visual prompts (VPT, Jia et al., ECCV 2022, arXiv:2203.12119) on a frozen open_clip vision transformer.
+"""Deep visual prompts on a frozen open_clip vision transformer, and the folders that hold learned prompts.
+
+Block d reads the class token c, the patches e and a few learned vectors p, the prompts:
 
     [c^{d+1}, e^{d+1}] = Block_{d+1}([c^d, p^d, e^d]) without the outputs at p,   d = D .. L-1
 
-The prompts' outputs are dropped after every block, so a prompt is a key and a value for the others' attention and
-nothing else: queries, MLP and output rows of prompts are never computed, and a batch shares one key and value.
+What a block computes at the prompts is dropped. So a prompt needs only a key and a value, which all pictures of a batch
+share; its query and its MLP are never computed.
 
-A prompt folder, of these prompts or of learned context (context.py): prompts.safetensors and card.json, which names the
-base model and the hash of its weights; with base/ in it, a copy of the base model, the folder is complete.
+A prompt folder holds these prompts or learned class prompts (`class_prompts.py`): prompts.safetensors, and card.json
+with the name of the base model and the hash of its weights. It may hold a copy of the base model in base/.
+
+paper: Jia et al., ECCV 2022, arXiv:2203.12119 (VPT)
 """
 
 from collections.abc import Sequence
@@ -30,19 +34,22 @@ Tokens = Float[Tensor, "b t v"]  # class token first
 
 
 def transformer(clip: Clip) -> Any:
-    """The picture tower, if prompts can be put into it. UserError for any but a ViT that reads its class token."""
+    """The picture tower of an open_clip model, if it can take prompts.
+
+    Raises UserError unless it is a vision transformer that reads its class token.
+    """
     visual: Any = getattr(getattr(clip, "model", None), "visual", None)
     blocks = getattr(getattr(visual, "transformer", None), "resblocks", [])
     fits = [isinstance(getattr(b, "attn", None), nn.MultiheadAttention) and b.attn.batch_first for b in blocks]
     if not isinstance(clip, OpenClip) or not fits or not all(fits):
         raise UserError("visual prompts need an open_clip vision transformer (ViT); clean other towers with par")
     if visual.pool_type != "tok" or visual.attn_pool is not None:
-        raise UserError("visual prompts need a ViT that reads its class token, this one pools its patches; use par")
+        raise UserError("visual prompts need a ViT that reads its class token, but this one pools its patches; use par")
     return visual
 
 
 def non_prompted(layers: int, depth: int | None) -> int:
-    """D, the number of first blocks without prompts: a quarter of them unless given. UserError where none is left."""
+    """D, the number of blocks without prompts: `depth`, or a quarter of all. Raises UserError if no block is left."""
     d = round(layers / 4) if depth is None else depth
     if not 0 <= d < layers:
         raise UserError(f"depth={d} of {layers} blocks leaves none for prompts; set depth between 0 and {layers - 1}")
@@ -50,7 +57,7 @@ def non_prompted(layers: int, depth: int | None) -> int:
 
 
 def attend(block: Any, h: Tokens, p: Float[Tensor, "k v"]) -> Tokens:
-    """The block on [h, p] without the outputs at p."""
+    """The block's output at h, when it reads [h, p]."""
     attn, heads = block.attn, block.attn.num_heads
     weight, bias, v = attn.in_proj_weight, attn.in_proj_bias, h.shape[-1]
 
@@ -66,7 +73,7 @@ def attend(block: Any, h: Tokens, p: Float[Tensor, "k v"]) -> Tokens:
 
 
 class OnFrozen(nn.Module):
-    """What stands on a frozen open_clip model and keeps its text tower, temperature and geometry."""
+    """A frozen open_clip model with learned prompts. Text tower, temperature and geometry are the base model's."""
 
     def __init__(self, base: OpenClip):
         super().__init__()
@@ -88,10 +95,10 @@ class OnFrozen(nn.Module):
 
 
 class Prompted(OnFrozen):
-    """A frozen open_clip ViT with prompts in its last blocks: a `Clip` like any other."""
+    """A frozen open_clip ViT with prompts in its last blocks. It is a `Clip` like any other."""
 
     def __init__(self, base: OpenClip, prompts: Float[Tensor, "blocks tokens v"]):
-        """Raises UserError if the prompts do not fit the base."""
+        """prompts: for the last blocks, one row a block. Raises UserError if they do not fit the base model."""
         super().__init__(base)
         visual = transformer(base)
         layers, width = len(visual.transformer.resblocks), visual.class_embedding.shape[-1]
@@ -104,25 +111,29 @@ class Prompted(OnFrozen):
         self.depth = layers - len(prompts)
 
     def encode_image(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Embeddings of length 1, of pictures with pixels in [0, 1]."""
         return ranks.cut(lambda x: self.rest(beginning(self.base, x, self.depth))[0], images)
 
     @torch.no_grad()
     def beginning(self, images: Float[Tensor, "b 3 h w"]) -> Tokens:
-        """Tokens after the blocks without prompts, which no prompt can change."""
+        """Tokens after the blocks without prompts. No prompt can change them."""
         return beginning(self.base, images, self.depth)
 
     def rest(self, h: Tokens) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b blocks v"]]:
-        """Unit-length embeddings, and the class token after every prompted block. Only prompts get a gradient."""
+        """Embeddings of length 1, and the class token after every block with prompts. h: from `beginning`.
+
+        Only the prompts get a gradient.
+        """
         return rest(self.base, h, self.prompts)
 
     @torch.no_grad()
     def reference(self, h: Tokens) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b blocks v"]]:
-        """What `rest` would give without prompts."""
+        """What `rest` would return without prompts."""
         return rest(self.base, h, [None] * len(self.prompts))
 
 
 def beginning(clip: OpenClip, images: Float[Tensor, "b 3 h w"], depth: int) -> Tokens:
-    """Tokens after the first `depth` blocks."""
+    """The picture tower's tokens after its first `depth` blocks. images: pixels in [0, 1]."""
     visual: Any = clip.model.visual
     h = visual._embeds((images - clip.mean) / clip.std)
     for block in visual.transformer.resblocks[:depth]:
@@ -133,7 +144,10 @@ def beginning(clip: OpenClip, images: Float[Tensor, "b 3 h w"], depth: int) -> T
 def rest(
     clip: OpenClip, h: Tokens, prompts: Sequence[Tensor | None] | Tensor
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b blocks v"]]:
-    """Through the last len(prompts) blocks: unit-length embeddings, and the class token after each of these blocks."""
+    """Embeddings of length 1, and the class token after each of the last len(prompts) blocks.
+
+    h: the tokens before these blocks. prompts: (k, v) for each block, or None for a block without prompts.
+    """
     visual, seen = transformer(clip), []
     for block, p in zip(visual.transformer.resblocks[-len(prompts) :], prompts):
         h = block(h) if p is None else attend(block, h, p)
@@ -142,9 +156,10 @@ def rest(
 
 
 def beside(clip: OpenClip, images: Float[Tensor, "b 3 h w"], prompts: Float[Tensor, "j m v"]) -> Float[Tensor, "b d"]:
-    """Unit-length embeddings with MaPLe's prompts in the first j blocks: outputs at the last go on through the others.
+    """Embeddings of length 1, with MaPLe's prompts in the first j blocks.
 
-    The first stand where the patches do, before the tower's first norm; all outputs but the last's are dropped.
+    The first prompts go through the tower's first norm, as patches do. What a block computes at its prompts is dropped,
+    but for the last prompts: they stay, and go on through the other blocks.
     """
     visual, h = transformer(clip), beginning(clip, images, 0)
     first, *deeper = prompts
@@ -158,7 +173,10 @@ def beside(clip: OpenClip, images: Float[Tensor, "b 3 h w"], prompts: Float[Tens
 
 
 def blocks(clip: Clip, images: Float[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "b v"]]:
-    """Class token after every block, as "@1", "@2" ..., and the embedding as "": all of other towers and of MaPLe."""
+    """The class token after every block, named "@1", "@2" ..., and the embedding, named "".
+
+    Only the embedding if the tower is no ViT with a class token, or has MaPLe's prompts.
+    """
     base: Any = clip.base if isinstance(clip, OnFrozen) else clip
     if getattr(clip, "deep", None) is not None:
         return {"": clip.encode_image(images)}
@@ -172,7 +190,10 @@ def blocks(clip: Clip, images: Float[Tensor, "b 3 h w"]) -> dict[str, Float[Tens
 
 
 def begin(clip: Clip, depth: int | None, tokens: int, rng: Rng, std: float = 0.02) -> Prompted:
-    """The model with `tokens` random prompts in every block after the first `depth` (None: a quarter of them)."""
+    """The model with `tokens` random prompts in every block after the first `depth` (None: a quarter of all blocks).
+
+    std: standard deviation of the prompts. Raises UserError if the tower cannot take prompts.
+    """
     visual = transformer(clip)
     blocks, width = len(visual.transformer.resblocks), visual.class_embedding.shape[-1]
     d = non_prompted(blocks, depth)
@@ -181,19 +202,22 @@ def begin(clip: Clip, depth: int | None, tokens: int, rng: Rng, std: float = 0.0
 
 
 def save(clip: Prompted, folder: Path, card: dict[str, Any]) -> str:
-    """Write the prompts with their card, which says where the base model lies; returns the file's SHA-256."""
+    """Write the prompts, with a card that names the base model. Returns the SHA-256 of the file of prompts."""
     told = {"depth": clip.depth, "tokens": clip.prompts.shape[1]}
     return write(clip, {"prompts": clip.prompts.detach()}, folder, {**card, **told})
 
 
 def restore(folder: Path, base: OpenClip) -> Prompted:
-    """The prompts of a folder on their base model. Raises UserError on any other base, and names both hashes."""
+    """The prompts of a folder, on their base model.
+
+    Raises UserError, which names both hashes, if they belong to another base model; also if a file is damaged.
+    """
     tensors, _ = held(folder, base, ({"prompts"},))
     return Prompted(base, tensors["prompts"].to(base.mean.device)).eval()
 
 
 def write(clip: OnFrozen, tensors: dict[str, Tensor], folder: Path, card: dict[str, Any]) -> str:
-    """A prompt folder, bound to the base model by the hash of its weights; returns the file's SHA-256."""
+    """Write a prompt folder, with a card that names the base model and its hash. Returns the prompts' SHA-256."""
     io.save_weights(tensors, folder / FILE)
     digest = io.sha256(folder / FILE)
     told = {"base": clip.base.source, "base_hash": weights_hash(clip.base)}
@@ -202,7 +226,10 @@ def write(clip: OnFrozen, tensors: dict[str, Tensor], folder: Path, card: dict[s
 
 
 def held(folder: Path, base: OpenClip, kinds: Sequence[set[str]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and card of a prompt folder. UserError on another base, a changed file and names of no known kind."""
+    """Tensors and card of a prompt folder. kinds: the sets of names that the tensors may have.
+
+    Raises UserError if the prompts belong to another base model, if the file was changed, or if it holds other tensors.
+    """
     card = io.read_json(folder / "card.json")
     has, wants = weights_hash(base), card.get("base_hash")
     if has != wants:
