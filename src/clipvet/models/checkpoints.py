@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from clipvet import io
 from clipvet.errors import UserError
-from clipvet.models import building, layouts, tokenizers
+from clipvet.models import building, deployed, layouts, tokenizers
 from clipvet.models.adapter import OpenClip, Tokens, frozen
 from clipvet.models.weights import TOO_LARGE, WEIGHTS, check_card, check_size, config_hash, file_for, fill, too_large
 from clipvet.rng import Rng
@@ -63,6 +63,8 @@ def load(
     known = _exists_by_name(model)
     if known and any((Path(model) / name).is_file() for name in ("open_clip_config.json", "config.json")):
         raise UserError(f"{model} is an architecture and a folder too; write local-dir:{model} for the folder")
+    if not known:
+        _check_folder(model)
     other = None if known else layouts.find(model)
     name = model if other else _named(model)
     if pretrained and (other or _stored(name)):
@@ -83,6 +85,14 @@ def load(
         fill(clip.model, state, path, model)
     clip.source = str(Path(name[10:]).resolve()) if name.startswith("local-dir:") else name
     return building.onto(clip, device)
+
+
+def _check_folder(model: str) -> None:
+    """Raises UserError if the model is a folder with something in it that stock libraries read and clipvet does not."""
+    kind, _, path = model.rpartition(":") if model.startswith(("transformers:", "local-dir:")) else ("", "", model)
+    if (folder := Path(path)).is_dir():
+        named = "open_clip" if kind == "local-dir" and (folder / "open_clip_config.json").is_file() else ""
+        deployed.check(folder, named or kind.removeprefix("local-dir"))
 
 
 def _exists_by_name(model: str) -> bool:

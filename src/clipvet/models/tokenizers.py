@@ -12,12 +12,9 @@ from torch import Tensor
 
 from clipvet import io
 from clipvet.errors import UserError
+from clipvet.models import deployed
 
-FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
-    *("added_tokens.json", "spiece.model", "tokenizer.model"),
-)
-
+FILES = deployed.TOKENIZER
 SPECIAL = {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 STEPS = {  # what CLIP's tokenizer.json says beside words and merges, in the versions that transformers 4 and 5 write

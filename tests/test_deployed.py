@@ -1,0 +1,192 @@
+"""What is vetted is what is deployed: each folder's features are stock transformers', or the folder is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import hf as made
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clipvet import io
+from clipvet.errors import UserError
+from clipvet.models import checkpoints, deployed
+from clipvet.rng import Rng
+
+SQUARE = {"height": 32, "width": 32}
+PROCESSOR = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 32}, "crop_size": SQUARE}
+PROCESSOR |= {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+TOKENS = torch.tensor([[49406, 320, 1125, 49407, 49407], [49406, 2368, 539, 518, 49407]])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model in transformers' layout, with random weights."""
+    made.write(tmp_path / "m")
+    change(tmp_path / "m" / "preprocessor_config.json", **PROCESSOR)
+    return tmp_path / "m"
+
+
+def change(path: Path, **words: Any) -> None:
+    told = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(told | words))
+
+
+def decoy(folder: Path, seed: int = 7) -> dict[str, Tensor]:
+    """Other weights for the same folder."""
+    return made.state(json.loads((folder / "config.json").read_text()), Rng(seed))
+
+
+def picture() -> Tensor:
+    return torch.randint(256, (3, 32, 32), generator=Rng(0).generator(), dtype=torch.uint8)
+
+
+@torch.no_grad()
+def ours(name: Path | str) -> tuple[Tensor, Tensor]:
+    """The unit-length features of one picture and two captions."""
+    clip = checkpoints.load(str(name))
+    pad = F.pad(TOKENS, (0, 16 - TOKENS.shape[1]), value=49407)
+    return F.normalize(clip.encode_image(picture()[None] / 255), dim=-1), F.normalize(clip.encode_text(pad), dim=-1)
+
+
+@torch.no_grad()
+def stock(folder: Path) -> tuple[Tensor, Tensor]:
+    """The same features by stock transformers, loaded the ordinary way."""
+    transformers: Any = pytest.importorskip("transformers")
+    net = transformers.AutoModel.from_pretrained(folder).eval()
+    pixels = transformers.AutoImageProcessor.from_pretrained(folder)(picture(), return_tensors="pt")["pixel_values"]
+    pad = F.pad(TOKENS, (0, 16 - TOKENS.shape[1]), value=49407)
+    found = (net.get_image_features(pixels.to(net.dtype)), net.get_text_features(pad))
+    image, text = (f if torch.is_tensor(f) else f.pooler_output for f in found)
+    return F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
+
+
+def difference(folder: Path, name: str | None = None) -> float:
+    """How far clipvet's features lie from stock transformers'."""
+    return max(float((a - b).abs().max()) for a, b in zip(ours(name or folder), stock(folder), strict=True))
+
+
+def refused(name: Path | str, *words: str) -> None:
+    with pytest.raises(UserError) as e:
+        checkpoints.load(str(name))
+    assert all(w in str(e.value) for w in words), str(e.value)
+    assert "\n" not in str(e.value)
+
+
+# 1. the file of weights, adapters, code and quantisation
+
+
+def test_a_plain_folder(folder: Path) -> None:
+    assert difference(folder) < 1e-4
+
+
+@pytest.mark.parametrize("at", ["other.safetensors", "more/other.safetensors"])
+def test_config_names_the_file_of_weights(folder: Path, at: str) -> None:
+    (folder / at).parent.mkdir(exist_ok=True)
+    io.save_weights(decoy(folder), folder / at)
+    before = ours(folder)[0]
+    change(folder / "config.json", transformers_weights=at)
+    assert difference(folder) < 1e-4
+    assert (ours(folder)[0] - before).abs().max() > 0.01
+
+
+def test_what_is_saved_names_no_other_file(folder: Path, tmp_path: Path) -> None:
+    io.save_weights(decoy(folder), folder / "other.safetensors")
+    change(folder / "config.json", transformers_weights="other.safetensors")
+    checkpoints.save(checkpoints.load(str(folder)), tmp_path / "out", {})
+    assert difference(tmp_path / "out") < 1e-4
+    assert (ours(tmp_path / "out")[0] - ours(folder)[0]).abs().max() < 1e-4
+
+
+def test_config_names_an_index(folder: Path) -> None:
+    held = decoy(folder)
+    names = sorted(held)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, own in parts.items():
+        io.save_weights({k: held[k] for k in own}, folder / file)
+    told = {"metadata": {}, "weight_map": {k: file for file, own in parts.items() for k in own}}
+    io.write_json(folder / "own.safetensors.index.json", told)
+    change(folder / "config.json", transformers_weights="own.safetensors.index.json")
+    assert difference(folder) < 1e-4
+    io.save_weights({k: held[k] + 1 for k in names}, folder / "b.safetensors")
+    refused(folder, "another part of the weights holds too")
+
+
+@pytest.mark.parametrize("named", ["../other.safetensors", "gone.safetensors", "", 7, "other.bin"])
+def test_config_names_no_file_of_the_folder(folder: Path, named: Any) -> None:
+    io.save_weights(decoy(folder), folder.parent / "other.safetensors")
+    torch.save(decoy(folder), folder / "other.bin")
+    change(folder / "config.json", transformers_weights=named)
+    refused(folder, "transformers_weights", "no safetensors file of the folder")
+
+
+def test_weights_of_a_variant_are_named(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    refused(folder, "model.fp16.safetensors", "variant=", "rename it to model.safetensors")
+
+
+def test_a_distributed_checkpoint_goes_before_all_weights(folder: Path) -> None:
+    name = "shard-00000-model-00000-of-00001.safetensors"
+    io.save_weights(decoy(folder), folder / name)
+    refused(folder, name, "distributed checkpoint")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_weights_are_rounded_as_the_config_says(folder: Path, dtype: str) -> None:
+    plain = ours(folder)[0]
+    change(folder / "config.json", dtype=dtype)
+    transformers: Any = pytest.importorskip("transformers")
+    theirs = transformers.AutoModel.from_pretrained(folder).state_dict()
+    clip: Any = checkpoints.load(str(folder))
+    assert torch.equal(clip.model.visual.proj.T, theirs["visual_projection.weight"].float())
+    assert not torch.equal(ours(folder)[0], plain)
+
+
+def test_position_ids_that_older_versions_would_use(folder: Path) -> None:
+    held = io.load_weights(folder / "model.safetensors")
+    name = "text_model.embeddings.position_ids"
+    io.save_weights(held | {name: torch.arange(16)[None]}, folder / "model.safetensors")
+    assert difference(folder) < 1e-4
+    io.save_weights(held | {name: torch.arange(16).flip(0)[None]}, folder / "model.safetensors")
+    refused(folder, "position_ids")
+
+
+def test_adapters(folder: Path, tmp_path: Path) -> None:
+    told = {"peft_type": "LORA", "base_model_name_or_path": "openai/clip-vit-base-patch32"}
+    change(folder / "adapter_config.json", **told)
+    refused(folder, "adapter_config.json (LORA)", "merge the adapter first")
+    refused(f"transformers:{folder}", "merge the adapter first")
+    (tmp_path / "alone").mkdir()
+    change(tmp_path / "alone" / "adapter_config.json", **told)
+    refused(tmp_path / "alone", "is an adapter (LORA) for 'openai/clip-vit-base-patch32'", "merge it into its base")
+
+
+def test_an_adapter_beside_open_clips_model(tmp_path: Path) -> None:
+    checkpoints.save(checkpoints.load("shapes-vit"), tmp_path / "m", {})
+    change(tmp_path / "m" / "adapter_config.json", peft_type="LORA")
+    refused(tmp_path / "m", "merge the adapter first")
+    assert checkpoints.load(f"local-dir:{tmp_path / 'm'}").layout == "open_clip"  # which puts no adapter on
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        *((name, {"auto_map": {"AutoModel": "evil.Evil"}}) for name in deployed.CODE),
+        *((k.file, {k.key: {"quant_method": "awq"}}) for k in deployed.KEYS if k.fix),
+        ("config.json", {"vision_config": {**made.SIZES, "quantization_config": {"quant_method": "awq"}}}),
+        ("processor_config.json", {"image_processor": {"auto_map": {"AutoImageProcessor": "evil.Evil"}}}),
+    ],
+)
+def test_keys_that_steer_a_library_elsewhere(folder: Path, file: str, words: dict[str, Any]) -> None:
+    change(folder / file, **words)
+    key = next(k for k in ("quantization_config", "auto_map", *words) if k in json.dumps(words))
+    refused(folder, file, key)
+    change(folder / file, **dict.fromkeys(words))
+
+
+def test_the_table_names_each_file_once() -> None:
+    names = [f.name for f in deployed.FILES]
+    assert len(names) == len(set(names))
+    assert {k.file for k in deployed.KEYS} <= set(names)
