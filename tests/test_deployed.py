@@ -190,3 +190,36 @@ def test_the_table_names_each_file_once() -> None:
     names = [f.name for f in deployed.FILES]
     assert len(names) == len(set(names))
     assert {k.file for k in deployed.KEYS} <= set(names)
+
+
+# 2. how pictures are prepared
+
+DARK = {"image_mean": [0.9] * 3, "image_std": [0.2] * 3}
+
+
+def test_the_new_processor_goes_before_the_old(folder: Path) -> None:
+    before = ours(folder)[0]
+    change(folder / "processor_config.json", processor_class="CLIPProcessor")  # as version 4 writes it
+    assert difference(folder) < 1e-4
+    change(folder / "processor_config.json", image_processor=PROCESSOR | DARK)
+    assert difference(folder) < 1e-4
+    assert (ours(folder)[0] - before).abs().max() > 1e-3
+    change(folder / "processor_config.json", image_processor=None)
+    assert difference(folder) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["CLIPImageProcessor", "CLIPImageProcessorFast", "SiglipImageProcessor"])
+def test_defaults_are_those_of_the_processor(folder: Path, name: str) -> None:
+    (folder / "preprocessor_config.json").unlink()
+    size = {"size": SQUARE} if "Siglip" in name else {"size": {"shortest_edge": 32}, "crop_size": SQUARE}
+    change(folder / "preprocessor_config.json", image_processor_type=name, **size)
+    assert difference(folder) < 1e-4
+
+
+def test_processors_that_are_not_read(folder: Path) -> None:
+    change(folder / "preprocessor_config.json", image_processor_type="ViTImageProcessor")
+    refused(folder, "preprocessor_config.json", "'ViTImageProcessor'")
+    change(folder / "preprocessor_config.json", **PROCESSOR, do_pad=True)
+    refused(folder, "do_pad")
+    change(folder / "processor_config.json", image_processor=[1])
+    refused(folder, "processor_config.json", "no JSON object")

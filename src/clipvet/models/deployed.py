@@ -67,6 +67,7 @@ FILES = (
     File("adapter_model.safetensors", "transformers with peft", "the adapter's weights", "refused"),
     File("adapter_model.bin", "transformers with peft", "the adapter's weights", "refused"),
 )
+STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 SHARD = r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors"  # transformers takes these before any other file of weights
 
 KEYS = (
@@ -158,6 +159,28 @@ def transformers_weights(folder: Path) -> tuple[Path, ...]:
             f"rename it to {re.sub(r'[.].*[.]', '.', variants[0].name)}"
         )
     raise UserError(f"{folder} holds no weights; put a model.safetensors there")
+
+
+def image_processor(folder: Path, kind: str) -> tuple[Path, dict[str, Any], str]:
+    """How transformers 5 prepares pictures: the file that says it, what it says, and whose defaults fill the rest.
+
+    kind: clip or siglip, the model's; the processor may be of the other kind. Older versions of transformers do not
+    look into processor_config.json. Raises UserError for a processor of another kind, or for an unknown step.
+    """
+    path, told = folder / "processor_config.json", _json(folder / "processor_config.json")
+    told = told.get("image_processor") if isinstance(told, dict) else None
+    if told is None:
+        path, told = folder / "preprocessor_config.json", _json(folder / "preprocessor_config.json")
+    if not isinstance(told, dict):
+        raise UserError(f"{path} says how pictures are prepared in no JSON object; restore it")
+    config = _json(folder / "config.json")
+    named = told.get("image_processor_type") or told.get("feature_extractor_type") or config.get("image_processor_type")
+    found = re.fullmatch(r"(CLIP|Siglip)(ImageProcessor|FeatureExtractor)(Fast|Pil)?", str(named)) if named else None
+    if named and not found:
+        raise UserError(f"{path} names the picture processor {named!r:.60}; clipvet reads CLIP's and SigLIP's only")
+    if steps := sorted(k for k, v in told.items() if k.startswith("do_") and k not in STEPS and v):
+        raise UserError(f"{path} asks for {steps[0][:40]}, which CLIP's preparation of pictures has not; remove it")
+    return path, told, found[1].lower() if found else kind
 
 
 def _parts(index: Path) -> tuple[Path, ...]:

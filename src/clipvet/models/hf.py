@@ -171,7 +171,7 @@ def _preprocess(folder: Path, kind: str, usual: int) -> dict[str, Any]:
 
     usual: the tower's size in pixels. Raises UserError if open_clip has no words for how pictures are prepared.
     """
-    told = _processor_file(folder)
+    path, told, kind = deployed.image_processor(folder, kind)
     try:
         size, mode = _size(told, kind, usual)
         mean, std = _mean_std(told, kind)
@@ -184,19 +184,9 @@ def _preprocess(folder: Path, kind: str, usual: int) -> dict[str, Any]:
         return {**shape, "mean": numbers[:3], "std": numbers[3:]}
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as e:
         raise UserError(
-            f"{folder}: how its pictures are prepared cannot be read ({type(e).__name__}: {e}); mend its "
-            "preprocessor_config.json: one square size, bilinear or bicubic, mean and std"
+            f"{folder}: how its pictures are prepared cannot be read ({type(e).__name__}: {e}); mend its {path.name}: "
+            "one square size, bilinear or bicubic, mean and std"
         ) from e
-
-
-def _processor_file(folder: Path) -> Any:
-    """What the picture processor's file says; empty if there is no such file."""
-    if (folder / "preprocessor_config.json").is_file():
-        return io.read_json(folder / "preprocessor_config.json")
-    if (folder / "processor_config.json").is_file():
-        told = io.read_json(folder / "processor_config.json")
-        return told.get("image_processor", told) if isinstance(told, dict) else told
-    return {}
 
 
 def _size(told: Any, kind: str, usual: int) -> tuple[int, str]:
