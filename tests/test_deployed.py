@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clipvet import io
 from clipvet.errors import UserError
-from clipvet.models import checkpoints, deployed
+from clipvet.models import checkpoints, deployed, weights
 from clipvet.rng import Rng
 
 SQUARE = {"height": 32, "width": 32}
@@ -223,3 +223,96 @@ def test_processors_that_are_not_read(folder: Path) -> None:
     refused(folder, "do_pad")
     change(folder / "processor_config.json", image_processor=[1])
     refused(folder, "processor_config.json", "no JSON object")
+
+
+# 3. folders of both layouts
+
+
+@pytest.fixture
+def both(folder: Path, tmp_path: Path) -> Path:
+    """One model in both layouts, as LAION publishes them."""
+    clip: Any = checkpoints.load(str(folder))
+    clip.layout, clip.files = "open_clip", {}
+    checkpoints.save(clip, tmp_path / "open", {})
+    for name in ("open_clip_config.json", "open_clip_model.safetensors"):
+        (tmp_path / "open" / name).rename(folder / name)
+    return folder
+
+
+def test_both_layouts_of_one_model(both: Path) -> None:
+    clip = checkpoints.load(str(both))
+    assert clip.layout == "open_clip"
+    assert difference(both) < 1e-4
+
+
+@pytest.mark.parametrize("what", ["weights", "one number", "preparations of pictures", "activation", "no model"])
+def test_both_layouts_of_two_models(both: Path, what: str) -> None:
+    held = io.load_weights(both / "model.safetensors")
+    if what == "weights":
+        io.save_weights(decoy(both), both / "model.safetensors")
+    elif what == "one number":  # random pictures and captions would not find it
+        held["text_model.embeddings.token_embedding.weight"][40000] += 1
+        io.save_weights(held, both / "model.safetensors")
+        what = "weights"
+    elif what == "activation":
+        told = json.loads((both / "config.json").read_text())
+        halves = {k: told[k] | {"hidden_act": "gelu"} for k in ("vision_config", "text_config")}
+        change(both / "config.json", **halves)
+        what = "features"
+    elif what == "no model":
+        change(both / "config.json", model_type="bert")
+        what = "cannot be compared"
+    else:
+        change(both / "preprocessor_config.json", image_mean=[0.4] * 3)
+    refused(both, what, f"local-dir:{both}", f"transformers:{both}")
+    assert checkpoints.load(f"local-dir:{both}").layout == "open_clip"
+    if what != "cannot be compared":
+        assert difference(both, f"transformers:{both}") < 1e-4
+
+
+# 4. cards cover every file that takes part in loading
+
+
+@pytest.mark.parametrize("name", [f.name for f in deployed.FILES if f.name not in ("open_clip_model.safetensors",)])
+def test_a_file_added_later_breaks_the_card(name: str, tmp_path: Path) -> None:
+    for at in ("card.json", "open_clip_config.json", "open_clip_model.safetensors"):
+        (tmp_path / at).write_text("{}")
+    held = weights.config_hash(tmp_path, tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "notes.txt").write_text("more")
+    assert weights.config_hash(tmp_path, tmp_path / "open_clip_model.safetensors") == held
+    (tmp_path / name).write_text('{"more": 1}')
+    assert weights.config_hash(tmp_path, tmp_path / "open_clip_model.safetensors") != held
+
+
+def test_a_card_of_a_folder_whose_weights_are_changed_by_another_file(folder: Path, tmp_path: Path) -> None:
+    checkpoints.save(checkpoints.load(str(folder)), tmp_path / "out", {})
+    assert difference(tmp_path / "out") < 1e-4
+    (tmp_path / "out" / "pytorch_model.bin").write_bytes(b"more")
+    refused(tmp_path / "out", "a file that takes part in loading was changed, added or removed")
+
+
+# 5. temperatures
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(17.0, ("exponentiated", "its logarithm, 2.833")), (100.0, ("exponentiated", "4.605")), (5.0, ("ln 100",)),
+     (1e4, ("overflows",))],
+)  # fmt: skip
+def test_a_temperature_that_cannot_be(folder: Path, value: float, words: tuple[str, ...]) -> None:
+    held = io.load_weights(folder / "model.safetensors")
+    io.save_weights(held | {"logit_scale": torch.tensor(value)}, folder / "model.safetensors")
+    refused(folder, "logit_scale", *words)
+
+
+def test_temperatures_that_can_be(folder: Path, tmp_path: Path) -> None:
+    held = io.load_weights(folder / "model.safetensors")
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        most = torch.tensor(100.0).log().to(dtype)
+        io.save_weights(held | {"logit_scale": most}, folder / "model.safetensors")
+        assert checkpoints.load(str(folder)).logit_scale == pytest.approx(100, rel=0.03)
+    sig = made.write(tmp_path / "sig", "siglip", "gelu")
+    io.save_weights(sig | {"logit_scale": torch.tensor([4.7653])}, tmp_path / "sig" / "model.safetensors")
+    assert checkpoints.load(str(tmp_path / "sig")).logit_scale > 100
+    io.save_weights(sig | {"logit_scale": torch.tensor([117.3])}, tmp_path / "sig" / "model.safetensors")
+    refused(tmp_path / "sig", "exponentiated")

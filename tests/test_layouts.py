@@ -405,10 +405,11 @@ def test_which_weights_are_taken(tmp_path: Path) -> None:
     assert close(features(checkpoints.load(str(tmp_path / "m"))), want)
 
 
-def test_a_folder_with_two_layouts_is_open_clips_unless_asked(tmp_path: Path, clip: Any) -> None:
+def test_a_folder_with_two_layouts_is_refused_unless_asked(tmp_path: Path, clip: Any) -> None:
     made.write(tmp_path / "m")
     checkpoints.save(clip, tmp_path / "m", {})
-    assert checkpoints.load(str(tmp_path / "m")).layout == "open_clip"
+    refused("local-dir:", str(tmp_path / "m"))
+    assert checkpoints.load(f"local-dir:{tmp_path / 'm'}").layout == "open_clip"
     (tmp_path / "m" / "card.json").unlink()
     other = checkpoints.load(f"transformers:{tmp_path / 'm'}")
     assert other.layout == "transformers"

@@ -183,6 +183,34 @@ def image_processor(folder: Path, kind: str) -> tuple[Path, dict[str, Any], str]
     return path, told, found[1].lower() if found else kind
 
 
+def two_layouts(folder: Path) -> bool:
+    """Whether both open_clip and transformers find a model in this folder, each by files of its own."""
+    if not (folder / "open_clip_config.json").is_file() or not (folder / "config.json").is_file():
+        return False
+    try:
+        return bool(transformers_weights(folder))
+    except UserError as e:
+        return "holds no weights" not in str(e)
+
+
+def names(folder: Path, first: tuple[str, ...]) -> tuple[str, ...]:
+    """The files that may take part in loading this folder, whether they are there or not: a card keeps their hash.
+
+    first: those that come first, in this order, so that the hashes of older cards stay.
+    """
+    parts: list[str] = []
+    for index in (*folder.glob("*.safetensors.index.json"), *folder.glob("*.bin.index.json")):
+        told = io.read_json(index)
+        listed = told.get("weight_map") if isinstance(told, dict) else None
+        parts += [index.name, *(str(n) for n in (listed.values() if isinstance(listed, dict) else ()))]
+    config = _json(folder / "config.json")
+    if isinstance(config, dict) and "transformers_weights" in config:
+        parts.append(str(config["transformers_weights"]))
+    parts += [p.name for p in folder.iterdir() if re.fullmatch(SHARD, p.name)]
+    inside = sorted(n for n in parts if not Path(n).is_absolute() and ".." not in Path(n).parts)
+    return tuple(dict.fromkeys((*first, *(f.name for f in FILES), *inside)))
+
+
 def _parts(index: Path) -> tuple[Path, ...]:
     """The files that an index names, in the order in which transformers reads them."""
     told = io.read_json(index)
