@@ -1,6 +1,7 @@
 """What is vetted is what is deployed: each folder's features are stock transformers', or the folder is refused."""
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipvet import io
-from clipvet.errors import UserError
+from clipvet.errors import Unsupported, UserError
 from clipvet.models import checkpoints, deployed, weights
 from clipvet.rng import Rng
 
@@ -310,9 +311,101 @@ def test_temperatures_that_can_be(folder: Path, tmp_path: Path) -> None:
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         most = torch.tensor(100.0).log().to(dtype)
         io.save_weights(held | {"logit_scale": most}, folder / "model.safetensors")
-        assert checkpoints.load(str(folder)).logit_scale == pytest.approx(100, rel=0.03)
+        assert float(checkpoints.load(str(folder)).logit_scale.detach()) == pytest.approx(100, rel=0.03)
     sig = made.write(tmp_path / "sig", "siglip", "gelu")
     io.save_weights(sig | {"logit_scale": torch.tensor([4.7653])}, tmp_path / "sig" / "model.safetensors")
     assert checkpoints.load(str(tmp_path / "sig")).logit_scale > 100
     io.save_weights(sig | {"logit_scale": torch.tensor([117.3])}, tmp_path / "sig" / "model.safetensors")
     refused(tmp_path / "sig", "exponentiated")
+
+
+# 8. wrappers, and files that are no weights
+
+
+WRAPPED = {
+    "compiled": lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
+    "ddp compiled": lambda s: {f"module._orig_mod.{k}": v for k, v in s.items()},
+    "fsdp": lambda s: {f"_fsdp_wrapped_module.{k.replace('resblocks.0.', 'resblocks.0._checkpoint_wrapped_module.')}": v
+                       for k, v in s.items()},
+    "lightning": lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}, "epoch": 3},
+    "model": lambda s: {"model": s, "optimizer": {"state": {}, "param_groups": []}},
+    "model_state_dict": lambda s: {"model_state_dict": s},
+    "deepspeed": lambda s: {"module": {f"module.{k}": v for k, v in s.items()}, "dp_world_size": 8},
+    "averaged": lambda s: {"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in s.items()}},
+}  # fmt: skip
+DOUBLED = {
+    "several keys (state_dict, state_dict_ema)": lambda s: {"state_dict": s, "state_dict_ema": s},
+    "several keys (model, ema)": lambda s: {"model": s, "ema": s},
+    "with and without a wrapper's prefix": lambda s: s | {f"_orig_mod.{k}": v for k, v in s.items()},
+    "under the prefix 'student.', 'teacher.'": lambda s: {f"{p}.{k}": v for p in ("student", "teacher")
+                                                          for k, v in s.items()},
+    "under the prefix 'ema_model.'": lambda s: s | {f"ema_model.{k}": v for k, v in s.items()},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained() -> Any:
+    return checkpoints.load("shapes-vit", rng=Rng(5))
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+def test_wrappers_are_taken_off(how: str, trained: Any, tmp_path: Path) -> None:
+    torch.save(WRAPPED[how](dict(trained.model.state_dict())), tmp_path / "w.pt")
+    again: Any = checkpoints.load("shapes-vit", str(tmp_path / "w.pt"), rng=Rng(6))
+    assert all(torch.equal(v, again.model.state_dict()[k]) for k, v in trained.model.state_dict().items())
+
+
+@pytest.mark.parametrize("words", DOUBLED)
+def test_two_models_in_one_file_are_named(words: str, trained: Any, tmp_path: Path) -> None:
+    torch.save(DOUBLED[words](dict(trained.model.state_dict())), tmp_path / "w.pt")
+    with pytest.raises(UserError) as e:
+        checkpoints.load("shapes-vit", str(tmp_path / "w.pt"))
+    assert words in str(e.value), str(e.value)
+
+
+@pytest.mark.parametrize("how", ["compiled", "lightning", "model", "averaged"])
+def test_transformers_takes_no_wrappers_off(how: str, folder: Path) -> None:
+    held = WRAPPED[how](io.load_weights(folder / "model.safetensors"))
+    (folder / "model.safetensors").unlink()
+    torch.save(held, folder / "pytorch_model.bin")
+    refused(folder, "pytorch_model.bin", "inside a wrapper", "random")
+
+
+@pytest.mark.parametrize(
+    ("name", "held", "words"),
+    [
+        (
+            "model.safetensors",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
+            ("Git LFS", "git lfs pull"),
+        ),
+        ("pytorch_model.bin", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", ("Git LFS",)),
+        ("pytorch_model.bin", b"\n<!DOCTYPE html><html>", ("web page", "download")),
+        ("model.safetensors", b"<html><body>404", ("web page",)),
+    ],
+)
+def test_files_that_are_no_weights(folder: Path, name: str, held: bytes, words: tuple[str, ...]) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(held)
+    refused(folder, name, *words)
+
+
+def test_weights_under_another_suffix(folder: Path) -> None:
+    held = io.load_weights(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    refused(folder, "safetensors file under another suffix", "rename it to .safetensors")
+    torch.save(held, folder / "model.safetensors")
+    refused(folder, "a pickle under the suffix of safetensors", "rename it to .pt")
+
+
+def test_torchscript_archives_heads_and_quantised_weights(trained: Any, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "script.pt", "w") as z:  # as torch.jit.save writes it
+        for name in ("data.pkl", "constants.pkl", "code/__torch__.py"):
+            z.writestr(f"script/{name}", b"N.")
+    state = dict(trained.model.state_dict())
+    torch.save(state | {"classifier.weight": torch.zeros(2)}, tmp_path / "head.pt")
+    torch.save(state | {"visual.proj.absmax": torch.zeros(2)}, tmp_path / "quantised.pt")
+    for name, words in (("script", "torch.jit.load"), ("head", "a classifier"), ("quantised", "quantised weights")):
+        with pytest.raises((UserError, Unsupported)) as e:
+            checkpoints.load("shapes-vit", str(tmp_path / f"{name}.pt"))
+        assert words in str(e.value), str(e.value)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from clipvet import io
 from clipvet.errors import UserError
-from clipvet.models import building, deployed, layouts, tokenizers
+from clipvet.models import building, deployed, layouts, tokenizers, wrappers
 from clipvet.models.adapter import OpenClip, Tokens, frozen
 from clipvet.models.weights import TOO_LARGE, WEIGHTS, check_card, check_size, config_hash, file_for, fill, too_large
 from clipvet.rng import Rng
@@ -77,7 +77,7 @@ def load(
     tag = _released(name) if file else open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
     quick_gelu = quick_gelu or (not file and bool(tag.get("quick_gelu")))
     path = file_for(name, pretrained, {} if file else tag) if weights else None
-    state = io.load_weights(path) if path else {}
+    state = wrappers.state_in(path) if path else {}
     if file and {*layouts.NUMBERS} <= {*state}:
         raise UserError(f"{pretrained} says itself what it is (OpenAI's layout); give it as the model, without a name")
     if path and name.startswith("local-dir:"):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from clipvet import io
 from clipvet.errors import UserError
-from clipvet.models import hf, siglip, tokenizers
+from clipvet.models import hf, siglip, tokenizers, wrappers
 from clipvet.models.renaming import NAMES, to_ours, to_theirs
 
 OPENAI = "model.pt"
@@ -83,7 +83,7 @@ def _loaded(stored: Stored) -> dict[str, Tensor]:
     """The weights of all its files, under their own names. Raises UserError if two files hold the same name."""
     out: dict[str, Tensor] = {}
     for path in stored.weights:
-        state = io.load_weights(path)
+        state = wrappers.state_in(path, bare=stored.layout == "transformers")
         if twice := sorted(out.keys() & state.keys()):
             raise UserError(f"{path} holds {twice[0][:80]}, which another part of the weights holds too; remove one")
         out |= state
@@ -165,7 +165,7 @@ def _openai(path: Path) -> Stored:
     from open_clip.transform import PreprocessCfg
 
     path = path / OPENAI if path.is_dir() else path
-    state = io.load_weights(path)
+    state = wrappers.state_in(path)
     if not all(k in state for k in NUMBERS):
         raise UserError(
             f"{path} does not say which architecture it is; name it: --pretrained {path} with --model, e.g. ViT-B-32"

@@ -39,6 +39,8 @@ class Foreign:
     def __init__(self, files: Mapping[str, bytes], length: int):
         """files: content by name, of those in FILES. length: the context length, in tokens."""
         self.files, self.context_length, self.loaded = {k: files[k] for k in FILES if k in files}, length, None
+        told = json.loads(files.get("config.json", b"{}"))
+        self.kind = told.get("model_type")  # says which class of tokenizer it is, if the tokenizer's files do not
 
     def __call__(self, captions: Sequence[str], context_length: int | None = None) -> Int[Tensor, "b l"]:
         """One row of tokens for each caption, padded or cut to `context_length` (None: the model's) by transformers.
@@ -64,6 +66,8 @@ class Foreign:
         with tempfile.TemporaryDirectory() as folder:
             for name, held in self.files.items():
                 (Path(folder) / name).write_bytes(held)
+            if self.kind:
+                io.write_json(Path(folder) / "config.json", {"model_type": self.kind})
             with _refused("cannot be loaded"):
                 return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
