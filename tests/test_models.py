@@ -243,7 +243,7 @@ def test_stock_open_clip_reads_it(tmp_path, name):
     clip: Any = checkpoints.load(name, rng=Rng(1))
     digest = checkpoints.save(clip, tmp_path / "m", {"role": "clean"})
     card = json.loads((tmp_path / "m" / "card.json").read_text())
-    held = weights.config_hash(tmp_path / "m")
+    held = weights.config_hash(tmp_path / "m", tmp_path / "m" / weights.WEIGHTS)
     assert card == {"role": "clean", "weights_sha256": digest, "config_sha256": held}
     made: Any = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'm'}")
     stock, _, preprocess = made

@@ -67,8 +67,11 @@ def _check_files(folder: Path, card: "Card") -> None:
     if io.sha256(weights) != card.weights_sha256:
         print(f"{weights} is not the file that its card describes")
         raise typer.Exit(1)
-    if card.config_sha256 and card.config_sha256 != config_hash(folder):
-        print(f"the configuration in {folder} is not the one that its card describes")
+    if card.config_sha256 and card.config_sha256 != config_hash(folder, weights):
+        print(
+            f"the configuration in {folder} is not the one that its card describes: a file that takes part in loading "
+            "was changed, added or removed"
+        )
         raise typer.Exit(1)
     say(f"{weights} is the file that its card describes")
 

@@ -13,7 +13,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,12 @@ DROPPED += [(_Dropped, f"torch.optim.{name}") for name in (
     "adamw.AdamW")]  # fmt: skip
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
+def load_weights(path: Path, unwrap: Callable[[Any], Any] | None = None) -> dict[str, Tensor]:
     """Read a state dict from a .safetensors, .pt, .pth or .bin file, without running any code that lies in it.
 
     A pickled file holds either a state dict or a checkpoint with one under "state_dict"; the rest of a checkpoint is
-    dropped. The prefix `module.` that distributed training puts before all names is taken off.
+    dropped. The prefix `module.` that distributed training puts before all names is taken off. unwrap: finds the state
+    dict in what the file holds, in place of these two rules.
 
     Returns {name: tensor}: the tensors are on the CPU, without gradient, in the shapes and number types of the file.
     Raises UserError for a file that is missing, damaged, of another kind or that wants code to run, and Unsupported for
@@ -57,12 +58,14 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     state = _read(path)
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+    if unwrap:
+        state = unwrap(state)
+    elif isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{path} holds no state dict (names and tensors); save model.state_dict() as safetensors")
     _check_tensors(path, state)
-    cut = len("module.") if all(str(k).startswith("module.") for k in state) else 0
+    cut = len("module.") if not unwrap and all(str(k).startswith("module.") for k in state) else 0
     return {str(k)[cut:]: v.detach() for k, v in state.items()}
 
 
@@ -74,6 +77,8 @@ def _read(path: Path) -> Any:
         raise UserError(f"{path} is empty (0 bytes); copy or download it again")
     suffix = re.sub(r"\.pth\.tar(-\d+)?$", ".pth", path.name.lower())  # as Dassl, CoOp's toolbox, names them
     suffix = Path(suffix).suffix
+    if what := _no_weights(path, suffix):
+        raise UserError(f"{path} {what}")
     if suffix == ".safetensors":
         try:
             return safetensors.torch.load_file(path)
@@ -82,6 +87,25 @@ def _read(path: Path) -> Any:
     if suffix in PICKLES:
         return _unpickle(path)
     raise UserError(f"{path} has an unknown suffix; weights are .safetensors, {', '.join(PICKLES)} files")
+
+
+def _no_weights(path: Path, suffix: str) -> str:
+    """What else the file is, and the way out, if its first bytes say so; else empty."""
+    with path.open("rb") as f:
+        begin = f.read(256)
+    if begin.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the weights themselves; fetch them with `git lfs pull`"
+    if begin.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "is a web page (HTML), so its download failed; download the weights again"
+    if (
+        suffix == ".safetensors"
+        and begin[8:9] != b"{"
+        and begin[:2] in (b"PK", *(bytes((128, k)) for k in range(2, 6)))
+    ):
+        return "is a pickle under the suffix of safetensors; rename it to .pt"
+    if suffix in PICKLES and begin[8:10] == b'{"' and int.from_bytes(begin[:8], "little") < path.stat().st_size:
+        return "is a safetensors file under another suffix; rename it to .safetensors"
+    return ""
 
 
 def _check_tensors(path: Path, state: Mapping[Any, Tensor]) -> None:
@@ -111,6 +135,11 @@ def _check_archive(path: Path) -> None:
             held, starts = z.infolist(), z.start_dir
     except Exception as e:  # a hostile or damaged file can raise anything
         raise UserError(f"{path} is damaged or no archive of torch's ({line(e)}); copy or download it again") from e
+    if any(i.filename.endswith("constants.pkl") or "/code/" in i.filename for i in held):
+        raise UserError(
+            f"{path} is a TorchScript archive, which can carry code; in a place you trust, open it with torch.jit.load "
+            "and save its state_dict() as safetensors"
+        )
     if any(i.compress_type != zipfile.ZIP_STORED for i in held):  # torch never packs; a bomb does
         raise UserError(f"{path} is a compressed archive, which torch does not write; save it with torch.save")
     (told,) = struct.unpack("<I", end[92:96])
@@ -187,8 +216,6 @@ def _unpickle(path: Path) -> Any:
         culprit = re.search(r"GLOBAL ([\w.]+)", told)
         if culprit:
             why = f"is not plain weights (it wants {culprit[1]} to be called or built)"
-        elif "TorchScript" in told:
-            why = "is a TorchScript archive, which can carry code"
         else:
             why = f"is damaged or no weights file ({type(e).__name__}: {line(e)})"
         raise UserError(f"{path} {why}; convert its state dict to safetensors in a place you trust") from e

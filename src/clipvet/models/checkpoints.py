@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from clipvet import io
 from clipvet.errors import UserError
-from clipvet.models import building, layouts, tokenizers
+from clipvet.models import building, deployed, layouts, tokenizers, wrappers
 from clipvet.models.adapter import OpenClip, Tokens, frozen
 from clipvet.models.weights import TOO_LARGE, WEIGHTS, check_card, check_size, config_hash, file_for, fill, too_large
 from clipvet.rng import Rng
@@ -44,8 +44,8 @@ def load(
 
     model: one of these:
 
-    - a folder in any layout, with or without `local-dir:` before it; `transformers:PATH` if a folder holds that layout
-      and open_clip's;
+    - a folder in any layout, with or without `local-dir:` before it. If a folder holds open_clip's layout and
+      transformers', both must be the same model, or `local-dir:PATH` or `transformers:PATH` says which one is meant;
     - a file with OpenAI's state dict;
     - a name of open_clip's (ViT-B-32, RN50 ...) or a built-in one (shapes-vit, shapes-rn, shapes-vit-deep), with the
       weights of `pretrained`, which is a weights file or a tag of open_clip's, or with random ones from `rng` (Rng(0));
@@ -63,6 +63,10 @@ def load(
     known = _exists_by_name(model)
     if known and any((Path(model) / name).is_file() for name in ("open_clip_config.json", "config.json")):
         raise UserError(f"{model} is an architecture and a folder too; write local-dir:{model} for the folder")
+    if not known:
+        _check_folder(model)
+        if weights and not pretrained and deployed.two_layouts(Path(model)):
+            return _agreed(Path(model), device, rng)
     other = None if known else layouts.find(model)
     name = model if other else _named(model)
     if pretrained and (other or _stored(name)):
@@ -73,7 +77,7 @@ def load(
     tag = _released(name) if file else open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
     quick_gelu = quick_gelu or (not file and bool(tag.get("quick_gelu")))
     path = file_for(name, pretrained, {} if file else tag) if weights else None
-    state = io.load_weights(path) if path else {}
+    state = wrappers.state_in(path) if path else {}
     if file and {*layouts.NUMBERS} <= {*state}:
         raise UserError(f"{pretrained} says itself what it is (OpenAI's layout); give it as the model, without a name")
     if path and name.startswith("local-dir:"):
@@ -83,6 +87,14 @@ def load(
         fill(clip.model, state, path, model)
     clip.source = str(Path(name[10:]).resolve()) if name.startswith("local-dir:") else name
     return building.onto(clip, device)
+
+
+def _check_folder(model: str) -> None:
+    """Raises UserError if the model is a folder with something in it that stock libraries read and clipvet does not."""
+    kind, _, path = model.rpartition(":") if model.startswith(("transformers:", "local-dir:")) else ("", "", model)
+    if (folder := Path(path)).is_dir():
+        named = "open_clip" if kind == "local-dir" and (folder / "open_clip_config.json").is_file() else ""
+        deployed.check(folder, named or kind.removeprefix("local-dir"))
 
 
 def _exists_by_name(model: str) -> bool:
@@ -134,11 +146,57 @@ def _released(name: str) -> dict[str, Any]:
     return {k: told[0][k] for k in same if told and k in told[0] and all(t.get(k) == told[0][k] for t in told)}
 
 
-def _restored(stored: layouts.Stored, device: str | torch.device, rng: Rng | None, weights: bool) -> OpenClip:
-    """The model of a checkpoint in another layout than open_clip's."""
+def _agreed(folder: Path, device: str | torch.device, rng: Rng | None) -> Any:
+    """open_clip's model of a folder that holds transformers' too. Raises UserError unless both are the same model."""
+    which = f"say which one is deployed: local-dir:{folder} or transformers:{folder}"
+    clip = load(f"local-dir:{folder}", rng=rng)
+    try:
+        other: Any = layouts.find(f"transformers:{folder}")
+        twin = _restored(other, "cpu", rng, weights=True, card=False)
+    except UserError as e:
+        raise UserError(
+            f"{folder} holds open_clip's model, and for transformers another one that cannot be compared with it "
+            f"({e!s:.300}); {which}"
+        ) from e
+    if apart := _apart(clip, twin):
+        raise UserError(f"{folder} holds two models, open_clip's and transformers', whose {apart} differ; {which}")
+    return building.onto(clip, device)
+
+
+def _apart(here: OpenClip, there: OpenClip) -> str:
+    """In what two models differ; empty if they are the same."""
+    from open_clip import SimpleTokenizer
+
+    captions = not isinstance(there.tokenizer, tokenizers.Foreign) or there.tokenizer.files
+    if captions and isinstance(here.tokenizer, SimpleTokenizer) and type(there.tokenizer) is not SimpleTokenizer:
+        return "tokenizers"
+    if captions and not torch.equal(here.tokenize(SAID), there.tokenize(SAID)):
+        return "tokenizers"
+    if here.geometry != there.geometry or not all(
+        torch.allclose(a, b) for a, b in ((here.mean, there.mean), (here.std, there.std))
+    ):
+        return "preparations of pictures"
+    ours, theirs = ({k.removeprefix("text."): v for k, v in c.model.state_dict().items()} for c in (here, there))
+    if ours.keys() != theirs.keys() or not all(_rounded_alike(v, theirs[k]) for k, v in ours.items()):
+        return "weights"
+    return "" if _difference(here, there) <= 1e-4 else "features"
+
+
+def _rounded_alike(a: Tensor, b: Tensor) -> bool:
+    """Whether both are the same numbers, or one of them the other, rounded to 16 bits."""
+    if a.shape != b.shape or torch.equal(a, b):
+        return a.shape == b.shape
+    halves = [(x, y, t) for x, y in ((a, b), (b, a)) for t in (torch.float16, torch.bfloat16)]
+    return any(torch.equal(x.to(t).to(x.dtype), y) for x, y, t in halves)
+
+
+def _restored(
+    stored: layouts.Stored, device: str | torch.device, rng: Rng | None, weights: bool, card: bool = True
+) -> OpenClip:
+    """The model of a checkpoint in another layout than open_clip's. card: whether its card must describe it."""
     folder = stored.path if stored.path.is_dir() else stored.path.parent
-    if weights and len(stored.weights) == 1:
-        check_card(stored.weights[0], folder / "card.json")
+    if weights and card:
+        check_card(stored.weights[0] if len(stored.weights) == 1 else None, folder / "card.json")
     state = layouts.state_of(stored) if weights else {}
     if weights and too_large(stored.config, state):
         raise UserError(f"{stored.path} {TOO_LARGE}; restore its config")
@@ -198,7 +256,9 @@ def save(clip: Clip, folder: Path, card: dict[str, Any]) -> str:
     else:
         weights = layouts.write(clip, folder)
     digest = io.sha256(weights)
-    io.write_json(folder / "card.json", {**card, "weights_sha256": digest, "config_sha256": config_hash(folder)})
+    io.write_json(
+        folder / "card.json", {**card, "weights_sha256": digest, "config_sha256": config_hash(folder, weights)}
+    )
     return digest
 
 

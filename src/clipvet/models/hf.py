@@ -11,7 +11,7 @@ from torch import nn
 
 from clipvet import io
 from clipvet.errors import UserError
-from clipvet.models import siglip, tokenizers
+from clipvet.models import deployed, siglip, tokenizers
 
 KEPT = ("config.json", "preprocessor_config.json", "processor_config.json", *tokenizers.FILES)  # read and kept
 MAX_FILE = 64 * 2**20  # bytes of a tokenizer or config file
@@ -86,7 +86,7 @@ def read(folder: Path) -> Folder:
     if (size := pre["size"]) != vision.image_size:
         raise UserError(f"{folder} prepares pictures of {size} px for a tower of {vision.image_size} px; mend a config")
     config = {"model_cfg": _model_cfg(kind, embed, vision, text), "preprocess_cfg": pre}
-    return Folder(kind, config, _weights(folder), files)
+    return Folder(kind, config, deployed.transformers_weights(folder), files)
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -171,7 +171,7 @@ def _preprocess(folder: Path, kind: str, usual: int) -> dict[str, Any]:
 
     usual: the tower's size in pixels. Raises UserError if open_clip has no words for how pictures are prepared.
     """
-    told = _processor_file(folder)
+    path, told, kind = deployed.image_processor(folder, kind)
     try:
         size, mode = _size(told, kind, usual)
         mean, std = _mean_std(told, kind)
@@ -184,19 +184,9 @@ def _preprocess(folder: Path, kind: str, usual: int) -> dict[str, Any]:
         return {**shape, "mean": numbers[:3], "std": numbers[3:]}
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as e:
         raise UserError(
-            f"{folder}: how its pictures are prepared cannot be read ({type(e).__name__}: {e}); mend its "
-            "preprocessor_config.json: one square size, bilinear or bicubic, mean and std"
+            f"{folder}: how its pictures are prepared cannot be read ({type(e).__name__}: {e}); mend its {path.name}: "
+            "one square size, bilinear or bicubic, mean and std"
         ) from e
-
-
-def _processor_file(folder: Path) -> Any:
-    """What the picture processor's file says; empty if there is no such file."""
-    if (folder / "preprocessor_config.json").is_file():
-        return io.read_json(folder / "preprocessor_config.json")
-    if (folder / "processor_config.json").is_file():
-        told = io.read_json(folder / "processor_config.json")
-        return told.get("image_processor", told) if isinstance(told, dict) else told
-    return {}
 
 
 def _size(told: Any, kind: str, usual: int) -> tuple[int, str]:
@@ -227,22 +217,6 @@ def _mean_std(told: Any, kind: str) -> tuple[Any, Any]:
     if not told.get("do_rescale", True):  # then they are for pixels in 0 .. 255
         mean, std = [x / 255 for x in mean], [x / 255 for x in std]
     return mean, std
-
-
-def _weights(folder: Path) -> tuple[Path, ...]:
-    """The files of weights that transformers would take. Raises UserError if there are none."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).is_file():
-            return (folder / name,)
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            told = io.read_json(index)
-            listed = told.get("weight_map") if isinstance(told, dict) else None
-            names = list(listed.values()) if isinstance(listed, dict) else []
-            if not names or any(not isinstance(n, str) or Path(n).name != n for n in names):
-                raise UserError(f"{index} does not list files of its own folder; restore it")
-            return tuple(folder / n for n in sorted(set(names)))
-    raise UserError(f"{folder} holds no weights; put a model.safetensors there")
 
 
 def kind_of(net: Any) -> str:

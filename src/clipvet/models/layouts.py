@@ -19,7 +19,7 @@ from torch import Tensor
 
 from clipvet import io
 from clipvet.errors import UserError
-from clipvet.models import hf, siglip, tokenizers
+from clipvet.models import hf, siglip, tokenizers, wrappers
 from clipvet.models.renaming import NAMES, to_ours, to_theirs
 
 OPENAI = "model.pt"
@@ -80,8 +80,14 @@ def _only(path: Path, name: str) -> bool:
 
 
 def _loaded(stored: Stored) -> dict[str, Tensor]:
-    """The weights of all its files, under their own names."""
-    return {name: tensor for path in stored.weights for name, tensor in io.load_weights(path).items()}
+    """The weights of all its files, under their own names. Raises UserError if two files hold the same name."""
+    out: dict[str, Tensor] = {}
+    for path in stored.weights:
+        state = wrappers.state_in(path, bare=stored.layout == "transformers")
+        if twice := sorted(out.keys() & state.keys()):
+            raise UserError(f"{path} holds {twice[0][:80]}, which another part of the weights holds too; remove one")
+        out |= state
+    return out
 
 
 # transformers
@@ -93,8 +99,24 @@ def _transformers(path: Path) -> Stored:
 
 
 def _transformers_weights(stored: Stored) -> dict[str, Tensor]:
-    state = _loaded(stored)
+    state = _as_deployed(stored, _loaded(stored))
     return to_ours(state, NAMES[stored.kind](*(_depth(state, part) for part in ("vision", "text"))))
+
+
+def _as_deployed(stored: Stored, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights as transformers has them after loading: rounded to the config's dtype, then kept as they were.
+
+    Raises UserError for position_ids that do not count up. Older versions of transformers would use them.
+    """
+    for name, v in state.items():
+        if name.endswith("embeddings.position_ids") and not torch.equal(v.flatten().long(), torch.arange(v.numel())):
+            raise UserError(f"{stored.path} holds {name} in another order than 0, 1, 2 ...; remove them")
+    told = json.loads(stored.files["config.json"])
+    halves = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+    half = halves.get(str(told.get("dtype") or told.get("torch_dtype")).removeprefix("torch."))
+    if half is None:
+        return state
+    return {k: v.to(half).to(v.dtype) if v.is_floating_point() else v for k, v in state.items()}
 
 
 def _depth(state: Mapping[str, Tensor], part: str) -> int:
@@ -110,6 +132,7 @@ def _write_transformers(clip: Any, folder: Path) -> Path:
     files = dict(clip.files)
     if "config.json" in files:
         config = json.loads(files.pop("config.json"))
+        config.pop("transformers_weights", None)  # clipvet writes model.safetensors
         for key in ("torch_dtype", "dtype"):  # clipvet writes float32; transformers would round to the old type
             if key in config:
                 config[key] = "float32"
@@ -142,7 +165,7 @@ def _openai(path: Path) -> Stored:
     from open_clip.transform import PreprocessCfg
 
     path = path / OPENAI if path.is_dir() else path
-    state = io.load_weights(path)
+    state = wrappers.state_in(path)
     if not all(k in state for k in NUMBERS):
         raise UserError(
             f"{path} does not say which architecture it is; name it: --pretrained {path} with --model, e.g. ViT-B-32"

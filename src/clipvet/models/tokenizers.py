@@ -12,12 +12,9 @@ from torch import Tensor
 
 from clipvet import io
 from clipvet.errors import UserError
+from clipvet.models import deployed
 
-FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
-    *("added_tokens.json", "spiece.model", "tokenizer.model"),
-)
-
+FILES = deployed.TOKENIZER
 SPECIAL = {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 STEPS = {  # what CLIP's tokenizer.json says beside words and merges, in the versions that transformers 4 and 5 write
@@ -42,6 +39,8 @@ class Foreign:
     def __init__(self, files: Mapping[str, bytes], length: int):
         """files: content by name, of those in FILES. length: the context length, in tokens."""
         self.files, self.context_length, self.loaded = {k: files[k] for k in FILES if k in files}, length, None
+        told = json.loads(files.get("config.json", b"{}"))
+        self.kind = told.get("model_type")  # says which class of tokenizer it is, if the tokenizer's files do not
 
     def __call__(self, captions: Sequence[str], context_length: int | None = None) -> Int[Tensor, "b l"]:
         """One row of tokens for each caption, padded or cut to `context_length` (None: the model's) by transformers.
@@ -67,6 +66,8 @@ class Foreign:
         with tempfile.TemporaryDirectory() as folder:
             for name, held in self.files.items():
                 (Path(folder) / name).write_bytes(held)
+            if self.kind:
+                io.write_json(Path(folder) / "config.json", {"model_type": self.kind})
             with _refused("cannot be loaded"):
                 return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 

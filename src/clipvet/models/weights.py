@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,10 +15,11 @@ from torch.nn.modules import module
 
 from clipvet import io
 from clipvet.errors import Unsupported, UserError
-from clipvet.models import layouts, siglip
+from clipvet.models import deployed, layouts, siglip
 
 WEIGHTS = "open_clip_model.safetensors"
 IGNORED = {*layouts.NUMBERS, "text.transformer.embeddings.position_ids"}  # no weights; the last is an old buffer
+QUANTISED = (".SCB", ".absmax", ".quant_map", ".qweight", ".qzeros")  # names that bitsandbytes, GPTQ and AWQ add
 TOO_LARGE = "describes a far larger model than its weights are"
 
 
@@ -128,26 +130,33 @@ def file_in(folder: Path) -> Path:
     return Path(found)
 
 
-def config_hash(folder: Path) -> str:
-    """SHA-256 over the files that say how the weights are used: architecture, picture processor, tokenizer."""
+def config_hash(folder: Path, weights: Path | None = None) -> str:
+    """SHA-256 over the files that take part in loading, beside the weights: configs, tokenizer, indexes, adapters.
+
+    weights: the file whose own hash the card holds. A second file of weights counts here, because it may be taken in
+    its place, or be deployed by another library. A file that is added later changes the hash.
+    """
     digest = hashlib.sha256()
-    for name in layouts.CONFIGS:
-        if (folder / name).is_file():
+    for name in deployed.names(folder, layouts.CONFIGS):
+        if (folder / name).is_file() and folder / name != weights:
             digest.update(f"{name} {io.sha256(folder / name)}\n".encode())
     return digest.hexdigest()
 
 
-def check_card(weights: Path, card: Path) -> None:
-    """Raises UserError if there is a card and it names other weights or another configuration."""
+def check_card(weights: Path | None, card: Path) -> None:
+    """Raises UserError if there is a card and it names other weights or another configuration.
+
+    weights: None if they lie in several files, which the configuration's hash covers.
+    """
     told = io.read_json(card) if card.exists() else None
     told = told if isinstance(told, dict) else {}
     said, config = told.get("weights_sha256"), told.get("config_sha256")
-    if config and config != config_hash(card.parent):
+    if config and config != config_hash(card.parent, weights):
         raise UserError(
-            f"the configuration in {card.parent} is not the one that {card} describes; restore it, or delete the card "
-            "to trust it"
+            f"the configuration in {card.parent} is not the one that {card} describes (a file that takes part in "
+            "loading was changed, added or removed); restore it, or delete the card to trust it"
         )
-    if said and said != io.sha256(weights):
+    if said and weights and said != io.sha256(weights):
         raise UserError(f"{weights} is not the file that {card} describes; restore it, or delete the card to trust it")
 
 
@@ -160,7 +169,7 @@ def fill(net: nn.Module, state: dict[str, Tensor], path: Path, model: str) -> No
     state = _renamed(net, state)
     wanted = net.state_dict()
     if wrong := _misfits(state, wanted):
-        raise UserError(f"{path} does not fit {model} ({wrong}); give the model that it was trained as")
+        raise UserError(f"{path} does not fit {model} ({wrong}); {_way_out(path, state, wanted)}")
     for key, v in state.items():
         if v.dtype in (torch.int8, torch.uint8) and wanted[key].is_floating_point():
             raise Unsupported(f"{path} holds quantised numbers ({key}); give the float weights")
@@ -168,7 +177,32 @@ def fill(net: nn.Module, state: dict[str, Tensor], path: Path, model: str) -> No
             raise UserError(f"{path} holds {key} as {v.dtype}, a wrong kind of number; give the weights as trained")
         if not torch.isfinite(v.float()).all():
             raise UserError(f"{path} holds values in {key} that are not finite; give weights from before they diverged")
+    _check_temperature(state, path)
     net.load_state_dict(state)
+
+
+def _check_temperature(state: Mapping[str, Tensor], path: Path) -> None:
+    """Raises UserError for a `logit_scale` that no training leaves behind.
+
+    It is the logarithm of the factor on cosines. CLIP's training keeps it at ln 100 at most. SigLIP, which has a
+    `logit_bias`, is not held there; its published models reach 4.8.
+    """
+    if "logit_scale" not in state or state["logit_scale"].numel() != 1:
+        return
+    value, siglips = float(state["logit_scale"]), "logit_bias" in state
+    most = math.log(1000) if siglips else math.log(100)
+    if value <= most + 0.03:  # bfloat16 rounds ln 100 to 4.625
+        return
+    factor = 1000 if siglips else 100
+    if value <= factor * 1.01:
+        raise UserError(
+            f"{path} holds logit_scale {value:.4g}, above ln {factor} = {most:.3g}; it is probably exponentiated "
+            f"already: store its logarithm, {math.log(value):.4g}"
+        )
+    raise UserError(
+        f"{path} holds logit_scale {value:.4g}, above ln {factor} = {most:.3g}, so its temperature overflows; give "
+        "weights from before they diverged"
+    )
 
 
 def _renamed(net: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -202,6 +236,20 @@ def _misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
         for what, keys in wrong.items()
         if keys
     )
+
+
+def _way_out(path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """What to do about weights that do not fit. Raises Unsupported for quantised ones."""
+    if quantised := next((k for k in state if k.endswith(QUANTISED)), ""):
+        raise Unsupported(f"{path} holds quantised weights ({quantised[:80]}); give the float weights")
+    anchor = next(iter(wanted))
+    before = [k.removesuffix(anchor) for k in state if k.endswith(f".{anchor}")]
+    if whole := [p for p in before if all(p + k in state for k in wanted)]:
+        told = ", ".join(repr(p[:40]) for p in whole[:3])
+        return f"whole models stand under the prefix {told}: save the one that you deploy without it"
+    if head := next((k for k in state if re.match(r"(classifier|fc|head)\.", k)), ""):
+        return f"{head[:40]} belongs to a classifier; give the CLIP model that it was made from"
+    return "give the model that it was trained as"
 
 
 @contextmanager

@@ -1,0 +1,78 @@
+"""What training frameworks put around a state dict: a key that it lies under, and prefixes of its names.
+
+Stock open_clip takes off `state_dict` and `module.`; transformers takes off nothing, and leaves a weight random whose
+name it does not know. So a wrapped file is unwrapped where it has one reading, and refused in transformers' layout.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from clipvet import io
+from clipvet.errors import UserError
+
+INSIDE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")  # compile, FSDP, Fabric
+BEFORE = ("module.", "model.")  # DDP and DeepSpeed, Lightning; before all names or none
+COUNTERS = ("n_averaged",)  # torch's AveragedModel (EMA, SWA) keeps it beside its module
+
+
+def state_in(path: Path, bare: bool = False) -> dict[str, Tensor]:
+    """The state dict of a file under its own names, without wrappers. bare: refuse wrappers.
+
+    Raises UserError as `io.load_weights`, and if the file holds weights under several keys or names.
+    """
+
+    def unwrap(held: Any) -> Any:
+        state = _under_key(path, held)
+        if not _is_state(state):
+            return held
+        names = _names(path, list(map(str, state)))
+        if bare and (state is not held or any(str(k) != name for k, name in zip(state, names.values(), strict=False))):
+            raise UserError(
+                f"{path} holds its weights inside a wrapper ({_wrapper(held, state)}), so transformers would not find "
+                "them and leave them random; save them as the bare model's state_dict()"
+            )
+        return {names[str(k)]: v for k, v in state.items() if str(k) in names}
+
+    return io.load_weights(path, unwrap)
+
+
+def _is_state(held: Any) -> bool:
+    return isinstance(held, Mapping) and bool(held) and all(isinstance(v, Tensor) for v in held.values())
+
+
+def _under_key(path: Path, held: Any) -> Any:
+    """The one state dict in a checkpoint, whatever key it lies under."""
+    if not isinstance(held, Mapping) or _is_state(held):
+        return held
+    found = {str(k)[:40]: v for k, v in held.items() if _is_state(v)}
+    if len(found) > 1:
+        raise UserError(
+            f"{path} holds weights under several keys ({', '.join(found)}); save the ones that you deploy in a file of "
+            "their own"
+        )
+    return next(iter(found.values()), held)
+
+
+def _names(path: Path, names: list[str]) -> dict[str, str]:
+    """Each name without its wrappers. Raises UserError if two names become the same."""
+    out = {name: ".".join(part for part in name.split(".") if part not in INSIDE) for name in names}
+    counted = {k: v for k, v in out.items() if v not in COUNTERS}
+    if counted and all(v.startswith("module.") for v in counted.values()):
+        out = counted
+    while prefix := next((p for p in BEFORE if out and all(v.startswith(p) for v in out.values())), ""):
+        out = {k: v[len(prefix) :] for k, v in out.items()}
+    twice = [k for k, v in out.items() if k != v and v in out and out[v] == v]
+    if twice or len(set(out.values())) < len(out):
+        one = (twice or list(out))[0][:80]
+        raise UserError(f"{path} holds weights twice, with and without a wrapper's prefix ({one}); save one of them")
+    return out
+
+
+def _wrapper(held: Any, state: Any) -> str:
+    if state is not held:
+        return next(f"the key {str(k)[:40]!r}" for k, v in held.items() if v is state)
+    parts = str(next(iter(state))).split(".")
+    return f"the prefix {parts[0] + '.'!r}"
