@@ -9,6 +9,7 @@ import io as memory
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -51,6 +52,7 @@ class FilePictures:
         """paths: relative to `root`, or absolute. max_pixels: larger pictures count as unreadable; so do long thin ones
         that would be larger after resizing."""
         self.paths, self.root, self.max_pixels = paths, root, max_pixels
+        self.passed: Counter[str] = Counter()  # files of the folder that are not read, by suffix
 
     def __len__(self) -> int:
         return len(self.paths)

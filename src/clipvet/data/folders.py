@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from clipvet.data import decoding
 from clipvet.data.decoding import MAX_PIXELS, SUFFIXES, FilePictures, sound
 from clipvet.errors import UserError
 from clipvet.types import Pairs, Task
+
+NOTES = {".txt", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".md", ".html", ".yaml", ".yml", ".ini", ".log", ".parquet"}
 
 
 def open_task(
@@ -29,14 +32,16 @@ def open_task(
     folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
         raise UserError(f"{root} holds no folders; put the pictures of each class into a folder of its own")
-    names, labels = [], []
+    names, labels, passed = [], [], Counter()
     for label, folder in enumerate(folders):
+        passed += passed_over(root / folder)
         found = _pictures(root / folder)
         if not found:
-            raise UserError(f"{root / folder} holds no pictures; add some or remove the folder")
+            others = f" ({_told(passed)} are not read)" if passed else ""
+            raise UserError(f"{root / folder} holds no pictures{others}; add some or remove the folder")
         names += [os.path.join(folder, name) for name in found]
         labels += [label] * len(found)
-    pairs = _pairs(names, root, max_pixels)
+    pairs = _pairs(names, root, max_pixels, passed)
     return Task(
         pairs.name, _class_names(folders, classes), read_templates(templates), pairs, np.array(labels, np.int64)
     )
@@ -64,13 +69,41 @@ def _pictures(folder: Path) -> list[str]:
     return [str(p.relative_to(folder)) for p in sorted(found)]
 
 
-def _pairs(names: list[str], root: Path, max_pixels: int) -> Pairs:
+def passed_over(folder: Path) -> Counter[str]:
+    """How many files of a folder and its subfolders are not read and may be pictures all the same, by suffix.
+
+    Hidden files and files of text (NOTES) do not count.
+    """
+    found = (p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    suffixes = (p.suffix.lower() for p in found if p.is_file() and p.name.lower() != "thumbs.db")
+    return Counter(s or "no suffix" for s in suffixes if s not in SUFFIXES and s not in NOTES)
+
+
+def check_passed_over(task: Task, max_bad: float) -> Counter[str]:
+    """How many files of a task's folders were passed over, by suffix. Raises UserError above `max_bad`, a fraction."""
+    passed: Counter[str] = getattr(task.pictures.pictures, "passed", None) or Counter()
+    n = passed.total()
+    if n > max_bad * (n + len(task.pictures)):
+        raise UserError(
+            f"{task.name}: {n} files that may be pictures are not read ({_told(passed)}), more than the limit of "
+            f"{max_bad:.2%}; save them as PNG or JPEG, remove them or raise --max-bad"
+        )
+    return passed
+
+
+def _told(passed: Counter[str]) -> str:
+    return ", ".join(f"{n} {suffix}" for suffix, n in passed.most_common(4))
+
+
+def _pairs(names: list[str], root: Path, max_pixels: int, passed: Counter[str] | None = None) -> Pairs:
     """Pairs without captions. Their fingerprint is of the names and sizes of the files."""
     digest = hashlib.sha256()
     for name in names:
         digest.update(f"{name}\0{(root / name).stat().st_size}\0".encode(errors="surrogateescape"))
+    pictures = FilePictures(names, root, max_pixels)
+    pictures.passed = passed or Counter()
     return Pairs(
-        FilePictures(names, root, max_pixels),
+        pictures,
         [""] * len(names),
         np.arange(len(names)),
         name=root.resolve().name,
