@@ -75,3 +75,57 @@ def test_files_of_a_task_that_are_passed_over_are_counted_and_refused_above_a_li
     (root / "only").mkdir()
     (root / "only" / "1.heic").write_bytes(b"a picture, perhaps")
     refused(lambda: folders.open_task(str(root)), "only", "no pictures (3 .heic", "are not read")
+
+
+def named(root: Path, given: Any) -> tuple[str, ...]:
+    (root.parent / "names.json").write_text(json.dumps(given))
+    return folders.open_task(str(root), root.parent / "names.json").classes
+
+
+def test_a_list_of_the_folders_own_names_is_matched_by_name(tmp_path: Path) -> None:
+    root = task_at(tmp_path / "val", ["apple", "pear", "tree_frog"])
+    plain = folders.open_task(str(root))
+    for given in (["tree frog", "pear", "apple"], ["apple", "pear", "tree_frog"], ["pear", "apple", "Tree Frog"]):
+        assert [n.lower().replace("_", " ") for n in named(root, given)] == list(plain.classes)
+    assert named(root, ["fruit", "pear", "frog"]) == ("fruit", "pear", "frog")
+    refused(lambda: named(root, ["pear", "fruit", "frog"]), "'pear' is the name of a folder", "apple comes", "map")
+
+
+def test_a_list_for_numbered_folders_is_refused_where_it_has_two_readings(tmp_path: Path) -> None:
+    root = task_at(tmp_path / "val", [str(k) for k in range(1, 12)], 1)
+    words = [f"thing {chr(97 + k)}" for k in range(11)]
+    refused(lambda: named(root, words), "1, 10, 11 ...", "map")
+    told = named(root, {str(k): word for k, word in enumerate(words, 1)})
+    assert told[:3] == ("thing a", "thing j", "thing k")
+    few = task_at(tmp_path / "few", ["0", "1", "2"], 1)
+    assert named(few, ["zero", "one", "two"]) == ("zero", "one", "two")
+
+
+def test_a_class_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    root = task_at(tmp_path / "val", ["a", "b", "c"])
+    refused(lambda: named(root, ["cat", "dog", "Cat "]), "'Cat ' is named twice", "own")
+    refused(lambda: named(root, {"a": "cat", "b": "dog", "c": "dog"}), "'dog' is named twice")
+    refused(lambda: named(root, ["cat", "dog", " "]), "empty name")
+    refused(lambda: folders.open_task(str(task_at(tmp_path / "own", ["tree_frog", "tree frog"]))), "named twice")
+
+
+def test_folders_whose_names_are_ids_ask_for_names(tmp_path: Path, caplog: Any) -> None:
+    root = task_at(tmp_path / "val", ["n01440764", "n01443537", "n01484850"])
+    refused(lambda: folders.open_task(str(root)), "n01440764 look like ids", "--classes")
+    assert named(root, ["tench", "goldfish", "shark"]) == ("tench", "goldfish", "shark")
+    refused(lambda: folders.open_task(str(task_at(tmp_path / "v2", ["000", "001"]))), "look like ids")
+    assert not caplog.records
+    assert folders.open_task(str(task_at(tmp_path / "digits", ["0", "1"]))).classes == ("0", "1")
+    assert "called by their numbers" in caplog.text
+
+
+def test_a_task_that_is_one_level_off_is_refused(clipvet: Any, tmp_path: Path, caplog: Any) -> None:
+    tiny = task_at(tmp_path / "tiny" / "val", ["images"], 3)
+    refused(lambda: folders.open_task(str(tiny)), "one class, images", "two or more")
+    task_at(tmp_path / "tiny" / "train", ["cat", "dog"])
+    refused(lambda: folders.open_task(str(tmp_path / "tiny")), "train, val", "parts of a data set", "give one")
+    assert clipvet(*EVALUATE, tmp_path / "tiny").code == 2
+    assert len(folders.open_task(str(task_at(tmp_path / "coco", ["bus", "train"]))).classes) == 2
+    assert not caplog.records
+    folders.open_task(str(task_at(tmp_path / "mixed", ["bus", "train", "test"])))
+    assert "test, train count as classes" in caplog.text

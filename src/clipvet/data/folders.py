@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from clipvet import io
 from clipvet.data import decoding
+from clipvet.data.class_names import class_names
 from clipvet.data.decoding import MAX_PIXELS, SUFFIXES, FilePictures, sound
 from clipvet.errors import UserError
 from clipvet.types import Pairs, Task
@@ -22,8 +23,9 @@ def open_task(
 ) -> Task:
     """Open a zero-shot task: a folder with one folder of pictures for each class. Labels number the sorted folders.
 
-    classes: a JSON file, either a list of class names in the order of the sorted folders or a map {folder: name}. If
-    None, the names of the folders, with spaces for underscores. templates: a text file, see `read_templates`.
+    classes: a JSON file, either a list of class names or a map {folder: name}. A list is matched by name if it holds
+    the folders' own names, else it is in the order of the sorted folders. If None, the names of the folders, with
+    spaces for underscores. templates: a text file, see `read_templates`.
     max_pixels: larger pictures count as unreadable. Raises UserError for a folder or file that cannot be used.
     """
     root = Path(spec)
@@ -33,6 +35,7 @@ def open_task(
     if not folders:
         raise UserError(f"{root} holds no folders; put the pictures of each class into a folder of its own")
     names, labels, passed = [], [], Counter()
+    called = class_names(folders, classes, root)
     for label, folder in enumerate(folders):
         passed += passed_over(root / folder)
         found = _pictures(root / folder)
@@ -42,9 +45,7 @@ def open_task(
         names += [os.path.join(folder, name) for name in found]
         labels += [label] * len(found)
     pairs = _pairs(names, root, max_pixels, passed)
-    return Task(
-        pairs.name, _class_names(folders, classes), read_templates(templates), pairs, np.array(labels, np.int64)
-    )
+    return Task(pairs.name, called, read_templates(templates), pairs, np.array(labels, np.int64))
 
 
 def open_folder(folder: Path, max_pixels: int = MAX_PIXELS) -> Pairs:
@@ -124,24 +125,6 @@ def read_classes(path: Path) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{path} cannot be read ({e}); give a UTF-8 text file with one class a line") from e
     return tuple(line.strip() for line in lines if line.strip())
-
-
-def _class_names(folders: list[str], path: Path | None) -> tuple[str, ...]:
-    """The name of the class in each folder. Raises UserError."""
-    if path is None:
-        return tuple(sound(f).replace("_", " ") for f in folders)
-    try:
-        given = TypeAdapter(list[str] | dict[str, str]).validate_python(io.read_json(path))
-    except ValidationError as e:
-        raise UserError(f'{path} is neither a JSON list of names nor a map {{"folder": "name"}}; mend it') from e
-    if isinstance(given, list):
-        if len(given) != len(folders):
-            raise UserError(f"{path} has {len(given)} class names for {len(folders)} folders; give one for each")
-        return tuple(map(sound, given))
-    absent = [f for f in folders if f not in given]
-    if absent:
-        raise UserError(f"{path} has no name for folder {absent[0]} ({len(absent)} in all); add it")
-    return tuple(sound(given[f]) for f in folders)
 
 
 def read_templates(path: Path | None) -> tuple[str, ...]:
