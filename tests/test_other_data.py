@@ -129,3 +129,41 @@ def test_a_task_that_is_one_level_off_is_refused(clipvet: Any, tmp_path: Path, c
     assert not caplog.records
     folders.open_task(str(task_at(tmp_path / "mixed", ["bus", "train", "test"])))
     assert "test, train count as classes" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a photo of a {}.\nthe {}\n",
+        "# of CLIP\na photo of a {c}.\n\nthe {label}\n",
+        "'a photo of a {}.',\n\"the {}\"\n",
+        "templates = [\n    lambda c: f'a photo of a {c}.',  # usual\n    lambda c: f\"the {c}\",\n]\n",
+        "lambda c: 'a photo of a {}.'.format(c)\nlambda c: 'the %s' % c\n",
+        '["a photo of a {c}.", "the {}"]',
+        '{"imagenet1k": ["a photo of a {c}.", "the {c}"]}',
+        "a photo of a %s.\nthe {0}\n",
+    ],
+)
+def test_templates_in_other_tools_forms(tmp_path: Path, text: str) -> None:
+    (tmp_path / "t").write_text(text)
+    assert folders.read_templates(tmp_path / "t") == ("a photo of a {}.", "the {}")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"cars": ["a {c}"], "pets": ["a {c}"]}', ["cars, pets", "keep the list of one"]),
+        ('{"cars": {"a": ["{c}"]}}', ["no JSON list"]),
+        ("lambda c: articled(c)\n", ["is Python that is not read"]),
+        ("a {label} of {place}\n", ["several places"]),
+        ("a photo of a <class>\n", ["has no {}"]),
+    ],
+)
+def test_templates_that_are_not_understood_are_refused(tmp_path: Path, text: str, words: list[str]) -> None:
+    (tmp_path / "t").write_text(text)
+    refused(lambda: folders.read_templates(tmp_path / "t"), *words)
+
+
+def test_a_template_may_begin_with_a_quoted_word(tmp_path: Path) -> None:
+    (tmp_path / "t").write_text('"{}" on a sign\n{} on a {}\n')
+    assert folders.read_templates(tmp_path / "t") == ('"{}" on a sign', "{} on a {}")

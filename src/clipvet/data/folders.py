@@ -12,6 +12,7 @@ from clipvet import io
 from clipvet.data import decoding
 from clipvet.data.class_names import class_names
 from clipvet.data.decoding import MAX_PIXELS, SUFFIXES, FilePictures, sound
+from clipvet.data.templates import parse
 from clipvet.errors import UserError
 from clipvet.types import Pairs, Task
 
@@ -128,7 +129,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
 
 def read_templates(path: Path | None) -> tuple[str, ...]:
-    """Caption templates from a text file: one a line, with `{}` or `{c}` where the class name goes.
+    """Caption templates from a file, as templates.py reads it: one a line, or a JSON list, with `{}` or `{c}`.
 
     path: if None, open_clip's seven templates for ImageNet. Returns templates with `{}`. Raises UserError for a file
     that cannot be read, holds no template, or holds a line without a place for the class.
@@ -140,10 +141,11 @@ def read_templates(path: Path | None) -> tuple[str, ...]:
     try:
         if path.exists() and not path.is_file():  # a pipe would never end
             raise OSError("no plain file")
-        lines = [line.strip().replace("{c}", "{}") for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        lines = parse(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{path} cannot be read ({e}); give a UTF-8 text file with one template a line") from e
-    lines = [line for line in lines if line]
+    except ValueError as e:
+        raise UserError(f"{path}: {e}") from e
     wrong = [line for line in lines if "{}" not in line]
     if wrong or not lines:
         what = f"template {wrong[0]!r} has no {{}}" if wrong else "there are no templates"
