@@ -8,7 +8,10 @@ import pytest
 from PIL import Image
 
 from clipvet.data import folders
+from clipvet.data.sources import Data
 from clipvet.errors import UserError
+from clipvet.rng import Rng
+from clipvet.training.plain import Plain
 
 
 @pytest.fixture(autouse=True)
@@ -167,3 +170,14 @@ def test_templates_that_are_not_understood_are_refused(tmp_path: Path, text: str
 def test_a_template_may_begin_with_a_quoted_word(tmp_path: Path) -> None:
     (tmp_path / "t").write_text('"{}" on a sign\n{} on a {}\n')
     assert folders.read_templates(tmp_path / "t") == ('"{}" on a sign', "{} on a {}")
+
+
+def test_settings_that_would_train_nothing_are_refused(clipvet: Any, clip: Any, pairs: Any, tmp_path: Path) -> None:
+    refused(lambda: Plain(batch=1, epochs=1).train(clip, pairs, Rng(0)), "batch=1", "raise batch to 2")
+    refused(lambda: Data("shapes", 0).pairs(), "n=0 takes no pairs")
+    train = ["train", "--model", "shapes-vit", "--data", "shapes", "--out", tmp_path / "out"]
+    assert clipvet(*train, "--n", "0").code == 2
+    for change in ("epochs=0", "epochs=-1", "lr=1000"):
+        said = clipvet(*train, "--set", change)
+        assert (said.code, f"--set {change}: give" in said.err) == (2, True)
+    assert not (tmp_path / "out").exists()
