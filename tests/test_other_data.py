@@ -9,6 +9,8 @@ from PIL import Image
 
 from clipvet.data import folders
 from clipvet.data.sources import Data
+from clipvet.data.tables import open_pairs
+from clipvet.engine.embed import embed_images
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.training.plain import Plain
@@ -181,3 +183,24 @@ def test_settings_that_would_train_nothing_are_refused(clipvet: Any, clip: Any, 
         said = clipvet(*train, "--set", change)
         assert (said.code, f"--set {change}: give" in said.err) == (2, True)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("below/img/0.png", "relative to the table's folder, not to the working directory"),
+        ("~/img/0.png", "write out the folder that ~ stands for"),
+        ("https://example.org/0.png", "it is a URL: download"),
+        ("img\\0.png", "write / instead of"),
+        ("img/9.png", "no such file)"),
+    ],
+)
+def test_paths_that_lead_nowhere_are_said_with_the_reason(
+    clip: Any, tmp_path: Path, monkeypatch: Any, name: str, hint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "below" / "img").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "below" / "img" / "0.png")
+    (tmp_path / "below" / "a.csv").write_text(f"filepath,title\n{name},a cat\n{name},a dog\n")
+    pairs = open_pairs("below/a.csv")
+    refused(lambda: embed_images(clip, pairs), "none of its 2 pictures", f"first: {name!r}: no such file", hint)
