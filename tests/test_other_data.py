@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -204,3 +206,13 @@ def test_paths_that_lead_nowhere_are_said_with_the_reason(
     (tmp_path / "below" / "a.csv").write_text(f"filepath,title\n{name},a cat\n{name},a dog\n")
     pairs = open_pairs("below/a.csv")
     refused(lambda: embed_images(clip, pairs), "none of its 2 pictures", f"first: {name!r}: no such file", hint)
+
+
+def test_parquet_files_of_several_splits_are_not_read_as_one(tmp_path: Path) -> None:
+    rows = pa.table({"filepath": ["a.png"], "title": ["a cat"]})
+    (tmp_path / "hf" / "data").mkdir(parents=True)
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
+        pq.write_table(rows, tmp_path / "hf" / "data" / f"{name}.parquet")
+    refused(lambda: open_pairs(str(tmp_path / "hf")), "the splits test, train", "give that")
+    (tmp_path / "hf" / "data" / "test-00000-of-00001.parquet").unlink()
+    assert len(open_pairs(str(tmp_path / "hf"))) == 2

@@ -66,8 +66,7 @@ def _json(model: str, task: str, measured: "dict[str, Measured]", passed: dict[s
 
     passed: how many files were passed over, by suffix.
     """
-    values: dict[str, object] = {"unreadable": 0.0} | {name: m.value for name, m in measured.items()}
-    values["passed_over"] = passed
+    values = {"unreadable": 0.0, **{name: m.value for name, m in measured.items()}, "passed_over": passed}
     intervals = {name: {"n": m.n, "low": m.low, "high": m.high} for name, m in measured.items()}
     n = measured["clean_accuracy"].n
     return json.dumps({"model": model, "task": task, **values, "n": n, "intervals": intervals})
