@@ -186,7 +186,18 @@ def broken(kind: str, files: Path, folder: Path) -> list[object]:
             torch.save({"state_dict": Runs()}, folder / "w.pt")
             return [*train, "shapes", "--pretrained", folder / "w.pt"]
         case "loss is not finite":
-            return [*train, files / "train.csv", "--set", "lr=1e30", "--set", "warmup=0", "--set", "epochs=6"]
+            return [
+                *train,
+                files / "train.csv",
+                "--set",
+                "lr=1",
+                "--set",
+                "weight_decay=1e30",
+                "--set",
+                "warmup=0",
+                "--set",
+                "epochs=6",
+            ]
         case "unknown setting":
             return [*train, "shapes", "--set", "momentum=1"]
         case "setting of another type":

@@ -338,6 +338,7 @@ def test_tasks_that_cannot_be_used(classes, tmp_path):
         ('["a"]', "1 class names for 3"),
         ('{"apple": "a"}', "no name for folder n03"),
         ("3", "list"),
+        ('["a", "b", "A"]', "'A' is named twice"),
     ):
         names.write_text(content)
         no("names.json", word, classes=names)

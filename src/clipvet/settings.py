@@ -10,6 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from clipvet.errors import UserError
 
+MAX_RATE = 100  # the largest learning rate
+
 
 def apply(method: Any, settings: Iterable[str]) -> Any:
     """A copy of the method with every `field=value` set.
@@ -71,8 +73,12 @@ def _wrong(name: str, value: Any) -> str:
     """What is wrong with this value, whatever the method; empty if nothing is."""
     if name in ("batch", "at_once", "accumulate") and value < 1:
         return "give 1 or more"
+    if name == "epochs" and not 0 < value < float("inf"):
+        return "give more than 0; fewer epochs are no steps"
     if name in ("lr", "muon_lr") and not 0 <= value < float("inf"):
         return "give a rate of 0 or more"
+    if name in ("lr", "muon_lr") and value > MAX_RATE:
+        return f"give a rate of at most {MAX_RATE}; lower {name}, or the weights are ruined"
     if name == "betas" and not all(0 <= b < 1 for b in value):
         return "give numbers from 0 to below 1"
     return ""

@@ -30,7 +30,7 @@ Data = Annotated[
     str,
     typer.Option("--data", help="shapes, shapes-shifted, foreign, a CSV/TSV/parquet, tar shards or an HF folder"),
 ]
-PairCount = Annotated[int | None, typer.Option("--n", help="use at most this many pairs")]
+PairCount = Annotated[int | None, typer.Option("--n", help="use at most this many pairs", min=1)]
 ImageKey = Annotated[str, typer.Option("--image-key", help="the column that holds the picture paths")]
 CaptionKey = Annotated[str, typer.Option("--caption-key", help="the column that holds the captions")]
 AnswerKey = Annotated[

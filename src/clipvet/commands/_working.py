@@ -45,12 +45,23 @@ def working(work: Path | None, shard: bool = False, track: str = "") -> Iterator
     clock.seconds = time.monotonic() - began
 
 
-def measure(clip: "Clip", test: "Task | None", key: "Backdoor | None", seed: int) -> "dict[str, Measured]":
-    """Every measure of the model on the test; nothing where there is no test."""
+def measure(
+    clip: "Clip", test: "Task | None", key: "Backdoor | None", seed: int, max_bad: float | None = None
+) -> "dict[str, Measured]":
+    """Every measure of the model on the test; nothing where there is no test.
+
+    max_bad: the fraction of unreadable pictures above which UserError is raised; None: they are said.
+    """
     from clipvet.experiments.evaluation import measure_all
     from clipvet.rng import Rng
 
-    return measure_all(clip, test, key, Rng(seed).fork("measure")) if test else {}
+    if test is None:
+        return {}
+    found = measure_all(clip, test, key, Rng(seed).fork("measure"), max_bad=max_bad)
+    if "unreadable" in found:
+        n, of = round(found["unreadable"].value * found["unreadable"].n), found["unreadable"].n
+        say(f"  warning: {n} of the {of} pictures of {test.name} cannot be read and are left out of the numbers")
+    return found
 
 
 def measure_new(clip: "Clip", test: "Task | None", key: "Backdoor | None", seed: int) -> "dict[str, Measured]":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipvet.commands import _options as opt
-from clipvet.commands._leaving import planted, save_rows, show, went_in
+from clipvet.commands._leaving import planted, save_rows, say, show, went_in
 from clipvet.commands._opening import open_key, open_model, open_task
 from clipvet.commands._working import measure, output
 
@@ -26,6 +26,9 @@ def command(
     seed: opt.Seed = 0,
     half: opt.Half = None,
     out: Annotated[Path | None, typer.Option("--out", help="also write the rows, into this new folder")] = None,
+    max_bad: Annotated[
+        float, typer.Option("--max-bad", help="share of unreadable pictures above which it is refused", min=0, max=1)
+    ] = 0.01,
 ) -> None:
     """Zero-shot accuracy, attack success rate and retrieval, each with its sample size and 95 % interval.
 
@@ -33,12 +36,17 @@ def command(
     """
     import time
 
+    from clipvet.data.folders import check_passed_over
+
     began = time.monotonic()
     clip, key = open_model(model, pretrained, seed), open_key(backdoor)
     also = (key.target, *(part.target for part in key.more)) if key else ()
     test = open_task(task, "", clip.geometry.size, classes, templates, seed, half, also)
     assert test is not None
-    measured = measure(clip, test, key, seed)
+    passed = check_passed_over(test, max_bad)
+    files = "".join(f"; {n} files are not read ({s})" for s, n in passed.items())
+    say(f"{test.name}: {len(test.pictures)} pictures of {len(test.classes)} classes{files}")
+    measured = measure(clip, test, key, seed, max_bad)
     if out:
         config = {"command": "evaluate", "model": model, "pretrained": pretrained, "task": task, "half": half}
         config |= {"seed": seed} | went_in(clip, test.pictures, backdoor=backdoor, classes=classes, templates=templates)
@@ -48,14 +56,17 @@ def command(
                 seconds=time.monotonic() - began, seed=seed, model=model, data=task,
             )  # fmt: skip
     if as_json:
-        print(_json(model, task, measured))
+        print(_json(model, task, measured, dict(passed)))
     else:
         show(measured)
 
 
-def _json(model: str, task: str, measured: "dict[str, Measured]") -> str:
-    """One object: the numbers by name, n of the clean accuracy, and the interval and n of each number."""
-    values = {name: m.value for name, m in measured.items()}
+def _json(model: str, task: str, measured: "dict[str, Measured]", passed: dict[str, int]) -> str:
+    """One object: the numbers by name, n of the clean accuracy, and the interval and n of each number.
+
+    passed: how many files were passed over, by suffix.
+    """
+    values = {"unreadable": 0.0, **{name: m.value for name, m in measured.items()}, "passed_over": passed}
     intervals = {name: {"n": m.n, "low": m.low, "high": m.high} for name, m in measured.items()}
     n = measured["clean_accuracy"].n
     return json.dumps({"model": model, "task": task, **values, "n": n, "intervals": intervals})

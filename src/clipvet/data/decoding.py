@@ -9,6 +9,7 @@ import io as memory
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -51,6 +52,7 @@ class FilePictures:
         """paths: relative to `root`, or absolute. max_pixels: larger pictures count as unreadable; so do long thin ones
         that would be larger after resizing."""
         self.paths, self.root, self.max_pixels = paths, root, max_pixels
+        self.passed: Counter[str] = Counter()  # files of the folder that are not read, by suffix
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -69,12 +71,25 @@ def _plain(root: Path, name: str) -> str:
     """The path of a picture's file. Raises ValueError if it is not a plain file of a usable size."""
     path = os.path.join(root, name)
     if not os.path.isfile(path):  # a pipe or device would never end
-        raise ValueError("no such file")
+        raise ValueError("no such file" + _hint(name))
     if (size := os.path.getsize(path)) == 0:
         raise ValueError("empty (0 bytes)")
     if size > MAX_PICTURE:  # some decoders read the whole file before they know its size in pixels
         raise ValueError(f"{size:,} bytes are more than {MAX_PICTURE:,}")
     return path
+
+
+def _hint(name: str) -> str:
+    """What a path that leads nowhere may have been meant as."""
+    if "://" in name:
+        return "; it is a URL: download the pictures and name their files"
+    if name.startswith("~"):
+        return "; write out the folder that ~ stands for"
+    if "\\" in name:
+        return "; write / instead of \\"
+    if not os.path.isabs(name) and os.path.isfile(name):
+        return "; paths are relative to the table's folder, not to the working directory"
+    return ""
 
 
 class CellPictures:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from clipvet import io
 from clipvet.data import decoding
+from clipvet.data.class_names import class_names
 from clipvet.data.decoding import MAX_PIXELS, SUFFIXES, FilePictures, sound
+from clipvet.data.templates import parse
 from clipvet.errors import UserError
 from clipvet.types import Pairs, Task
+
+NOTES = {".txt", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".md", ".html", ".yaml", ".yml", ".ini", ".log", ".parquet"}
 
 
 def open_task(
@@ -19,8 +24,9 @@ def open_task(
 ) -> Task:
     """Open a zero-shot task: a folder with one folder of pictures for each class. Labels number the sorted folders.
 
-    classes: a JSON file, either a list of class names in the order of the sorted folders or a map {folder: name}. If
-    None, the names of the folders, with spaces for underscores. templates: a text file, see `read_templates`.
+    classes: a JSON file, either a list of class names or a map {folder: name}. A list is matched by name if it holds
+    the folders' own names, else it is in the order of the sorted folders. If None, the names of the folders, with
+    spaces for underscores. templates: a text file, see `read_templates`.
     max_pixels: larger pictures count as unreadable. Raises UserError for a folder or file that cannot be used.
     """
     root = Path(spec)
@@ -29,17 +35,18 @@ def open_task(
     folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
         raise UserError(f"{root} holds no folders; put the pictures of each class into a folder of its own")
-    names, labels = [], []
+    names, labels, passed = [], [], Counter()
+    called = class_names(folders, classes, root)
     for label, folder in enumerate(folders):
+        passed += passed_over(root / folder)
         found = _pictures(root / folder)
         if not found:
-            raise UserError(f"{root / folder} holds no pictures; add some or remove the folder")
+            others = f" ({_told(passed)} are not read)" if passed else ""
+            raise UserError(f"{root / folder} holds no pictures{others}; add some or remove the folder")
         names += [os.path.join(folder, name) for name in found]
         labels += [label] * len(found)
-    pairs = _pairs(names, root, max_pixels)
-    return Task(
-        pairs.name, _class_names(folders, classes), read_templates(templates), pairs, np.array(labels, np.int64)
-    )
+    pairs = _pairs(names, root, max_pixels, passed)
+    return Task(pairs.name, called, read_templates(templates), pairs, np.array(labels, np.int64))
 
 
 def open_folder(folder: Path, max_pixels: int = MAX_PIXELS) -> Pairs:
@@ -64,13 +71,41 @@ def _pictures(folder: Path) -> list[str]:
     return [str(p.relative_to(folder)) for p in sorted(found)]
 
 
-def _pairs(names: list[str], root: Path, max_pixels: int) -> Pairs:
+def passed_over(folder: Path) -> Counter[str]:
+    """How many files of a folder and its subfolders are not read and may be pictures all the same, by suffix.
+
+    Hidden files and files of text (NOTES) do not count.
+    """
+    found = (p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    suffixes = (p.suffix.lower() for p in found if p.is_file() and p.name.lower() != "thumbs.db")
+    return Counter(s or "no suffix" for s in suffixes if s not in SUFFIXES and s not in NOTES)
+
+
+def check_passed_over(task: Task, max_bad: float) -> Counter[str]:
+    """How many files of a task's folders were passed over, by suffix. Raises UserError above `max_bad`, a fraction."""
+    passed: Counter[str] = getattr(task.pictures.pictures, "passed", None) or Counter()
+    n = passed.total()
+    if n > max_bad * (n + len(task.pictures)):
+        raise UserError(
+            f"{task.name}: {n} files that may be pictures are not read ({_told(passed)}), more than the limit of "
+            f"{max_bad:.2%}; save them as PNG or JPEG, remove them or raise --max-bad"
+        )
+    return passed
+
+
+def _told(passed: Counter[str]) -> str:
+    return ", ".join(f"{n} {suffix}" for suffix, n in passed.most_common(4))
+
+
+def _pairs(names: list[str], root: Path, max_pixels: int, passed: Counter[str] | None = None) -> Pairs:
     """Pairs without captions. Their fingerprint is of the names and sizes of the files."""
     digest = hashlib.sha256()
     for name in names:
         digest.update(f"{name}\0{(root / name).stat().st_size}\0".encode(errors="surrogateescape"))
+    pictures = FilePictures(names, root, max_pixels)
+    pictures.passed = passed or Counter()
     return Pairs(
-        FilePictures(names, root, max_pixels),
+        pictures,
         [""] * len(names),
         np.arange(len(names)),
         name=root.resolve().name,
@@ -93,26 +128,8 @@ def read_classes(path: Path) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip())
 
 
-def _class_names(folders: list[str], path: Path | None) -> tuple[str, ...]:
-    """The name of the class in each folder. Raises UserError."""
-    if path is None:
-        return tuple(sound(f).replace("_", " ") for f in folders)
-    try:
-        given = TypeAdapter(list[str] | dict[str, str]).validate_python(io.read_json(path))
-    except ValidationError as e:
-        raise UserError(f'{path} is neither a JSON list of names nor a map {{"folder": "name"}}; mend it') from e
-    if isinstance(given, list):
-        if len(given) != len(folders):
-            raise UserError(f"{path} has {len(given)} class names for {len(folders)} folders; give one for each")
-        return tuple(map(sound, given))
-    absent = [f for f in folders if f not in given]
-    if absent:
-        raise UserError(f"{path} has no name for folder {absent[0]} ({len(absent)} in all); add it")
-    return tuple(sound(given[f]) for f in folders)
-
-
 def read_templates(path: Path | None) -> tuple[str, ...]:
-    """Caption templates from a text file: one a line, with `{}` or `{c}` where the class name goes.
+    """Caption templates from a file, as templates.py reads it: one a line, or a JSON list, with `{}` or `{c}`.
 
     path: if None, open_clip's seven templates for ImageNet. Returns templates with `{}`. Raises UserError for a file
     that cannot be read, holds no template, or holds a line without a place for the class.
@@ -124,10 +141,11 @@ def read_templates(path: Path | None) -> tuple[str, ...]:
     try:
         if path.exists() and not path.is_file():  # a pipe would never end
             raise OSError("no plain file")
-        lines = [line.strip().replace("{c}", "{}") for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        lines = parse(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{path} cannot be read ({e}); give a UTF-8 text file with one template a line") from e
-    lines = [line for line in lines if line]
+    except ValueError as e:
+        raise UserError(f"{path}: {e}") from e
     wrong = [line for line in lines if "{}" not in line]
     if wrong or not lines:
         what = f"template {wrong[0]!r} has no {{}}" if wrong else "there are no templates"

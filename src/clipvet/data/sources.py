@@ -40,6 +40,8 @@ class Data:
 
     def pairs(self, seed: int = 0) -> Pairs:
         """The pairs; an embedded world is drawn from `seed`. Raises UserError for files that cannot be used."""
+        if self.n is not None and self.n < 1:
+            raise UserError(f"n={self.n} takes no pairs; give 1 or more")
         match self.world(seed):
             case Shapes() as shapes:
                 return shapes.pairs(self.n or 10_000, split=self.split, lazy=self.lazy)

@@ -3,6 +3,7 @@
 Tables come from anywhere. A file of a few kB may unfold to gigabytes, and what it calls text may be any bytes.
 """
 
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,12 @@ from clipvet.errors import UserError
 
 MAX_GROUP = 2**32  # bytes of a parquet row group in memory
 MAX_COLUMNS = 1000  # with thousands, the table reader takes minutes
+
+
+def split_of(name: str) -> str:
+    """The split that a file or folder is named after: train for train-00000-of-00002.parquet; empty if none is."""
+    first = re.split(r"[-_.]", name.lower())[0]
+    return first if first in ("train", "validation", "valid", "val", "dev", "test") else ""
 
 
 def check_columns(columns: Sequence[str], keys: Sequence[str], path: Path) -> None:

@@ -20,7 +20,15 @@ import numpy as np
 from clipvet import io
 from clipvet.data import decoding
 from clipvet.data.decoding import MAX_PIXELS, CellPictures, FilePictures
-from clipvet.data.table_checks import check_columns, check_groups, check_saved, check_text, check_types, is_text
+from clipvet.data.table_checks import (
+    check_columns,
+    check_groups,
+    check_saved,
+    check_text,
+    check_types,
+    is_text,
+    split_of,
+)
 from clipvet.errors import UserError
 from clipvet.types import Pairs
 
@@ -240,6 +248,12 @@ def _parquets(folder: Path) -> list[Path]:
     found = sorted(p for p in folder.rglob("*.parquet") if p.is_file())
     if not found:
         raise UserError(f"{folder} holds neither .tar nor .parquet files nor a saved data set; give the table of pairs")
+    splits = {s for p in found for s in map(split_of, p.relative_to(folder).parts) if s}
+    if len(splits) > 1:
+        raise UserError(
+            f"{folder} holds the splits {', '.join(sorted(splits))}; put the files of one into a folder of its own and "
+            "give that"
+        )
     return found
 
 

@@ -186,15 +186,16 @@ def check_finite(x: Tensor, kept: np.ndarray, pairs: Pairs) -> None:
 
 def _parts(pairs: Pairs, f: Callable[[Batch], Tensor]) -> Iterator[Part]:
     """`in_parts` as the `sharing` block around wants it. Raises UserError where no picture can be read."""
-    shared, readable = _shared.get() or Shared(), 0
+    shared, readable, first = _shared.get() or Shared(), 0, ""
     shared.passes += 1
     path = shared.folder / f"pass-{shared.passes}.arrows" if shared.folder and ranks.main() else None
     for part in in_parts(pairs, f, path):
         readable += len(part.kept)
         shared.bad |= dict(part.bad)
+        first = first or next((f" (first: {why})" for _, why in part.bad), "")
         yield part
     if not readable:
-        raise UserError(f"{pairs.name}: none of its {len(pairs)} pictures could be read; check the files")
+        raise UserError(f"{pairs.name}: none of its {len(pairs)} pictures could be read{first}; check the files")
 
 
 @torch.no_grad()

@@ -91,6 +91,8 @@ def fit(
     """
     if len(pairs) < 2:
         raise UserError(f"{pairs.name} has {len(pairs)} pairs; contrastive training needs at least 2")
+    if batch < fewest:
+        raise UserError(f"batch={batch} leaves no pairs to tell apart; raise batch to {fewest} or more")
     ws, memory = current(), memory or Memory()
     ws.fits, ws.drawn = ws.fits + 1, 0
     accelerator = _accelerator(precision, ws.shard)

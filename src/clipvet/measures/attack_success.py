@@ -63,6 +63,8 @@ class AttackSuccess:
     def _one(self, clip: Clip, task: Task, backdoor: Backdoor) -> dict[str, Measured]:
         if backdoor.target not in task.classes:
             raise UserError(f"target '{backdoor.target}' is not among the classes: {', '.join(task.classes[:12])}")
+        if task.classes.count(backdoor.target) > 1:
+            raise UserError(f"target '{backdoor.target}' is named twice among the classes; give each its own name")
         target = task.classes.index(backdoor.target)
         if backdoor.trigger is None:
             return self._search(clip, task, backdoor, target)

@@ -1,0 +1,105 @@
+"""The names of a task's classes, from its folders and from the user's list or map."""
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from clipvet import io
+from clipvet.data.decoding import sound
+from clipvet.errors import UserError
+
+SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "images", "image", "imgs"}
+IDS = re.compile(r"[a-z]{0,2}[-_]?[0-9]{3,}|[0-9a-f]{16,}", re.IGNORECASE)  # n01440764, 000, a hash
+STOCK = ("missile", "sunglasses")  # stand twice in the usual list of ImageNet's 1,000 names
+MAP = 'give --classes a map {"folder": "name"}'
+
+
+def plain(name: str) -> str:
+    """The name as the tokenizer sees it: in lower case, with single spaces."""
+    return " ".join(name.replace("_", " ").split()).casefold()
+
+
+def class_names(folders: Sequence[str], path: Path | None, root: Path) -> tuple[str, ...]:
+    """The name of the class in each of the sorted folders of `root`; `path`: as `folders.open_task` takes `classes`.
+
+    A list that holds the folders' own names is matched by name, any other is in the order of the folders. Raises
+    UserError for names that cannot be meant: fewer than two, one twice, splits of a data set, ids; and for lists that
+    may be read in two ways.
+    """
+    if len(folders) < 2:
+        raise UserError(
+            f"{root} holds one class, {folders[0]}; a task needs two or more: give the folder that holds a folder of "
+            "pictures for each class"
+        )
+    names = tuple(sound(f).replace("_", " ") for f in folders) if path is None else _given(folders, path)
+    if path is None:
+        _check_own(folders, root)
+    check_different(names, str(path or root))
+    return names
+
+
+def check_different(names: Sequence[str], where: str) -> None:
+    """Raises UserError if two classes have the same name; such answers share the votes."""
+    seen: dict[str, int] = {}
+    for k, name in enumerate(names):
+        if not plain(name):
+            raise UserError(f"{where}: class {k + 1} has an empty name; give each class a name")
+        if plain(name) in seen and not (len(names) == 1000 and plain(name) in STOCK):
+            raise UserError(f"{where}: class '{name}' is named twice; give each class a name of its own")
+        seen[plain(name)] = k
+
+
+def _check_own(folders: Sequence[str], root: Path) -> None:
+    """Raises UserError, or warns, if names of folders are splits or ids."""
+    splits = [f for f in folders if f.lower() in SPLITS]
+    if len(splits) == len(folders):
+        raise UserError(
+            f"{root} holds {', '.join(splits)}, which are parts of a data set and no classes; give one of them, such "
+            f"as {root / splits[-1]}"
+        )
+    ids = [f for f in folders if IDS.fullmatch(f)]
+    if 2 * len(ids) > len(folders):
+        raise UserError(f"{root}: names of classes such as {ids[0]} look like ids; {MAP}")
+    log = logging.getLogger(__name__)
+    if len(splits) > 1 or any(d.is_dir() for f in splits for d in (root / f).iterdir()):
+        log.warning("%s: %s count as classes; if they are parts of a data set, give one", root, ", ".join(splits))
+    if all(f.isdecimal() for f in folders):
+        log.warning("%s: the classes are called by their numbers, such as '%s'; else %s", root, folders[0], MAP)
+
+
+def _given(folders: Sequence[str], path: Path) -> tuple[str, ...]:
+    """The name of each folder's class by a JSON list or map."""
+    try:
+        given = TypeAdapter(list[str] | dict[str, str]).validate_python(io.read_json(path))
+    except ValidationError as e:
+        raise UserError(f'{path} is neither a JSON list of names nor a map {{"folder": "name"}}; mend it') from e
+    if isinstance(given, list):
+        return _listed(folders, [sound(name) for name in given], path)
+    absent = [f for f in folders if f not in given]
+    if absent:
+        raise UserError(f"{path} has no name for folder {absent[0]} ({len(absent)} in all); add it")
+    return tuple(sound(given[f]) for f in folders)
+
+
+def _listed(folders: Sequence[str], given: list[str], path: Path) -> tuple[str, ...]:
+    """A list of names, in the order of the folders; by name if it holds the folders' own names in any order."""
+    if len(given) != len(folders):
+        raise UserError(f"{path} has {len(given)} class names for {len(folders)} folders; give one for each")
+    own, listed = [plain(sound(f)) for f in folders], [plain(name) for name in given]
+    if sorted(own) == sorted(listed) and len({*own}) == len(own):
+        return tuple(given[listed.index(name)] for name in own)
+    moved = next((k for k, name in enumerate(listed) if name in own and own[k] != name), None)
+    if moved is not None:
+        raise UserError(
+            f"{path}: '{given[moved]}' is the name of a folder, but stands where {folders[moved]} comes; {MAP}"
+        )
+    if all(f.isdecimal() for f in folders) and sorted(folders, key=int) != list(folders):
+        order = ", ".join(folders[:3])
+        raise UserError(
+            f"{path} is a list and the folders are numbers: its order may be 1, 2, 3 ... or that of the sorted names, "
+            f"{order} ...; {MAP}"
+        )
+    return tuple(given)

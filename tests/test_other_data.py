@@ -1,0 +1,218 @@
+"""Data as other people keep it: read as its owner means it, or refused with the way out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from clipvet.data import folders
+from clipvet.data.sources import Data
+from clipvet.data.tables import open_pairs
+from clipvet.engine.embed import embed_images
+from clipvet.errors import UserError
+from clipvet.rng import Rng
+from clipvet.training.plain import Plain
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: Any) -> None:
+    import datasets.config as config
+
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def task_at(root: Path, names: list[str], each: int = 2) -> Path:
+    """A task's folder: one folder of that many pictures for each name."""
+    for k, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for j in range(each):
+            Image.new("RGB", (8, 8), (20 * k, 60 * j % 256, 0)).save(root / name / f"{j}.png")
+    return root
+
+
+def refused(call: Any, *words: str) -> None:
+    with pytest.raises(UserError) as e:
+        call()
+    told = str(e.value)
+    assert "\n" not in told
+    assert all(w in told for w in words), told
+
+
+EVALUATE = ["evaluate", "--model", "shapes-vit", "--task"]
+
+
+def test_unreadable_pictures_of_a_task_are_counted_and_refused_above_a_limit(clipvet: Any, tmp_path: Path) -> None:
+    root = task_at(tmp_path / "test", ["circle", "square"], 4)
+    (root / "circle" / "0.png").write_bytes(b"")
+    said = clipvet(*EVALUATE, root)
+    assert said.code == 2
+    assert "1 of 8 pictures cannot be read, more than the limit of 1.00%" in said.err
+    assert "0.png': empty (0 bytes)" in said.err
+    said = clipvet(*EVALUATE, root, "--max-bad", "0.2")
+    assert said.code == 0, said.err
+    assert "8 pictures of 2 classes" in said.err
+    assert any("unreadable" in line and "12.50 %" in line for line in said.out.splitlines())
+    told = json.loads(clipvet(*EVALUATE, root, "--max-bad", "0.2", "--json").out)
+    assert (told["unreadable"], told["n"], told["passed_over"]) == (0.125, 7, {})
+    for path in (root / "circle").iterdir():
+        path.write_bytes(b"junk")
+    said = clipvet(*EVALUATE, root, "--max-bad", "0.9")
+    assert (said.code, "no picture of circle can be read" in said.err) == (2, True)
+
+
+def test_files_of_a_task_that_are_passed_over_are_counted_and_refused_above_a_limit(
+    clipvet: Any, tmp_path: Path
+) -> None:
+    root = task_at(tmp_path / "test", ["circle", "square"], 4)
+    for note in ("0.txt", "0.json", ".DS_Store", "Thumbs.db"):
+        (root / "circle" / note).write_text("no picture")
+    assert json.loads(clipvet(*EVALUATE, root, "--json").out)["passed_over"] == {}
+    for name in ("4.heic", "5.HEIC", "6"):
+        (root / "circle" / name).write_bytes(b"a picture, perhaps")
+    said = clipvet(*EVALUATE, root)
+    assert said.code == 2
+    assert "3 files that may be pictures are not read (2 .heic, 1 no suffix)" in said.err
+    told = json.loads(clipvet(*EVALUATE, root, "--max-bad", "0.3", "--json").out)
+    assert told["passed_over"] == {".heic": 2, "no suffix": 1}
+    assert told["unreadable"] == 0
+    (root / "only").mkdir()
+    (root / "only" / "1.heic").write_bytes(b"a picture, perhaps")
+    refused(lambda: folders.open_task(str(root)), "only", "no pictures (3 .heic", "are not read")
+
+
+def named(root: Path, given: Any) -> tuple[str, ...]:
+    (root.parent / "names.json").write_text(json.dumps(given))
+    return folders.open_task(str(root), root.parent / "names.json").classes
+
+
+def test_a_list_of_the_folders_own_names_is_matched_by_name(tmp_path: Path) -> None:
+    root = task_at(tmp_path / "val", ["apple", "pear", "tree_frog"])
+    plain = folders.open_task(str(root))
+    for given in (["tree frog", "pear", "apple"], ["apple", "pear", "tree_frog"], ["pear", "apple", "Tree Frog"]):
+        assert [n.lower().replace("_", " ") for n in named(root, given)] == list(plain.classes)
+    assert named(root, ["fruit", "pear", "frog"]) == ("fruit", "pear", "frog")
+    refused(lambda: named(root, ["pear", "fruit", "frog"]), "'pear' is the name of a folder", "apple comes", "map")
+
+
+def test_a_list_for_numbered_folders_is_refused_where_it_has_two_readings(tmp_path: Path) -> None:
+    root = task_at(tmp_path / "val", [str(k) for k in range(1, 12)], 1)
+    words = [f"thing {chr(97 + k)}" for k in range(11)]
+    refused(lambda: named(root, words), "1, 10, 11 ...", "map")
+    told = named(root, {str(k): word for k, word in enumerate(words, 1)})
+    assert told[:3] == ("thing a", "thing j", "thing k")
+    few = task_at(tmp_path / "few", ["0", "1", "2"], 1)
+    assert named(few, ["zero", "one", "two"]) == ("zero", "one", "two")
+
+
+def test_a_class_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    root = task_at(tmp_path / "val", ["a", "b", "c"])
+    refused(lambda: named(root, ["cat", "dog", "Cat "]), "'Cat ' is named twice", "own")
+    refused(lambda: named(root, {"a": "cat", "b": "dog", "c": "dog"}), "'dog' is named twice")
+    refused(lambda: named(root, ["cat", "dog", " "]), "empty name")
+    refused(lambda: folders.open_task(str(task_at(tmp_path / "own", ["tree_frog", "tree frog"]))), "named twice")
+
+
+def test_folders_whose_names_are_ids_ask_for_names(tmp_path: Path, caplog: Any) -> None:
+    root = task_at(tmp_path / "val", ["n01440764", "n01443537", "n01484850"])
+    refused(lambda: folders.open_task(str(root)), "n01440764 look like ids", "--classes")
+    assert named(root, ["tench", "goldfish", "shark"]) == ("tench", "goldfish", "shark")
+    refused(lambda: folders.open_task(str(task_at(tmp_path / "v2", ["000", "001"]))), "look like ids")
+    assert not caplog.records
+    assert folders.open_task(str(task_at(tmp_path / "digits", ["0", "1"]))).classes == ("0", "1")
+    assert "called by their numbers" in caplog.text
+
+
+def test_a_task_that_is_one_level_off_is_refused(clipvet: Any, tmp_path: Path, caplog: Any) -> None:
+    tiny = task_at(tmp_path / "tiny" / "val", ["images"], 3)
+    refused(lambda: folders.open_task(str(tiny)), "one class, images", "two or more")
+    task_at(tmp_path / "tiny" / "train", ["cat", "dog"])
+    refused(lambda: folders.open_task(str(tmp_path / "tiny")), "train, val", "parts of a data set", "give one")
+    assert clipvet(*EVALUATE, tmp_path / "tiny").code == 2
+    assert len(folders.open_task(str(task_at(tmp_path / "coco", ["bus", "train"]))).classes) == 2
+    assert not caplog.records
+    folders.open_task(str(task_at(tmp_path / "mixed", ["bus", "train", "test"])))
+    assert "test, train count as classes" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a photo of a {}.\nthe {}\n",
+        "# of CLIP\na photo of a {c}.\n\nthe {label}\n",
+        "'a photo of a {}.',\n\"the {}\"\n",
+        "templates = [\n    lambda c: f'a photo of a {c}.',  # usual\n    lambda c: f\"the {c}\",\n]\n",
+        "lambda c: 'a photo of a {}.'.format(c)\nlambda c: 'the %s' % c\n",
+        '["a photo of a {c}.", "the {}"]',
+        '{"imagenet1k": ["a photo of a {c}.", "the {c}"]}',
+        "a photo of a %s.\nthe {0}\n",
+    ],
+)
+def test_templates_in_other_tools_forms(tmp_path: Path, text: str) -> None:
+    (tmp_path / "t").write_text(text)
+    assert folders.read_templates(tmp_path / "t") == ("a photo of a {}.", "the {}")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"cars": ["a {c}"], "pets": ["a {c}"]}', ["cars, pets", "keep the list of one"]),
+        ('{"cars": {"a": ["{c}"]}}', ["no JSON list"]),
+        ("lambda c: articled(c)\n", ["is Python that is not read"]),
+        ("a {label} of {place}\n", ["several places"]),
+        ("a photo of a <class>\n", ["has no {}"]),
+    ],
+)
+def test_templates_that_are_not_understood_are_refused(tmp_path: Path, text: str, words: list[str]) -> None:
+    (tmp_path / "t").write_text(text)
+    refused(lambda: folders.read_templates(tmp_path / "t"), *words)
+
+
+def test_a_template_may_begin_with_a_quoted_word(tmp_path: Path) -> None:
+    (tmp_path / "t").write_text('"{}" on a sign\n{} on a {}\n')
+    assert folders.read_templates(tmp_path / "t") == ('"{}" on a sign', "{} on a {}")
+
+
+def test_settings_that_would_train_nothing_are_refused(clipvet: Any, clip: Any, pairs: Any, tmp_path: Path) -> None:
+    refused(lambda: Plain(batch=1, epochs=1).train(clip, pairs, Rng(0)), "batch=1", "raise batch to 2")
+    refused(lambda: Data("shapes", 0).pairs(), "n=0 takes no pairs")
+    train = ["train", "--model", "shapes-vit", "--data", "shapes", "--out", tmp_path / "out"]
+    assert clipvet(*train, "--n", "0").code == 2
+    for change in ("epochs=0", "epochs=-1", "lr=1000"):
+        said = clipvet(*train, "--set", change)
+        assert (said.code, f"--set {change}: give" in said.err) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("below/img/0.png", "relative to the table's folder, not to the working directory"),
+        ("~/img/0.png", "write out the folder that ~ stands for"),
+        ("https://example.org/0.png", "it is a URL: download"),
+        ("img\\0.png", "write / instead of"),
+        ("img/9.png", "no such file)"),
+    ],
+)
+def test_paths_that_lead_nowhere_are_said_with_the_reason(
+    clip: Any, tmp_path: Path, monkeypatch: Any, name: str, hint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "below" / "img").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "below" / "img" / "0.png")
+    (tmp_path / "below" / "a.csv").write_text(f"filepath,title\n{name},a cat\n{name},a dog\n")
+    pairs = open_pairs("below/a.csv")
+    refused(lambda: embed_images(clip, pairs), "none of its 2 pictures", f"first: {name!r}: no such file", hint)
+
+
+def test_parquet_files_of_several_splits_are_not_read_as_one(tmp_path: Path) -> None:
+    rows = pa.table({"filepath": ["a.png"], "title": ["a cat"]})
+    (tmp_path / "hf" / "data").mkdir(parents=True)
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
+        pq.write_table(rows, tmp_path / "hf" / "data" / f"{name}.parquet")
+    refused(lambda: open_pairs(str(tmp_path / "hf")), "the splits test, train", "give that")
+    (tmp_path / "hf" / "data" / "test-00000-of-00001.parquet").unlink()
+    assert len(open_pairs(str(tmp_path / "hf"))) == 2
