@@ -203,7 +203,7 @@ def test_hostile_prompt_folders(tmp_path: Path) -> None:
         assert sentence(checkpoints.load, str(tmp_path / "m")), name
     for base in (str(tmp_path / "m"), f"local-dir:{tmp_path / 'm'}", 5, ["a"], None, "a" * 5000, "nul\0", ""):
         (tmp_path / "m" / "card.json").write_text(json.dumps({"base": base}))
-        assert "put it into" in sentence(checkpoints.load, str(tmp_path / "m")), base
+        assert "put the base model into" in sentence(checkpoints.load, str(tmp_path / "m")), base
     os.symlink(".", tmp_path / "m" / "base")
     assert "holds prompts too" in sentence(checkpoints.load, str(tmp_path / "m"))
 

@@ -8,9 +8,8 @@
 paper:   Yang et al., ICML 2024, arXiv:2310.05862; text not read: from its code's behaviour and authors' commands
 needs:   untrusted pairs; training from scratch
 differs: pairs are scored on the clean view; the posterior is made monotone in the cosine; each phase has its own
-         moments, and one warm-up and decay (the code's rates rise again); a round is one pass; where the mixture does
-         not split, the best `first` are safe. fidelity="released": scores augmented views, ranks by the raw posterior,
-         makes two passes (risky, safe), transposes L_m, drops what passes the pool's end
+         moments, and one warm-up and decay (the code's rates rise again); a round is one pass; if the mixture does not
+         split, the best `first` are safe. fidelity="released": the code's way in all this, L_m transposed, pool cut off
 """
 
 from dataclasses import dataclass, field
