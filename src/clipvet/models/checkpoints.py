@@ -39,8 +39,7 @@ def load(
     quick_gelu: bool = False,
     weights: bool = True,
 ) -> Any:
-    """A model in eval mode: an `OpenClip`. If a folder holds prompts: `visual_prompts.Prompted` or
-    `class_prompts.PromptTuned`.
+    """A model in eval mode: an `OpenClip`, or a model with learned prompts if the folder holds prompts.
 
     model: one of these:
 
