@@ -168,6 +168,8 @@ def test_an_adapter_beside_open_clips_model(tmp_path: Path) -> None:
     checkpoints.save(checkpoints.load("shapes-vit"), tmp_path / "m", {})
     change(tmp_path / "m" / "adapter_config.json", peft_type="LORA")
     refused(tmp_path / "m", "merge the adapter first")
+    refused(f"local-dir:{tmp_path / 'm'}", "a file that takes part in loading was changed, added or removed")
+    (tmp_path / "m" / "card.json").unlink()
     assert checkpoints.load(f"local-dir:{tmp_path / 'm'}").layout == "open_clip"  # which puts no adapter on
 
 

@@ -18,7 +18,7 @@ from clipvet.cleaners.finetune import Finetune
 from clipvet.cleaners.par import Par
 from clipvet.engine.losses import own_loss, siglip_loss
 from clipvet.errors import UserError
-from clipvet.models import adapter, checkpoints, layouts, siglip, tokenizers, weights
+from clipvet.models import adapter, checkpoints, deployed, layouts, siglip, tokenizers, weights
 from clipvet.rng import Rng
 
 ACTS = {
@@ -149,7 +149,7 @@ def test_the_same_layout_comes_back(tmp_path: Path, kind: str, act: str) -> None
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == told | {"torch_dtype": "float32"}
     again = io.load_weights(tmp_path / "out" / "model.safetensors")
     assert again.keys() == held.keys()
-    assert all(torch.equal(again[k], held[k]) for k in held)
+    assert all(torch.equal(again[k], held[k].half().float()) for k in held)  # as transformers rounds them
     assert close(features(checkpoints.load(str(tmp_path / "out"))), features(clip))
     fresh = checkpoints.fresh(clip, Rng(5))
     assert (fresh.layout, fresh.files) == ("transformers", clip.files)
@@ -454,8 +454,10 @@ def test_code_in_an_open_clip_folder_is_not_run(tmp_path: Path, monkeypatch: Any
         (tmp_path / "m" / name).write_text(json.dumps({"auto_map": evil, "tokenizer_class": "Evil"}))
     (tmp_path / "m" / "evil.py").write_text(f"open({str(tmp_path / 'it-ran')!r}, 'w').close()\nclass Evil: pass")
     monkeypatch.setattr("builtins.input", lambda *_: "y")
+    refused("asks for code", str(tmp_path / "m"))
+    monkeypatch.setattr(deployed, "check", lambda *_: None)  # the walls behind it hold alone
     with pytest.raises(UserError, match=r"tokenizer_kwargs|custom code|its own code"):
-        checkpoints.load(str(tmp_path / "m"))
+        checkpoints.load(f"local-dir:{tmp_path / 'm'}")
     assert not (tmp_path / "it-ran").exists()
 
 

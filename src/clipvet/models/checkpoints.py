@@ -39,8 +39,7 @@ def load(
     quick_gelu: bool = False,
     weights: bool = True,
 ) -> Any:
-    """A model in eval mode: an `OpenClip`. If a folder holds prompts: `visual_prompts.Prompted` or
-    `class_prompts.PromptTuned`.
+    """A model in eval mode: an `OpenClip`, or a model with learned prompts if the folder holds prompts.
 
     model: one of these:
 
@@ -224,7 +223,7 @@ def _prompted(folder: Path, device: str | torch.device) -> Any:
         found = load(base, device=device)
     except (UserError, OSError) as e:  # OSError: the name is too long for a path
         raise UserError(
-            f"{folder} holds prompts without their base model ({e!s:.400}); put the base model into {folder / 'base'}"
+            f"{folder} holds prompts without their base model ({e!s:.400}); put it into {folder / 'base'}"
         ) from e
     kind = class_prompts if "context" in io.load_weights(folder / visual_prompts.FILE) else visual_prompts
     return kind.restore(folder, found)
