@@ -223,7 +223,7 @@ def _prompted(folder: Path, device: str | torch.device) -> Any:
         found = load(base, device=device)
     except (UserError, OSError) as e:  # OSError: the name is too long for a path
         raise UserError(
-            f"{folder} holds prompts without their base model ({e!s:.400}); put it into {folder / 'base'}"
+            f"{folder} holds prompts without their base model ({e!s:.400}); put the base model into {folder / 'base'}"
         ) from e
     kind = class_prompts if "context" in io.load_weights(folder / visual_prompts.FILE) else visual_prompts
     return kind.restore(folder, found)
