@@ -17,6 +17,7 @@ from clipvet.models import gate
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+RESULTS = (ROOT / "docs/results.md").read_text()
 TOUR = [c for block in re.findall(r"```sh\n(.*?)```", README, re.S) for c in block.strip().splitlines()]
 SHORT = {"attack": ["--n", "256", "--set", "epochs=1"], "clean": ["--n", "256", "--set", "epochs=1"]}
 
@@ -68,6 +69,12 @@ def test_figures_in_sentences_compare_the_same_victims(monkeypatch) -> None:
     assert rows.of(("par", "abl")).minus(rows.of(("par", "abl"))).values == [0, 0, 0]
     assert rows.of("par").also(rows.of("abl")).values == [0.1]
     assert len(rows.of("par").below(0.3)) == 1
+
+
+def test_the_readme_quotes_the_rows() -> None:
+    """Its one figure in a sentence is the one that docs/generate.py computes from the rows."""
+    (models, right) = re.search(r"Of (\d+) prompt-tuned models,.*?judges (\d+) rightly", RESULTS, re.S).groups()  # pyright: ignore
+    assert re.findall(r"(\d+) of (\d+) models were judged", README) == [(right, models)]
 
 
 def test_the_tour_runs(tmp_path: Path, monkeypatch, capsys) -> None:

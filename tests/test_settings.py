@@ -108,7 +108,19 @@ def test_a_value_that_the_part_itself_refuses_stays_a_user_error():
 
 @pytest.mark.parametrize(
     "change",
-    ["batch=0", "at_once=0", "lr=-1", "lr=nan", "lr=1000", "epochs=0", "epochs=-1", "epochs=nan", "betas=(1.5, 0.9)"],
+    [
+        "batch=0",
+        "at_once=0",
+        "lr=-1",
+        "lr=0",
+        "lr=nan",
+        "lr=1000",
+        "epochs=0",
+        "epochs=-1",
+        "epochs=nan",
+        "betas=(1.5, 0.9)",
+    ],
 )
 def test_numbers_that_no_method_can_work_with(change: str):
     assert "give" in refused(ClipInspector(), change)
+    assert "give" in refused(Plain(), "muon_lr=0")

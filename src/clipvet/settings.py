@@ -74,9 +74,9 @@ def _wrong(name: str, value: Any) -> str:
     if name in ("batch", "at_once", "accumulate") and value < 1:
         return "give 1 or more"
     if name == "epochs" and not 0 < value < float("inf"):
-        return "give more than 0; fewer epochs are no steps"
-    if name in ("lr", "muon_lr") and not 0 <= value < float("inf"):
-        return "give a rate of 0 or more"
+        return "give more than 0, or nothing is trained"
+    if name in ("lr", "muon_lr") and not 0 < value < float("inf"):
+        return "give more than 0, or nothing is trained"
     if name in ("lr", "muon_lr") and value > MAX_RATE:
         return f"give a rate of at most {MAX_RATE}; lower {name}, or the weights are ruined"
     if name == "betas" and not all(0 <= b < 1 for b in value):

@@ -19,6 +19,10 @@ from clipvet.errors import UserError
 from clipvet.models import gate
 
 
+class NoWeights(UserError):
+    """A folder in which a stock library finds no weights."""
+
+
 class File(NamedTuple):
     """A file that takes part in loading."""
 
@@ -132,7 +136,7 @@ def _keys(told: Any) -> set[str]:
 
 
 def transformers_weights(folder: Path) -> tuple[Path, ...]:
-    """The files of weights that transformers would take. Raises UserError if there are none, or none for certain."""
+    """The files of weights that transformers would take. Raises NoWeights if there are none, UserError if unclear."""
     if sharded := [p.name for p in folder.iterdir() if re.fullmatch(SHARD, p.name)]:
         raise UserError(f"{folder} holds a distributed checkpoint ({min(sharded)}); save it as one model.safetensors")
     told = _json(folder / "config.json")
@@ -154,11 +158,11 @@ def transformers_weights(folder: Path) -> tuple[Path, ...]:
             return _parts(folder / f"{name}.index.json")
     variants = sorted([*folder.glob("model.*.safetensors"), *folder.glob("pytorch_model.*.bin")])
     if variants:
-        raise UserError(
+        raise NoWeights(
             f"{folder} holds no weights but {variants[0].name}, which transformers reads only if it is told variant=; "
             f"rename it to {re.sub(r'[.].*[.]', '.', variants[0].name)}"
         )
-    raise UserError(f"{folder} holds no weights; put a model.safetensors there")
+    raise NoWeights(f"{folder} holds no weights; put a model.safetensors there")
 
 
 def image_processor(folder: Path, kind: str) -> tuple[Path, dict[str, Any], str]:
@@ -188,9 +192,12 @@ def two_layouts(folder: Path) -> bool:
     if not (folder / "open_clip_config.json").is_file() or not (folder / "config.json").is_file():
         return False
     try:
-        return bool(transformers_weights(folder))
-    except UserError as e:
-        return "holds no weights" not in str(e)
+        transformers_weights(folder)
+    except NoWeights:
+        return False
+    except UserError:
+        pass  # it finds something: loading it, to compare, says what is wrong
+    return True
 
 
 def names(folder: Path, first: tuple[str, ...]) -> tuple[str, ...]:
