@@ -6,7 +6,7 @@ paper:   Radford et al. 2021, arXiv:2103.00020, section 2.3
 needs:   untrusted pairs; white-box weights
 differs: the default rates are those of open_clip's ViT-B/32 runs; `optimizer="muon"` (torch's Muon on the matrices
          inside the blocks, AdamW on the rest) is ours, for small models on few cores; `augment` and `eda` are ours too,
-         so that it is a fair baseline for safeclip and roclip
+         so that it is a fair baseline for safeclip and roclip; `patch_dropout` is FLIP's (arXiv:2212.00794)
 """
 
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from clipvet.engine.fit import Loss, fit_by
 from clipvet.engine.losses import own_loss
 from clipvet.engine.optim import warmup_cosine
 from clipvet.rng import Rng
+from clipvet.training._patches import patch_dropout
 from clipvet.types import Batch, Clip, Pairs
 
 
@@ -36,6 +37,7 @@ class Plain:
     precision: str = "no"  # or bf16, fp16
     accumulate: int = 1  # micro-batches a step
     augment: Views | None = None  # of the pictures, drawn anew at every step
+    patch_dropout: float = 0.0  # share of each picture's patches that the tower does not read in training (FLIP)
     eda: float = 0.0  # share of a caption's words that change; each caption has one variant for the whole run
     synonyms: bool = False  # WordNet's, if eda is on
     max_bad: float = 0.01  # share of unreadable pictures above which the run is refused
@@ -52,7 +54,9 @@ class Plain:
             tokens = batch.tokens
             if self.eda:
                 tokens = variants(batch, words, self.eda, self.synonyms)
-            z, w = clip.encode_image(images), clip.encode_text(tokens)  # pyright: ignore
+            with patch_dropout(clip, self.patch_dropout, rng.fork("patches")):
+                z = clip.encode_image(images)
+            w = clip.encode_text(tokens)  # pyright: ignore
             parts = {"loss": own_loss(clip, z, w)}
             if also is None:
                 return parts
