@@ -15,7 +15,6 @@ setup: .venv/.done
 demo: setup
 	.venv/bin/clipvet demo --out runs/demo --seed 0
 
-# models of full size share one worker (xdist_group), so memory is enough on small machines
 test: setup browser
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
