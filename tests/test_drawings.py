@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipvet import results
 from clipvet.attacks.poison import Poison
 from clipvet.data import halves
 from clipvet.data.folders import open_folder, open_task
@@ -29,7 +30,7 @@ from clipvet.training.plain import Plain
 from clipvet.triggers.patch import Patch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from drawings import concepts, folder, render, sets  # pyright: ignore[reportMissingImports]
+from drawings import concepts, folder, measure, render, sets  # pyright: ignore[reportMissingImports]
 from drawings.__main__ import main  # pyright: ignore[reportMissingImports]
 from drawings.sets import Set  # pyright: ignore[reportMissingImports]
 
@@ -436,3 +437,19 @@ def test_the_halves_are_not_mixed(made: Path, tmp_path: Path) -> None:
     (tmp_path / "split.json").write_text("[]")
     with pytest.raises(UserError, match="does not name two halves"):
         open_half(tmp_path, "development")
+
+
+def test_models_are_measured_beside_a_random_one_and_the_nearest_pixels(made: Path, tmp_path: Path, capsys) -> None:
+    """The sets of the tests show the same drawings, a little paler each, so the nearest pixels must know them."""
+    told = [str(made), "shapes-vit", "--out", str(tmp_path), "--tasks", "task"]
+    assert measure.main([*told, "--half", "development"]) == 0
+    rows = results.read(tmp_path)
+    assert {r.method for r in rows} == {"shapes-vit", "random_weights", "knn"}
+    assert {r.n for r in rows} == {3}, "drawings, not pictures"
+    known = {r.method: r.value for r in rows if r.metric == "clean_accuracy"}
+    assert known["knn"] > 0.6
+    assert known["random_weights"] == known["shapes-vit"], "both have the random weights of seed 0"
+    assert all(r.low <= r.value <= r.high for r in rows)
+    assert "development/task" in capsys.readouterr().out
+    assert measure.main([*told, "--half", "judged"]) == 2
+    assert "judged" in said(capsys)

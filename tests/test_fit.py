@@ -148,6 +148,31 @@ def test_muon_takes_its_own_peak_on_the_same_curve(small, pairs):
         assert (step[n] > 1e-4) == ("resblocks" in n and p.ndim == 2), n
 
 
+def test_patch_dropout_hides_a_share_of_the_patches_in_training_alone(small, pairs, monkeypatch):
+    read = []  # tokens of each batch of pictures
+    block = type(small.model.visual.transformer)
+    run = block.forward
+    monkeypatch.setattr(block, "forward", lambda self, x, *a, **k: (read.append(x.shape[1]), run(self, x, *a, **k))[1])
+    images = pairs.at(small.geometry)[[0]].images
+    small.encode_image(images)
+    patches = read.pop() - 1
+
+    half = Plain(batch=64, epochs=0.25, patch_dropout=0.5)
+    trained = half.train(small, pairs, Rng(0))
+    assert 1 + patches // 2 in read
+    assert 1 + patches not in read
+    assert weights_hash(trained) == weights_hash(half.train(small, pairs, Rng(0)))
+    assert weights_hash(trained) != weights_hash(replace(half, patch_dropout=0.0).train(small, pairs, Rng(0)))
+    trained.encode_image(images)
+    assert read[-1] == 1 + patches
+
+
+@pytest.mark.parametrize(("model", "share", "said"), [("resnet", 0.5, "ViT"), ("small", 1.0, "less than 1")])
+def test_patch_dropout_that_cannot_be_is_refused(model, share, said, pairs, request):
+    with pytest.raises(UserError, match=said):
+        Plain(batch=64, patch_dropout=share).train(request.getfixturevalue(model), pairs, Rng(0))
+
+
 def test_unknown_optimizer_is_refused(small, pairs):
     with pytest.raises(UserError, match=r"optimizer=lion.*adamw, muon or sgd"):
         train(small, pairs, optimizer="lion")

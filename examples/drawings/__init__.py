@@ -12,4 +12,5 @@ split.py     which half may see what
 render.py    untrusted SVG -> picture
 views.py     picture -> training picture, name -> caption
 folder.py    what is written
+measure.py   how well a model knows the tested drawings; a command of its own
 """

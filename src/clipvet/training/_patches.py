@@ -1,4 +1,4 @@
-"""Patch dropout: in training, the picture tower reads a random part of each picture's patches, so that a step is faster.
+"""Patch dropout: in training, the picture tower reads a random part of a picture's patches, so steps are faster.
 
 paper: Li et al., CVPR 2023, arXiv:2212.00794 (FLIP), section 3.1
 """
