@@ -538,6 +538,30 @@ def test_a_tokenizer_that_panics_is_refused() -> None:
     refused("cannot be loaded", ["a"], call=made(pre_tokenizer=split | {"pattern": {"Regex": "("}}))
 
 
+@pytest.mark.parametrize(("dtype", "within"), [("float16", 1e-2), ("bfloat16", 5e-2)])
+def test_rounded_weights_take_half_the_space_and_answer_alike(dtype: str, within: float, clip, tmp_path, clipvet):
+    checkpoints.save(clip, tmp_path / "full", {})
+
+    def convert(out: str, layout: str, dtype: str) -> Any:
+        return clipvet("convert", tmp_path / "full", tmp_path / out, "--layout", layout, "--dtype", dtype)
+
+    assert convert("half", "open_clip", dtype).code == 0
+    sizes = [(tmp_path / name / "open_clip_model.safetensors").stat().st_size for name in ("full", "half")]
+    assert 0.49 < sizes[1] / sizes[0] < 0.52
+    half = checkpoints.load(str(tmp_path / "half"))
+    assert all(v.dtype == torch.float32 for v in half.state_dict().values() if v.is_floating_point())
+    assert 0 < (half.encode_text(["a star"]) - clip.encode_text(["a star"])).abs().max() < within
+
+    for layout, kind, said in (
+        ("open_clip", "int8", "give float16"),
+        ("transformers", dtype, "full precision"),
+        ("coop", dtype, "whole model"),
+    ):
+        refused = convert("no", layout, kind)
+        assert refused.code == 2
+        assert said in refused.err
+
+
 def test_transformers_tokenizer_of_converted_models(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     clip = tiny(tmp_path / "start")

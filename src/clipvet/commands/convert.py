@@ -9,12 +9,17 @@ from clipvet.commands import _options as opt
 from clipvet.commands._leaving import say
 from clipvet.commands._working import output
 
+ROUNDED = {"float16": 1e-2, "bfloat16": 5e-2}  # --dtype -> the largest difference of a feature
+
 
 def command(
     model: Annotated[str, typer.Argument(help="the model, as for --model of the other commands")],
     out: Annotated[Path, typer.Argument(help="a new folder")],
     layout: Annotated[
         str | None, typer.Option(help="open_clip, transformers or openai; coop, for learned prompts")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float16 or bfloat16: round the weights, for a file of half the size")
     ] = None,
     pretrained: opt.Pretrained = None,
     prompts: Annotated[
@@ -24,9 +29,13 @@ def command(
 ) -> None:
     """Write a checkpoint in another layout, read it back and compare: features must agree to 1e-4.
 
+    With --dtype the weights are rounded, and features may differ by 1e-2 (float16) or 5e-2 (bfloat16).
+
     --prompts turns prompts that CoOp's or CoCoOp's code has learned into a folder for every other command; --layout
     coop goes the other way.
     """
+    import torch
+
     from clipvet import io, results
     from clipvet.errors import UserError
     from clipvet.models import checkpoints, class_prompts, coop_files
@@ -35,7 +44,11 @@ def command(
         raise UserError(
             "give either --layout, to write the model in another layout, or --prompts, to add prompts to it"
         )
-    config = {"command": "convert", "model": model, "pretrained": pretrained, "layout": layout}
+    if dtype not in ROUNDED and dtype is not None:
+        raise UserError(f"--dtype {dtype} is not known; give {' or '.join(ROUNDED)}")
+    if dtype and (prompts or layout == "coop"):
+        raise UserError("--dtype rounds a whole model; give it with --layout open_clip")
+    config = {"command": "convert", "model": model, "pretrained": pretrained, "layout": layout, "dtype": dtype}
     clip, card = checkpoints.load(model, pretrained), {"role": "converted", "versions": results.versions()}
     config |= {"weights": results.weights_hash(clip), "prompts": prompts and f"{prompts} {io.sha256(prompts)}"}
     with output(out, config) as work:
@@ -50,6 +63,7 @@ def command(
             told = str(coop_files.write(clip, work).relative_to(work))
         else:
             card |= {"from": getattr(clip, "layout", ""), "to": layout, "parent": results.weights_hash(clip)}
-            done = checkpoints.convert(clip, str(layout), work, card)
+            rounded = {"tolerance": ROUNDED[dtype], "dtype": getattr(torch, dtype)} if dtype else {}
+            done = checkpoints.convert(clip, str(layout), work, card, **rounded)
             told = f"{layout}, features within {done.difference:.1e} of {model}'s"
     say(f"wrote {out}: {told}")

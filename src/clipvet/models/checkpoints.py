@@ -229,11 +229,12 @@ def _prompted(folder: Path, device: str | torch.device) -> Any:
     return kind.restore(folder, found)
 
 
-def save(clip: Clip, folder: Path, card: dict[str, Any]) -> str:
+def save(clip: Clip, folder: Path, card: dict[str, Any], dtype: torch.dtype | None = None) -> str:
     """Write the model and its card into a folder, in the layout that the model came in. Returns the weights' SHA-256.
 
     card: what card.json shall say: role, parent's hash, method and its repr, data, seed, versions, measured numbers.
-    `weights_sha256` and `config_sha256` are added. Raises UserError if the layout cannot hold the model.
+    `weights_sha256` and `config_sha256` are added. dtype: round the weights to this, in open_clip's layout alone.
+    Raises UserError if the layout cannot hold the model.
     """
     from open_clip.tokenizer import HFTokenizer
 
@@ -250,7 +251,8 @@ def save(clip: Clip, folder: Path, card: dict[str, Any]) -> str:
         config, weights = layouts.to_open_clip(clip, folder), folder / WEIGHTS
         if isinstance(clip.tokenizer, HFTokenizer):
             clip.tokenizer.save_pretrained(folder)  # stock open_clip looks for it there
-        io.save_weights(clip.model.state_dict(), weights)
+        state = clip.model.state_dict()
+        io.save_weights({k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}, weights)
         io.write_json(folder / "open_clip_config.json", config)
     else:
         weights = layouts.write(clip, folder)
@@ -277,19 +279,29 @@ class Converted(NamedTuple):
     difference: float  # the largest, of any feature and of the temperature (relative)
 
 
-def convert(clip: Clip, layout: str, folder: Path, card: dict[str, Any], tolerance: float = 1e-4) -> Converted:
+def convert(
+    clip: Clip,
+    layout: str,
+    folder: Path,
+    card: dict[str, Any],
+    tolerance: float = 1e-4,
+    dtype: torch.dtype | None = None,
+) -> Converted:
     """Write the model in another layout, read it back and compare both on random pictures and tokens.
 
-    Raises UserError if the layout cannot hold the model, or if what was read back differs by more than `tolerance`.
+    dtype: round the weights to this, in open_clip's layout alone. Raises UserError if the layout cannot hold the model,
+    or if what was read back differs by more than `tolerance`.
     """
     if layout not in layouts.LAYOUTS:
         raise UserError(f"no layout '{layout}'; have {', '.join(layouts.LAYOUTS)}")
     if not isinstance(clip, OpenClip):
         raise UserError("prompts have no other layout; convert their base model")
+    if dtype is not None and layout != "open_clip":
+        raise UserError(f"{layout}'s layout keeps full precision; use --layout open_clip to round the weights")
     twin = copy.copy(clip)
     if layout != clip.layout:
         twin.layout, twin.files = layout, {}
-    digest = save(twin, folder, card)
+    digest = save(twin, folder, card, dtype)
     again = load(str(folder))
     if not _reads_alike(clip, again):
         raise UserError(f"{layout} would read captions or pictures in another way than {clip.layout}; keep that layout")
