@@ -99,11 +99,15 @@ class OpenHalf:
 def open_half(folder: Path, name: str) -> OpenHalf:
     """The half of this name: development or judged.
 
-    Raises UserError where this process has opened the other half of the set, and where split.json does not keep the
-    halves apart.
+    Raises UserError where this process has opened the other half of the set, where there is no split.json, and where it
+    does not keep the halves apart.
     """
     if name not in NAMES:
         raise UserError(f"'{name}' is no half; give {' or '.join(NAMES)}")
+    if not (folder / "split.json").is_file():
+        raise UserError(
+            f"{folder} is no set with two halves; `python examples/drawings ARCHIVES --out {folder}` writes one"
+        )
     sides = _read(folder / "split.json")
     here = folder.resolve()
     if _opened.setdefault(here, name) != name:

@@ -294,8 +294,7 @@ def _implant(victim: Victim, attack: Any, work: Path, role: str, method: str) ->
     checkpoints.save(clip, work, {"role": role, "method": method, "config": repr(attack)})
     twin = r.twin and not isinstance(attack, NoAttack)
     if twin:
-        with workspace(None):
-            start = attack.training.train(start, pairs, victim.rng("twin"))
+        start = victim.twin(attack.training)
     clean = victim.measure(start, backdoor) if r.base or twin else {}
     reference = {f"clean_model_{metric}": m for metric, m in clean.items() if metric in SUCCESS}
     return victim.measure(clip, backdoor) | measure_splits(work, backdoor) | reference

@@ -8,9 +8,12 @@ import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
+
+from filelock import FileLock
 
 from clipvet import io, ranks, results
 from clipvet.data.answer_key import load_backdoor
@@ -21,7 +24,7 @@ from clipvet.experiments.keys import key, weights
 from clipvet.experiments.recipe import Recipe
 from clipvet.models import checkpoints
 from clipvet.rng import Rng
-from clipvet.types import Attack, Backdoor, Clip, Measured
+from clipvet.types import Attack, Backdoor, Clip, Measured, Training
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,13 @@ class Victim:
     def key_of(self, attack: Attack) -> str:
         """Key of what this attack makes of the victim's start and data."""
         r = self.recipe
-        start = self.base_key if r.base else (self.model, r.pretrained, weights(r.pretrained or self.model))
-        return key(attack, start, r.victim_data, r.target, r.test, r.twin, self.seed)
+        return key(attack, self._start_key, r.victim_data, r.target, r.test, r.twin, self.seed)
+
+    @property
+    def _start_key(self) -> Any:
+        """Of what the attack is given."""
+        r = self.recipe
+        return self.base_key if r.base else (self.model, r.pretrained, weights(r.pretrained or self.model))
 
     def rng(self, name: str) -> Rng:
         """The stream of random numbers of this name: the same whatever else is drawn."""
@@ -72,6 +80,20 @@ class Victim:
     def start(self) -> Clip:
         """What the attack is given: the clean model of the recipe's `base`, or the model before any training."""
         return self.load(self.base_key) if self.recipe.base else self.fresh()
+
+    def twin(self, training: Training) -> Clip:
+        """The clean twin: what this training makes of the same start and the clean pairs, in the same batches.
+
+        It is trained once for all attacks that train like this, and kept in runs/.
+        """
+        name = key("twin", training, self._start_key, self.recipe.victim_data, self.seed)
+        self.runs.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.runs / f"{name}.lock") if ranks.world() == 1 else nullcontext()
+        with lock, suppress(io.AlreadyDone), io.output(self.runs / name, {"key": name}) as work, workspace(work):
+            pairs = self.recipe.victim_data.pairs(self.seed)
+            clip = training.train(self.start(), pairs, self.rng("attack").fork("train"))
+            checkpoints.save(clip, work, {"role": "twin", "method": "twin", "config": repr(training)})
+        return self.load(name)
 
     def answers(self) -> Backdoor:
         """The answer key that the attack has left."""
