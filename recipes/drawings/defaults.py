@@ -1,0 +1,44 @@
+"""What clipvet's defaults do on real pictures: the inspector, every filter and three cleaners, on victims of drawings.
+
+command:  clipvet run recipes/drawings/defaults.py --out results/drawings_defaults
+expected: to be measured
+hardware: 2 CPU cores. It needs the folder `drawings` (docs/drawings.md)
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from clipvet import find
+from clipvet.cleaners.cleanclip import CleanClip
+from clipvet.cleaners.par import Par
+from clipvet.cleaners.ubt import Ubt
+from clipvet.data.sources import Data
+from clipvet.experiments.drawings import attacks, half, setting, twin
+from clipvet.experiments.presets import shapes
+from clipvet.experiments.recipe import Recipe
+from clipvet.inspectors.clip_inspector import ClipInspector
+from clipvet.inspectors.no_inversion import NoInversion
+
+RATE = 0.01  # poisons, share of the pairs
+KINDS = ("patch", "badclip")
+CLEAN = {"cleanclip": CleanClip(), "par": Par()}
+
+
+def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
+    short: dict[str, Any] = {"precision": "bf16"} | ({"epochs": 0.5} if smoke else {})
+    clean: dict[str, Any] = {name: replace(shapes(c), **short) for name, c in CLEAN.items()}
+    ubt = replace(shapes(Ubt()), **({"susp": 0.1, "sure": -float("inf"), "steps": 5} if smoke else {}))
+    filters = {n: shapes(find.load("filters", n)()) for n in (("cosine", "dao") if smoke else find.names("filters"))}
+    planted = {n: a for n, a in attacks(0.05 if smoke else RATE, smoke).items() if n.split()[0] in KINDS}
+    common: dict[str, Any] = {"name": "drawings_defaults", **setting(smoke)}
+    common["inspectors"] = {"no_inversion": NoInversion()} if smoke else {"clip_inspector": shapes(ClipInspector())}
+    common["pool"] = 64 if smoke else 1000
+    own = Data("shapes", 128, "validation") if smoke else half().clean
+    defended = Recipe(
+        attacks=planted,
+        cleaners=clean | {"ubt": ubt},
+        defender_data={"clean pairs": (own, tuple(clean)), "the dirty pairs": (None, ("ubt",))},
+        filters=filters,
+        **common,
+    )
+    return defended, Recipe(attacks={"clean": twin(smoke)}, **common)
