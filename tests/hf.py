@@ -73,8 +73,12 @@ def state(told: dict[str, Any], rng: Rng = Rng(0)) -> dict[str, Tensor]:  # noqa
 
 def write(folder: Path, kind: str = "clip", act: str = "quick_gelu", **vision: Any) -> dict[str, Tensor]:
     """A folder with config.json and model.safetensors; returns the weights."""
+    return keep(folder, config(kind, act, **vision))
+
+
+def keep(folder: Path, told: dict[str, Any]) -> dict[str, Tensor]:
+    """A folder with this config.json and weights that fit it; returns the weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    told = config(kind, act, **vision)
     held = state(told)
     (folder / "config.json").write_text(json.dumps(told))
     io.save_weights(held, folder / "model.safetensors")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from clipvet.cleaners.par import Par
 from clipvet.engine.losses import own_loss, siglip_loss
 from clipvet.errors import UserError
 from clipvet.models import adapter, checkpoints, deployed, layouts, siglip, tokenizers, weights
+from clipvet.models.byte_pairs import Theirs
 from clipvet.rng import Rng
 
 ACTS = {
@@ -181,7 +183,9 @@ def test_from_layout_to_layout_and_back(tmp_path: Path, quick: bool) -> None:
         assert done.difference < 1e-5
         at = checkpoints.load(str(tmp_path / str(k)))
         assert at.layout == layout
-        assert at.geometry == clip.geometry
+        assert at.geometry == replace(
+            clip.geometry, library="transformers" if layout == "transformers" else "open_clip"
+        )
         assert close(features(at), want)
         assert torch.equal(at.tokenize(["a red circle"]), clip.tokenize(["a red circle"]))
         seen.append(sorted(p.name for p in (tmp_path / str(k)).iterdir()))
@@ -301,14 +305,14 @@ def test_preparation_of_pictures(tmp_path: Path) -> None:
 
     colours = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7]}
     old = told(size=32, crop_size=32, do_center_crop=True, resample=3, **colours)
-    assert old[0] == types.Geometry(32, "shortest", "bicubic")
+    assert old[0] == types.Geometry(32, "shortest", "bicubic", "transformers")
     assert old[1] == pytest.approx([0.1, 0.2, 0.3])
     assert old[2] == pytest.approx([0.5, 0.6, 0.7])
     new = told(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, resample=2, **colours)
-    assert new[0] == types.Geometry(32, "shortest", "bilinear")
+    assert new[0] == types.Geometry(32, "shortest", "bilinear", "transformers")
     square = {"height": 32, "width": 32}
     assert told(size=square, do_center_crop=False, do_normalize=False) == (
-        types.Geometry(32, "squash", "bicubic"), [0, 0, 0], [1, 1, 1],
+        types.Geometry(32, "squash", "bicubic", "transformers"), [0, 0, 0], [1, 1, 1],
     )  # fmt: skip
     raw = told(size=square, do_center_crop=False, do_rescale=False, image_mean=[102] * 3, image_std=[51] * 3)
     assert raw[1:] == (pytest.approx([0.4] * 3), pytest.approx([0.2] * 3))  # of pictures in 0 .. 255
@@ -328,7 +332,7 @@ def test_preparation_of_pictures(tmp_path: Path) -> None:
     refused("pictures of 48 px for a tower of 32 px", str(tmp_path))
     (tmp_path / "preprocessor_config.json").unlink()
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": {"size": 32, "crop_size": 32}}))
-    assert checkpoints.load(str(tmp_path)).geometry == types.Geometry(32)
+    assert checkpoints.load(str(tmp_path)).geometry == types.Geometry(32, library="transformers")
 
 
 @pytest.mark.parametrize("rescale", [True, False])
@@ -502,11 +506,12 @@ def test_only_what_is_wholly_clips_is_read_as_its_byte_pairs(tmp_path: Path) -> 
     older["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = tokenizers.WORDS
     del older["pre_tokenizer"]["pretokenizers"][1]["use_regex"], older["model"]["type"]
     for fine in (whole, older):
-        assert kind("tokenizer.json", fine) is SimpleTokenizer
+        assert kind("tokenizer.json", fine) is Theirs
     begin, end = whole["added_tokens"]
     for wrong in (
         {"normalizer": both}, {"normalizer": None}, {"pre_tokenizer": both}, {"post_processor": None},
         {"added_tokens": [begin, end | {"content": "cat"}]}, {"added_tokens": [begin, end | {"lstrip": True}]},
+        {"added_tokens": [begin, end | {"normalized": True}]},
         {"added_tokens": [begin, end, end | {"id": 320, "content": "cat"}]}, {"added_tokens": 5},
         {"model": whole["model"] | {"dropout": 0.5}}, {"model": whole["model"] | {"ignore_merges": True}},
     ):  # fmt: skip
@@ -514,12 +519,16 @@ def test_only_what_is_wholly_clips_is_read_as_its_byte_pairs(tmp_path: Path) -> 
     config = json.loads(files["tokenizer_config.json"])
     for wrong in (
         {"added_tokens_decoder": {"320": end | {"content": "cat"}}}, {"extra_special_tokens": ["cat"]},
+        {"split_special_tokens": True}, {"truncation_side": "left"}, {"image_token": "cat"},
         {"bos_token": "cat</w>"}, {"eos_token": {"content": "cat"}}, {"tokenizer_class": "BertTokenizer"}, [],
     ):  # fmt: skip
         told = config | wrong if isinstance(wrong, dict) else wrong
         assert kind("tokenizer_config.json", told) is tokenizers.Foreign, wrong
     assert kind("special_tokens_map.json", {"unk_token": "cat"}) is tokenizers.Foreign
     assert kind("added_tokens.json", {"cat": 49407}) is tokenizers.Foreign
+    assert kind("special_tokens_map.json", {"sep_token": "cat"}) is tokenizers.Foreign
+    for side in ({"padding_side": "left"}, {"model_max_length": 8}):
+        refused("tokenizer_config.json has captions", "tokenizer_config.json", config | side, call=kind)
 
 
 def test_a_tokenizer_that_panics_is_refused() -> None:

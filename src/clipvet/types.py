@@ -48,6 +48,7 @@ class Geometry:
     size: int  # pixels a side
     mode: str = "shortest"  # shortest: resize the shorter side, crop the centre; squash: resize both sides
     interpolation: str = "bicubic"  # or bilinear; random (a word of open_clip's configs) means bicubic here
+    library: str = "open_clip"  # whose steps: open_clip's, or transformers', which rounds and crops in another way
 
 
 @runtime_checkable

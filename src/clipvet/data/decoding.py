@@ -32,7 +32,9 @@ _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # other markers lie inside t
 
 @functools.lru_cache
 def _resized(geometry: Geometry | None) -> Callable[[Image.Image], Tensor]:
-    """open_clip's own evaluation transform without its normalisation."""
+    """The library's own evaluation transform without its normalisation."""
+    if geometry and geometry.library == "transformers":
+        return functools.partial(_by_transformers, geometry)
     from open_clip.transform import image_transform
     from torchvision.transforms import Compose
 
@@ -41,11 +43,33 @@ def _resized(geometry: Geometry | None) -> Callable[[Image.Image], Tensor]:
     return Compose(steps[-3:-1] if geometry is None else steps[:-1])  # of the last three: RGB, tensor, normalise
 
 
-class FilePictures:
-    """The pictures of `Pairs` that lie in files. The first frame, upright, resized as by open_clip for evaluation.
+def _by_transformers(geometry: Geometry, picture: Image.Image) -> Tensor:
+    """The steps of transformers 5: transparent pixels become white, and uint8 tensors are resized.
 
-    Three things differ from open_clip: the EXIF orientation is applied, palette pictures become RGB before they are
-    resized, and 16-bit grey is scaled to 8 bits instead of clipped. Transparent pixels come out black, as in open_clip.
+    If an odd number of pixels is cut off, the larger half goes at the bottom or right.
+    """
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional as F
+
+    n = geometry.size
+    if "A" in picture.getbands():
+        whole = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", whole.size, (255, 255, 255, 255)), whole)
+    w, h = picture.size
+    longer = int(n * max(w, h) / min(w, h)) if geometry.mode == "shortest" else n
+    sides = [longer, n] if w <= h else [n, longer]
+    how = InterpolationMode("bilinear" if geometry.interpolation == "bilinear" else "bicubic")
+    pixels = F.resize(F.pil_to_tensor(picture.convert("RGB")), sides, how, antialias=True)
+    top, left = ((side - n) // 2 for side in sides)
+    return pixels[:, top : top + n, left : left + n] / 255
+
+
+class FilePictures:
+    """The pictures of `Pairs` that lie in files. The first frame, upright, resized as by the geometry's library.
+
+    Three things differ from open_clip and transformers: the EXIF orientation is applied, palette pictures become RGB
+    before they are resized, and 16-bit grey is scaled to 8 bits instead of clipped. Transparent pixels come out black,
+    as in open_clip, or white, as in transformers.
     """
 
     def __init__(self, paths: Sequence[str], root: Path, max_pixels: int = MAX_PIXELS):

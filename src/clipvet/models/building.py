@@ -19,12 +19,18 @@ TOKENIZER = ("clean", "language", "reduction_mask", "strip_sep_token")  # option
 
 
 def named(
-    name: str, model: str, rng: Rng | None, quick_gelu: bool, tag: dict[str, Any], state: dict[str, Tensor]
+    name: str,
+    model: str,
+    rng: Rng | None,
+    quick_gelu: bool,
+    tag: dict[str, Any],
+    state: dict[str, Tensor],
+    tokenizer: Any = None,
 ) -> OpenClip:
     """The model that open_clip knows by this name, with random weights.
 
     model: what the user calls it, for messages. tag: open_clip's facts about a release, which say how its pictures are
-    prepared. state: weights that a foreign config must fit, else empty.
+    prepared. state: weights that a foreign config must fit, else empty. tokenizer: instead of open_clip's own.
 
     Raises UserError if the model cannot be built, if it would be far larger than `state`, and if its config asks for
     code of its own.
@@ -55,7 +61,8 @@ def named(
                 net: Any = build("cpu")
             # by default open_clip runs the folder's code, or asks the user whether to
             untrusting: Any = {"trust_remote_code": False} if config["text_cfg"].get("hf_tokenizer_name") else {}
-            tokenizer = open_clip.get_tokenizer(name, **untrusting)
+            if tokenizer is None:
+                tokenizer = open_clip.get_tokenizer(name, **untrusting)
         except UserError:
             raise
         except Exception as e:  # whatever a config can get wrong, or the network
@@ -69,9 +76,14 @@ def named(
 
 
 def configured(
-    config: dict[str, Any], device: str | torch.device, rng: Rng | None, state: dict[str, Tensor], model: str
+    config: dict[str, Any],
+    device: str | torch.device,
+    rng: Rng | None,
+    state: dict[str, Tensor],
+    model: str,
+    tokenizer: Any = None,
 ) -> OpenClip:
-    """A model of this config, with random weights and CLIP's own tokenizer.
+    """A model of this config, with random weights. tokenizer: instead of CLIP's own.
 
     config: {"model_cfg", "preprocess_cfg"}, as in open_clip_config.json. state and model: as for `named`, and the same
     UserErrors.
@@ -82,7 +94,7 @@ def configured(
     with tempfile.TemporaryDirectory() as folder:
         plain = config | {"model_cfg": config["model_cfg"] | {"text_cfg": text | {"tokenizer_kwargs": {}}}}
         io.write_json(Path(folder) / "open_clip_config.json", plain)
-        clip = named(f"local-dir:{folder}", model, rng, False, {}, state)
+        clip = named(f"local-dir:{folder}", model, rng, False, {}, state, tokenizer)
     clip.config = config
     return onto(clip, device)
 

@@ -12,6 +12,7 @@ Architectures are open_clip's. Weights are read by `io.load_weights`, which runs
 
 import copy
 import difflib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from clipvet.models import building, deployed, layouts, tokenizers, wrappers
 from clipvet.models.adapter import OpenClip, Tokens, frozen
 from clipvet.models.weights import TOO_LARGE, WEIGHTS, check_card, check_size, config_hash, file_for, fill, too_large
 from clipvet.rng import Rng
-from clipvet.types import Clip
+from clipvet.types import Clip, Geometry
 
 CONFIGS = Path(__file__).parent / "configs"  # of the built-in architectures
 SAID = ("a photo of a cat.", "Two  red CIRCLES, on a table", "")  # captions that tokenizers may treat differently
@@ -167,11 +168,11 @@ def _apart(here: OpenClip, there: OpenClip) -> str:
     from open_clip import SimpleTokenizer
 
     captions = not isinstance(there.tokenizer, tokenizers.Foreign) or there.tokenizer.files
-    if captions and isinstance(here.tokenizer, SimpleTokenizer) and type(there.tokenizer) is not SimpleTokenizer:
+    if captions and isinstance(here.tokenizer, SimpleTokenizer) and not isinstance(there.tokenizer, SimpleTokenizer):
         return "tokenizers"
     if captions and not torch.equal(here.tokenize(SAID), there.tokenize(SAID)):
         return "tokenizers"
-    if here.geometry != there.geometry or not all(
+    if not _alike(here.geometry, there.geometry) or not all(
         torch.allclose(a, b) for a, b in ((here.mean, there.mean), (here.std, there.std))
     ):
         return "preparations of pictures"
@@ -199,13 +200,16 @@ def _restored(
     state = layouts.state_of(stored) if weights else {}
     if weights and too_large(stored.config, state):
         raise UserError(f"{stored.path} {TOO_LARGE}; restore its config")
-    clip = building.configured(stored.config, "cpu", rng, state, str(stored.path))
     text = stored.config["model_cfg"]["text_cfg"]
-    tokenizer = tokenizers.made_of(stored.files, text, stored.kind == "clip")
+    theirs = stored.layout == "transformers"
+    tokenizer = tokenizers.made_of(stored.files, text, stored.kind == "clip") if theirs else None
+    clip = building.configured(stored.config, "cpu", rng, state, str(stored.path), tokenizer)
     if weights:
         fill(clip.model, state, stored.weights[0], str(stored.path))
-    clip._tokens = Tokens(tokenizer, text["vocab_size"])
+    clip._tokens = Tokens(clip.tokenizer, text["vocab_size"])
     clip.layout, clip.files, clip.source = stored.layout, stored.files, stored.source
+    if theirs:
+        clip.geometry = replace(clip.geometry, library="transformers")
     return building.onto(clip, device)
 
 
@@ -267,8 +271,8 @@ def fresh(clip: Clip, rng: Rng) -> OpenClip:
     """A model of the same architecture and geometry, with new random weights. Raises UserError if it is no OpenClip."""
     if not isinstance(clip, OpenClip):
         raise UserError(f"a {type(clip).__name__} cannot be built anew; give an open_clip model")
-    made = building.configured(clip.config, clip.mean.device, rng, {}, "the model")
-    made._tokens, made.layout, made.files = clip._tokens, clip.layout, clip.files
+    made = building.configured(clip.config, clip.mean.device, rng, {}, "the model", clip.tokenizer)
+    made._tokens, made.layout, made.files, made.geometry = clip._tokens, clip.layout, clip.files, clip.geometry
     return made
 
 
@@ -319,7 +323,12 @@ def _reads_alike(clip: OpenClip, again: OpenClip) -> bool:
     tokenizes = getattr(clip.tokenizer, "files", True)  # a model may lack its tokenizer's files
     if tokenizes and not torch.equal(clip.tokenize(SAID), again.tokenize(SAID)):
         return False
-    return again.geometry == clip.geometry and torch.allclose(again.mean, clip.mean.cpu())
+    return _alike(again.geometry, clip.geometry) and torch.allclose(again.mean, clip.mean.cpu())
+
+
+def _alike(one: Geometry, other: Geometry) -> bool:
+    """Whether both are the same but for the library, each of which rounds and crops in its own way."""
+    return replace(one, library=other.library) == other
 
 
 @torch.no_grad()

@@ -71,6 +71,7 @@ FILES = (
     File("adapter_model.safetensors", "transformers with peft", "the adapter's weights", "refused"),
     File("adapter_model.bin", "transformers with peft", "the adapter's weights", "refused"),
 )
+PROCESSORS = ("CLIPProcessor", "SiglipProcessor")
 STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 SHARD = r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors"  # transformers takes these before any other file of weights
 
@@ -81,6 +82,7 @@ KEYS = (
     Key("config.json", "quantization_config", "quantises the weights", "give the float weights without it"),
     Key("config.json", "compression_config", "quantises the weights", "give the float weights without it"),
     Key("config.json", "configuration_files", "reads another config", "remove it, and the configs that it names"),
+    Key("config.json", "tokenizer_class", "takes that tokenizer, if no tokenizer_config.json names one", "remove it"),
     Key("config.json", "pretrained_cfg", "prepares pictures as timm does", "remove it"),
     Key("tokenizer_config.json", "fast_tokenizer_files", "reads another tokenizer.json", "remove it"),
 )
@@ -101,6 +103,12 @@ def check(folder: Path, library: str = "") -> None:
             raise UserError(
                 f"{folder / name} asks for code of the checkpoint's own ({asked[0]}), which clipvet never runs; remove "
                 f"{asked[0]} there and load the model without that code"
+            )
+        named = told.get("processor_class") if isinstance(told, dict) else None
+        if named and str(named) not in PROCESSORS:
+            raise UserError(
+                f"{folder / name} names the processor {named!r:.60}, with which transformers would read captions or "
+                f"pictures in another way; clipvet reads {' and '.join(PROCESSORS)}"
             )
         for key in KEYS:
             if key.file == name and key.fix and key.key in _keys(told):
@@ -175,6 +183,7 @@ def image_processor(folder: Path, kind: str) -> tuple[Path, dict[str, Any], str]
     told = told.get("image_processor") if isinstance(told, dict) else None
     if told is None:
         path, told = folder / "preprocessor_config.json", _json(folder / "preprocessor_config.json")
+    told = {k: v for k, v in told.items() if v is not None} if isinstance(told, dict) else told  # null: the default
     if not isinstance(told, dict):
         raise UserError(f"{path} says how pictures are prepared in no JSON object; restore it")
     config = _json(folder / "config.json")

@@ -196,6 +196,8 @@ def _size(told: Any, kind: str, usual: int) -> tuple[int, str]:
     if isinstance(size, int):
         size = {"shortest_edge": size}
     square = {"height": square, "width": square} if isinstance(square, int) else square
+    if {*size, *(square or {})} - {"shortest_edge", "height", "width"} or len(size) > 2:
+        raise ValueError("an unusual size or range")
     if "shortest_edge" in size and square:
         mode, edges = "shortest", {size["shortest_edge"], square["height"], square["width"]}
     else:

@@ -1,5 +1,6 @@
-"""Tokenizers of other layouts. CLIP's own byte pairs are read by open_clip's tokenizer, all others by transformers."""
+"""Tokenizers of other layouts. CLIP's own byte pairs are read by `byte_pairs`, all others by transformers."""
 
+import functools
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,11 @@ STEPS = {  # what CLIP's tokenizer.json says beside words and merges, in the ver
 }  # fmt: skip
 ROLES = {"bos_token": "<|startoftext|>"} | dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>")
 CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend", None)
+SETS_NOTHING = (  # keys of tokenizer_config.json that change no token of CLIP's
+    *("name_or_path", "special_tokens_map_file", "tokenizer_file", "processor_class", "backend", "is_local"),
+    *("local_files_only", "add_prefix_space", "errors", "do_lower_case", "clean_up_tokenization_spaces", "use_fast"),
+    *("tokenizer_class", "added_tokens_decoder", "model_max_length", *ROLES),  # read below
+)
 MODEL = {"type": "BPE", "unk_token": "<|endoftext|>", "end_of_word_suffix": "</w>"}  # other options must be off
 
 
@@ -87,17 +93,39 @@ def _refused(what: str) -> Iterator[None]:
         raise UserError(f"the model's tokenizer {what} ({io.line(e)}); restore its files") from e
 
 
+@functools.cache
+def own(length: int) -> Any:
+    """CLIP's own byte pairs, as transformers reads them. length: the context length, in tokens."""
+    from clipvet.models.byte_pairs import Theirs
+
+    return Theirs(length, SPECIAL, WORDS)
+
+
 def made_of(files: Mapping[str, bytes], text_cfg: Mapping[str, Any], clips: bool) -> Any:
-    """The tokenizer for these files: open_clip's own if they describe exactly CLIP's byte pairs, else a `Foreign`.
+    """The tokenizer for these files: that of `own` if they describe exactly CLIP's byte pairs, else a `Foreign`.
 
     text_cfg: with context_length and vocab_size. clips: whether the model is a CLIP.
     """
-    from open_clip import SimpleTokenizer
-
-    plain = SimpleTokenizer(context_length=text_cfg["context_length"])
+    _check_sides(files, text_cfg["context_length"], clips)
+    plain = own(text_cfg["context_length"])
     if clips and text_cfg["vocab_size"] == plain.vocab_size and _is_plain(files, plain):
         return plain
     return Foreign(files, text_cfg["context_length"])
+
+
+def _check_sides(files: Mapping[str, bytes], length: int, clips: bool) -> None:
+    """Raises UserError if transformers would cut or pad captions so that the text tower reads something else."""
+    try:
+        told = json.loads(files.get("tokenizer_config.json", b"{}"))
+        most, side = told.get("model_max_length"), told.get("padding_side")
+    except (ValueError, AttributeError, RecursionError):
+        return  # whoever reads the file says what is wrong
+    if isinstance(most, int | float) and most < length:
+        raise UserError(
+            f"tokenizer_config.json has captions cut to {most} of {length} tokens; set its model_max_length to {length}"
+        )
+    if clips and side == "left":
+        raise UserError("tokenizer_config.json has captions padded at the left, where CLIP reads; remove padding_side")
 
 
 def _is_plain(files: Mapping[str, bytes], plain: Any) -> bool:
@@ -123,7 +151,7 @@ def _is_plain(files: Mapping[str, bytes], plain: Any) -> bool:
         config, special = (
             json.loads(files.get(f, b"{}")) for f in ("tokenizer_config.json", "special_tokens_map.json")
         )
-        if not _has_plain_roles(config) or not _has_plain_roles(special):
+        if not all(_has_plain_roles(told, "tokenizer.json" in files) for told in (config, special)):
             return False
         if not all(_is_special(int(k), t) for k, t in config.get("added_tokens_decoder", {}).items()):
             return False
@@ -143,17 +171,22 @@ def _is_plain_model(told: Mapping[str, Any], merges: list[str]) -> bool:
     return all(_is_special(t["id"], t) for t in told.get("added_tokens", []))
 
 
-def _has_plain_roles(told: Mapping[str, Any]) -> bool:
-    """Whether a config gives special tokens the same roles as CLIP, and adds no others."""
+def _has_plain_roles(told: Mapping[str, Any], whole: bool) -> bool:
+    """Whether a config gives special tokens the same roles as CLIP, and sets nothing else.
+
+    whole: whether there is a tokenizer.json, which then says how special tokens are found.
+    """
+    if not whole and any(v.get("normalized") for k, v in told.items() if k in ROLES and isinstance(v, dict)):
+        return False
     own = {k: v["content"] if isinstance(v, dict) else v for k, v in told.items() if k in ROLES and v}
     if not own.items() <= ROLES.items() or told.get("tokenizer_class") not in CLASSES:
         return False
-    return not (told.get("additional_special_tokens") or told.get("extra_special_tokens"))
+    return not any(v for k, v in told.items() if k not in SETS_NOTHING)
 
 
 def _is_special(number: int, token: Mapping[str, Any]) -> bool:
     """Whether this is one of CLIP's two special tokens, with its number and no odd options."""
-    loose = any(token.get(k) for k in ("single_word", "lstrip", "rstrip"))
+    loose = any(token.get(k) for k in ("single_word", "lstrip", "rstrip", "normalized"))
     return SPECIAL.get(token["content"]) == number and not loose
 
 
