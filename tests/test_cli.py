@@ -9,13 +9,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
 from PIL import Image
 
 from clipvet import io
+from clipvet.commands._working import harm
 from clipvet.engine import fit
+from clipvet.measures._intervals import share
 from clipvet.results import read
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
@@ -128,6 +131,37 @@ def test_the_whole_job_on_files(clipvet, files: Path, tmp_path: Path) -> None:
     otherwise = ["--model", trained, *same[2:], "--data", files / "train.csv", *task]
     answer = clipvet("train", *otherwise)
     assert (answer.code, "it differs in model" in answer.err) == (2, True), answer.err
+
+
+def test_clean_says_what_it_changed_without_a_task(clipvet, files: Path, tmp_path: Path) -> None:
+    """Own pairs and a model, nothing else: both models are measured on the pairs, and ruin is not called success."""
+    own = ["clean", "--model", f"local-dir:{files / 'model'}", "--data", files / "clean.csv", "--method", "finetune"]
+    refused = clipvet(*own, "--out", tmp_path / "none")
+    assert (refused.code, "100 pairs make" in refused.err, "say --set epochs=" in refused.err) == (2, True, True)
+    mild = ["--set", "epochs=1", "--set", "batch=64", "--set", "lr=1e-12", "--set", "lr_start=1e-12"]
+    said = clipvet(*own, "--out", tmp_path / "mild", *mild)
+    assert (said.code, "warning: 1 steps are few" in said.err) == (0, True), said.err
+    assert "before" in said.out
+    rows = {(r.stage, r.metric): r.value for r in read(tmp_path / "mild")}
+    assert rows["victim", "pairs_text_retrieval_recall@5"] == rows["clean", "pairs_text_retrieval_recall@5"] > 0
+
+
+@pytest.mark.parametrize(
+    ("metric", "was", "now", "n", "said"),
+    [
+        ("clean_accuracy", 0.53, 0.33, 1000, "zero-shot accuracy fell from 53.0% to 33.0%: do not use this model"),
+        ("pairs_text_retrieval_recall@5", 0.9, 0.5, 500, "retrieval among your own pairs"),
+        ("clean_accuracy", 0.53, 0.50, 100_000, ""),  # surely lower, but hardly
+        ("clean_accuracy", 0.53, 0.33, 20, ""),  # may be chance
+        ("clean_accuracy", 0.33, 0.53, 1000, ""),
+        ("asr", 0.99, 0.01, 1000, ""),
+    ],
+)
+def test_a_model_that_lost_much_is_not_called_cleaned(metric: str, was: float, now: float, n: int, said: str) -> None:
+    before, after = ({metric: share(np.arange(n) < round(v * n))} for v in (was, now))
+    found = harm(before, after)
+    assert found.startswith(said)
+    assert bool(found) == bool(said)
 
 
 def test_list_names_every_family(clipvet) -> None:

@@ -16,7 +16,9 @@ from ranked import tiny
 
 from clipvet import io
 from clipvet.cleaners.par import Par
+from clipvet.cleaners.ubt import Ubt
 from clipvet.data.worlds.shapes import Shapes
+from clipvet.engine import planning
 from clipvet.engine.fit import fit, order, workspace
 from clipvet.engine.losses import clip_loss
 from clipvet.engine.optim import optimizers, pack, rescale, warmup_cosine
@@ -62,6 +64,33 @@ def test_order_covers_every_row_once_an_epoch_and_drops_the_rest():
     assert any((a != b).any() for a, b in zip(rows, order(23, 5, 3, Rng(1))))
     assert all((a == b).all() for a, b in zip(rows, order(23, 5, 0.75, Rng(0)), strict=False))
     assert [len(order(23, 5, e, Rng(0))) for e in (0.01, 0.5, 0.75, 1.5)] == [1, 2, 3, 6]
+
+
+@pytest.mark.parametrize(
+    ("n", "how", "given", "batch", "said"),
+    [
+        (400, Par(), (), 32, "400 pairs and batch=2048 make 10 steps, too few to change a model; batch=32 chosen"),
+        (400, Par(), ("lr",), 32, "which makes 120"),
+        (400, Par(), ("batch",), 2048, "warning: 10 steps are few"),
+        (400, Par(epochs=1), ("epochs",), 2048, "warning: 1 steps"),
+        (8000, Par(), (), 512, "batch=512 chosen, which makes 150"),
+        (10**6, Par(), (), 2048, ""),
+        (10, Ubt(), (), Ubt().batch, ""),  # has steps of its own
+    ],
+)
+def test_a_batch_is_planned_from_the_number_of_pairs(n, how, given, batch, said):
+    made = planning.planned(how, n, given)
+    assert made.method == replace(how, batch=batch)
+    assert said in made.said
+    assert bool(said) == bool(made.said)
+    steps = planning.step_count(n, made.method.batch, how.epochs)
+    assert steps == len(order(n, made.method.batch, how.epochs, Rng(0)))
+
+
+def test_pairs_that_no_batch_makes_enough_of_are_refused():
+    with pytest.raises(UserError, match=r"60 pairs make 10 steps with batch=32, .*--set epochs=100"):
+        planning.planned(Par(), 60)
+    assert planning.step_count(60, 32, 100) == 100
 
 
 def test_warmup_cosine_rises_to_its_peak_and_falls_to_its_end():

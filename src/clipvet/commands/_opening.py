@@ -101,6 +101,24 @@ def open_method(family: str, name: str, data: str, settings: list[str], **fields
     return values.apply(method, settings)
 
 
+def plan(method: Any, pairs: "Pairs", settings: list[str]) -> Any:
+    """The method with enough optimiser steps for these pairs; whatever is changed or to be feared is said."""
+    from dataclasses import replace
+
+    from clipvet.commands._leaving import say
+    from clipvet.engine.planning import planned
+
+    given = {told.partition("=")[0].strip() for told in settings}
+    if hasattr(method, "training"):
+        made, said = planned(method.training, len(pairs), {name.split(".")[-1] for name in given})
+        method = replace(method, training=made) if made != method.training else method
+    else:
+        method, said = planned(method, len(pairs), given)
+    if said:
+        say(f"  {said}")
+    return method
+
+
 def open_key(backdoor: Path | None) -> "Backdoor | None":
     """The answer key in this folder, if one is named."""
     from clipvet.data.answer_key import load_backdoor

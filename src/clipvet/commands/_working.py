@@ -12,6 +12,11 @@ from clipvet.commands._leaving import say
 if TYPE_CHECKING:
     from clipvet.types import Backdoor, Clip, Measured, Pairs, Task
 
+UNDECIDED = 4  # exit code: something was made, but it is not to be trusted as it is
+OWN = 1000  # pairs, of those that a model is cleaned on, among which retrieval is measured where there is no task
+LOST = 0.05  # fraction of a measure; a model that lost more, beyond chance, was harmed
+KEPT = {"clean_accuracy": "zero-shot accuracy", "pairs_text_retrieval_recall@5": "retrieval among your own pairs (R@5)"}
+
 
 @contextmanager
 def output(out: Path, config: dict[str, Any]) -> Iterator[Path]:
@@ -62,6 +67,32 @@ def measure(
         n, of = round(found["unreadable"].value * found["unreadable"].n), found["unreadable"].n
         say(f"  warning: {n} of the {of} pictures of {test.name} cannot be read and are left out of the numbers")
     return found
+
+
+def measure_own(clip: "Clip", pairs: "Pairs") -> "dict[str, Measured]":
+    """Retrieval among the first pairs of the user's own, as `pairs_` metrics: what is left to see without a task."""
+    import numpy as np
+
+    from clipvet.measures.retrieval import Retrieval
+    from clipvet.rng import Rng
+    from clipvet.types import Task
+
+    some = pairs.take(slice(OWN))
+    found = Retrieval().measure(clip, Task(pairs.name, (), (), some, np.zeros(len(some), int)), None, Rng(0))
+    return {f"pairs_{name}": m for name, m in found.items() if name.startswith("text")}
+
+
+def harm(before: "dict[str, Measured]", after: "dict[str, Measured]") -> str:
+    """A sentence where a cleaned model knows much less than before, beyond chance; else empty."""
+    for name, said in KEPT.items():
+        if name in before and name in after:
+            was, now = before[name], after[name]
+            if was.value - now.value > LOST and now.high < was.low:
+                return (
+                    f"{said} fell from {was.value:.1%} to {now.value:.1%}: do not use this model as it is. Lower the "
+                    "learning rate (lr, lr_start) or epochs, or give more pairs, and clean again"
+                )
+    return ""
 
 
 def measure_new(clip: "Clip", test: "Task | None", key: "Backdoor | None", seed: int) -> "dict[str, Measured]":

@@ -6,11 +6,22 @@ import typer
 
 from clipvet.commands import _options as opt
 from clipvet.commands._leaving import save_model, save_rows, say, show, went_in
-from clipvet.commands._opening import open_data, open_method, open_model, open_shots, open_task, path_of, shot_template
+from clipvet.commands._opening import (
+    open_data,
+    open_method,
+    open_model,
+    open_shots,
+    open_task,
+    path_of,
+    plan,
+    shot_template,
+)
 from clipvet.commands._working import measure, output, warn_shared, working
 
 if TYPE_CHECKING:
     from clipvet.types import Clip, Pairs, Task
+
+TOOK = 0.5  # attack success rate, a fraction, below which the attack did not take
 
 
 def command(
@@ -63,6 +74,7 @@ def command(
         source = open_data(data, n, "train", size, image_key, caption_key)
         pairs = source.pairs(seed)
         fingerprint = "" if source.world(seed) else pairs.fingerprint
+        how = plan(how, pairs, set_)
     config = {"command": "attack", "data": data, "n": n, "model": model, "pretrained": pretrained, "attack": repr(how)}
     config |= {"shots": shots, "half": half} if few else {}
     config |= {"keys": [image_key, caption_key], "task": task, "target": target, "seed": seed}
@@ -84,6 +96,11 @@ def command(
         )  # fmt: skip
     show(measured)
     say(f"wrote {out}; the answer key is {out / 'backdoor'}")
+    if "asr" in measured and measured["asr"].value < TOOK:
+        say(
+            f"the attack did not take (attack success rate {measured['asr'].value:.1%}): raise --rate or epochs before "
+            "you judge a defense on it"
+        )
 
 
 def _needs_labels(attack: str, training: str | None) -> bool:

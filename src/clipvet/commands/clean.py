@@ -15,9 +15,10 @@ from clipvet.commands._opening import (
     open_model,
     open_shots,
     open_task,
+    plan,
     shot_template,
 )
-from clipvet.commands._working import measure, output, warn_shared, working
+from clipvet.commands._working import UNDECIDED, harm, measure, measure_own, output, warn_shared, working
 
 if TYPE_CHECKING:
     from clipvet.types import Backdoor, Geometry, Pairs
@@ -69,16 +70,17 @@ def command(
     else:
         split_n = 8000 if data == "shapes" and n is None else n
         pairs = open_data(data, split_n, "validation", size, image_key, caption_key).pairs(seed)
+    how = plan(how, pairs, set_)
     config = {"command": "clean", "data": data, "n": n, "model": model, "pretrained": pretrained, "method": repr(how)}
     config |= few | {"keys": [image_key, caption_key], "task": task, "seed": seed}
     config |= went_in(clip, pairs, test, backdoor=backdoor, classes=classes, templates=templates, verdict=verdict)
     with output(out, config) as work:
         say(f"cleaning {model} on {pairs.name} with {how!r}")
         warn_shared(test, pairs)
-        before = measure(clip, test, key, seed) if key else {}
+        before = measure(clip, test, key, seed) or measure_own(clip, pairs)
         with working(work, shard, track) as clock:
             cleaned = how.clean(clip, pairs, Rng(seed).fork("clean"))
-        measured = measure(cleaned, test, key, seed) | measure_pool(work, key)
+        measured = (measure(cleaned, test, key, seed) or measure_own(cleaned, pairs)) | measure_pool(work, key)
         _write_suspects(work, pairs, key, clip.geometry, repr(how), model, clock.seconds)
         card = {"role": "cleaned", "method": repr(how), "data": pairs.name, "seed": seed}
         save_model(cleaned, work, card, clip, measured, test, backdoor, bake_reference)
@@ -88,6 +90,9 @@ def command(
         )  # fmt: skip
     show(measured, before)
     say(f"wrote {out}")
+    if said := harm(before, measured):
+        say(said)
+        raise typer.Exit(UNDECIDED)
 
 
 def _open_cleaner(method: str, data: str, templates: Path | None, verdict: Path | None, settings: list[str]) -> Any:

@@ -6,7 +6,7 @@ import typer
 
 from clipvet.commands import _options as opt
 from clipvet.commands._leaving import save_model, save_rows, say, show, went_in
-from clipvet.commands._opening import open_data, open_keyed, open_method, open_model, open_task
+from clipvet.commands._opening import open_data, open_keyed, open_method, open_model, open_task, plan
 from clipvet.commands._working import measure, output, working
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def command(
     source = open_data(data, n, "train", clip.geometry.size, image_key, caption_key)
     pairs, key, _ = open_keyed(source, seed, backdoor)
     test = open_task(task, data, clip.geometry.size, classes, templates, seed)
+    how = plan(how, pairs, set_)
     config = {"command": "train", "data": data, "n": n, "model": model, "pretrained": pretrained, "method": repr(how)}
     config |= {"keys": [image_key, caption_key], "task": task, "seed": seed}
     config |= went_in(clip, pairs, test, backdoor=backdoor, classes=classes, templates=templates)

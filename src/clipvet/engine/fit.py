@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from clipvet import io, ranks
 from clipvet.data.loader import loading
 from clipvet.engine.optim import Schedule, learnt, moments, optimizers, pack, unpack
+from clipvet.engine.planning import per_epoch, step_count
 from clipvet.engine.step import Loss, Stepper
 from clipvet.engine.workspace import Workspace, current, drew, reporting, rewind, workspace
 from clipvet.errors import UserError
@@ -45,12 +46,12 @@ def order(n: int, batch: int, epochs: float, rng: Rng) -> list[np.ndarray]:
     Each epoch is a fresh permutation, whose incomplete last batch is dropped. There is at least one step; a batch is
     never larger than n.
     """
-    per = max(1, n // batch)
-    steps, rows = max(1, round(epochs * per)), []
-    for epoch in range(math.ceil(steps / per)):
+    per, rows = per_epoch(n, batch), []
+    wanted = step_count(n, batch, epochs)
+    for epoch in range(math.ceil(wanted / per)):
         shuffled = rng.fork("order", epoch).numpy().permutation(n)
         rows += [shuffled[k * batch : (k + 1) * batch] for k in range(per)]
-    return rows[:steps]
+    return rows[:wanted]
 
 
 def fit(
