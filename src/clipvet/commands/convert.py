@@ -9,7 +9,7 @@ from clipvet.commands import _options as opt
 from clipvet.commands._leaving import say
 from clipvet.commands._working import output
 
-ROUNDED = {"float16": 1e-2, "bfloat16": 5e-2}  # --dtype -> the largest difference of a feature
+ROUNDED = ("float16", "bfloat16")
 
 
 def command(
@@ -63,7 +63,6 @@ def command(
             told = str(coop_files.write(clip, work).relative_to(work))
         else:
             card |= {"from": getattr(clip, "layout", ""), "to": layout, "parent": results.weights_hash(clip)}
-            rounded = {"tolerance": ROUNDED[dtype], "dtype": getattr(torch, dtype)} if dtype else {}
-            done = checkpoints.convert(clip, str(layout), work, card, **rounded)
+            done = checkpoints.convert(clip, str(layout), work, card, getattr(torch, dtype) if dtype else None)
             told = f"{layout}, features within {done.difference:.1e} of {model}'s"
     say(f"wrote {out}: {told}")

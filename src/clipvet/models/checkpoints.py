@@ -29,6 +29,7 @@ from clipvet.rng import Rng
 from clipvet.types import Clip, Geometry
 
 CONFIGS = Path(__file__).parent / "configs"  # of the built-in architectures
+FAR = {None: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # largest change of a feature, by kind of rounding
 SAID = ("a photo of a cat.", "Two  red CIRCLES, on a table", "")  # captions that tokenizers may treat differently
 
 
@@ -283,18 +284,11 @@ class Converted(NamedTuple):
     difference: float  # the largest, of any feature and of the temperature (relative)
 
 
-def convert(
-    clip: Clip,
-    layout: str,
-    folder: Path,
-    card: dict[str, Any],
-    tolerance: float = 1e-4,
-    dtype: torch.dtype | None = None,
-) -> Converted:
+def convert(clip: Clip, layout: str, folder: Path, card: dict[str, Any], dtype: torch.dtype | None = None) -> Converted:
     """Write the model in another layout, read it back and compare both on random pictures and tokens.
 
     dtype: round the weights to this, in open_clip's layout alone. Raises UserError if the layout cannot hold the model,
-    or if what was read back differs by more than `tolerance`.
+    or if what was read back differs by more than `FAR` says.
     """
     if layout not in layouts.LAYOUTS:
         raise UserError(f"no layout '{layout}'; have {', '.join(layouts.LAYOUTS)}")
@@ -310,9 +304,9 @@ def convert(
     if not _reads_alike(clip, again):
         raise UserError(f"{layout} would read captions or pictures in another way than {clip.layout}; keep that layout")
     difference = _difference(frozen(clip).to("cpu"), again)
-    if not difference <= tolerance:
+    if not difference <= FAR[dtype]:
         raise UserError(
-            f"in {layout}'s layout the features differ by {difference:.1e} (more than {tolerance:.0e}); keep "
+            f"in {layout}'s layout the features differ by {difference:.1e} (more than {FAR[dtype]:.0e}); keep "
             f"{clip.layout}'s"
         )
     return Converted(digest, difference)
