@@ -143,6 +143,9 @@ def _write_transformers(clip: Any, folder: Path) -> Path:
             files |= clip.tokenizer.files
         elif hasattr(clip.tokenizer, "save_pretrained"):  # open_clip's HFTokenizer
             clip.tokenizer.save_pretrained(folder)
+            if kind == "siglip":  # was trained without masking the padding, as open_clip does not
+                told = io.read_json(folder / "tokenizer_config.json")
+                io.write_json(folder / "tokenizer_config.json", told | {"model_input_names": ["input_ids"]})
     _put(files, folder)
     io.write_json(folder / "config.json", config)
     return folder / "model.safetensors"
