@@ -171,7 +171,8 @@ def _openai(path: Path) -> Stored:
     state = wrappers.state_in(path)
     if not all(k in state for k in NUMBERS):
         raise UserError(
-            f"{path} does not say which architecture it is; name it: --pretrained {path} with --model, e.g. ViT-B-32"
+            f"{path} does not say which architecture it is; name it: --pretrained {path} with --model, e.g. ViT-B-32 "
+            "(ViT-B-32-quickgelu for weights made from OpenAI's)"
         )
     try:
         config = _openai_cfg(state)
