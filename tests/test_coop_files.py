@@ -136,6 +136,7 @@ def test_from_the_command_line(clipvet: Any, base: Any, z: Tensor, tmp_path: Pat
     state = theirs(base, path := tmp_path / "model.pth.tar-50", True)
     said = clipvet("convert", base.source, tmp_path / "tuned", "--prompts", path)
     assert (said.code, "4 tokens, for 2 classes" in said.err) == (0, True), said.err
+    assert "taken to stand before the class name" in said.err
     made = checkpoints.load(str(tmp_path / "tuned"))
     assert isinstance(made, class_prompts.PromptTuned)
     torch.testing.assert_close(classifier(made, CLASSES, ())(z), their_logits(base, state, z), atol=2e-3, rtol=0)

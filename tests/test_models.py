@@ -21,7 +21,7 @@ import torch
 from clipvet import io, types
 from clipvet.errors import Unsupported, UserError
 from clipvet.io import outputs
-from clipvet.models import adapter, checkpoints, weights
+from clipvet.models import adapter, checkpoints, released, weights
 from clipvet.rng import Rng
 from clipvet.types import Clip
 
@@ -382,9 +382,29 @@ def test_models_that_cannot_be_loaded(tmp_path, vit, monkeypatch):
 
 def test_a_bare_file_is_read_as_its_architecture_was_released(tmp_path):
     for name, mean in (("ViT-B-16-SigLIP", 0.5), ("ViT-B-32", 0.48145466)):
-        assert checkpoints._released(name)["mean"][0] == mean
-    assert "mean" not in checkpoints._released("ViT-L-14")  # of several kinds
-    assert checkpoints._released("shapes-vit") == {}
+        assert released.agreed(name)["mean"][0] == mean
+    assert "mean" not in released.agreed("ViT-L-14")  # of several kinds
+    assert released.agreed("shapes-vit") == {}
+    assert released.differ("ViT-L-14") == ["mean", "std", "quick_gelu"]
+    assert released.differ("ViT-B-32", quick_gelu=True) == released.differ("ViT-L-14-336") == []
+
+
+def test_a_bare_file_says_that_it_does_not_say_how_it_was_trained(tmp_path, monkeypatch, caplog):
+    half = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    told = {"one": {}, "two": half | {"quick_gelu": True, "resize_mode": "squash"}}
+    monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda name: list(told))
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: told[tag])
+    first: Any = checkpoints.load("shapes-vit", rng=Rng(3))
+    torch.save(first.model.state_dict(), tmp_path / "w.pt")
+    plain: Any = checkpoints.load("shapes-vit", str(tmp_path / "w.pt"))
+    assert all(w in caplog.text for w in ("differ in mean, std, resize_mode, quick_gelu", "shapes-vit:TAG", "one, two"))
+    caplog.clear()
+    like: Any = checkpoints.load("shapes-vit:two", str(tmp_path / "w.pt"))
+    assert not caplog.records
+    assert (like.mean.flatten().tolist(), like.geometry.mode) == ([0.5] * 3, "squash")
+    assert (like.config["model_cfg"].get("quick_gelu"), plain.config["model_cfg"].get("quick_gelu")) == (True, None)
+    with pytest.raises(UserError, match=r"was not released as 'three'; give one of one, two"):
+        checkpoints.load("shapes-vit:three", str(tmp_path / "w.pt"))
     numbers = {k: torch.tensor(1) for k in ("input_resolution", "context_length", "vocab_size")}
     io.save_weights(numbers, tmp_path / "openai.pt")
     with pytest.raises(UserError, match="give it as the model, without a name"):

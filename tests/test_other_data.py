@@ -1,6 +1,8 @@
 """Data as other people keep it: read as its owner means it, or refused with the way out."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +218,35 @@ def test_parquet_files_of_several_splits_are_not_read_as_one(tmp_path: Path) -> 
     refused(lambda: open_pairs(str(tmp_path / "hf")), "the splits test, train", "give that")
     (tmp_path / "hf" / "data" / "test-00000-of-00001.parquet").unlink()
     assert len(open_pairs(str(tmp_path / "hf"))) == 2
+
+
+def test_captions_that_begin_with_a_quotation_mark_hide_no_rows(tmp_path: Path) -> None:
+    said = [f'"{k} is a number' if k % 5 == 2 else f"number {k}" for k in range(100)]
+    plain = "filepath\ttitle\n" + "".join(f"{k}.png\t{c}\n" for k, c in enumerate(said))
+    (tmp_path / "a.tsv").write_text(plain)
+    assert list(open_pairs(str(tmp_path / "a.tsv")).captions) == said
+    (tmp_path / "b.tsv").write_text('filepath\ttitle\n0.png\t"a ""big"" cat"\n1.png\t"two\nlines"\n')
+    assert list(open_pairs(str(tmp_path / "b.tsv")).captions) == ['a "big" cat', "two\nlines"]
+    (tmp_path / "c.tsv").write_text(plain + "100.png\tone\ttoo many\n")
+    refused(lambda: open_pairs(str(tmp_path / "c.tsv")), "c.tsv", "holds whole rows", "parquet")
+
+
+def test_img2datasets_table_of_files_names_the_way(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"url": ["u"], "caption": ["a cat"], "key": ["000000000"]}), tmp_path / "0.parquet")
+    refused(lambda: open_pairs(str(tmp_path / "0.parquet")), "img2dataset's table", ".tar shards", "column filepath")
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["a/1.jpg", "a/2.jpg", "b/1.txt", "b/2.txt"], ["2 captions without a picture", "tar --sort=name"]),
+        (["img.1.jpg", "img.2.jpg"], ["ends a key at the first dot", "'img.1.jpg'", "rename the members"]),
+    ],
+)
+def test_shards_without_pairs_say_why(tmp_path: Path, names: list[str], words: list[str]) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = 1
+            tar.addfile(member, io.BytesIO(b"x"))
+    refused(lambda: open_pairs(str(tmp_path / "0.tar")), *words)

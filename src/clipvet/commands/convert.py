@@ -57,7 +57,8 @@ def command(
             checkpoints.save(clip, work / "base", {"role": "base"})
             class_prompts.save(tuned, work, {**card, "from": str(prompts), "file_sha256": io.sha256(prompts)})
             told = (
-                f"context of {len(tuned.context)} tokens, for {len(tuned.classes) or 'unnamed'} classes, and its base"
+                f"context of {len(tuned.context)} tokens, for {len(tuned.classes) or 'unnamed'} classes, and its base; "
+                "it is taken to stand before the class name (CLASS_TOKEN_POSITION end), which the file does not say"
             )
         elif layout == "coop":
             told = str(coop_files.write(clip, work).relative_to(work))

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import overload
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from clipvet.data import decoding
 from clipvet.data.decoding import MAX_PIXELS, decoded, sound
 from clipvet.data.shard_index import PICTURES, Index
+from clipvet.data.tars import Damaged, NoTar, members
 from clipvet.errors import UserError
 from clipvet.types import Geometry, Pairs
 
@@ -129,6 +131,22 @@ class ShardCaptions(Sequence[str]):
             return ""  # its picture is reported as unreadable
 
 
+def _way_out(path: str) -> str:
+    """What to do about a shard without pairs."""
+    with open(path, "rb") as f, suppress(Damaged, NoTar):
+        names = (m.name.rpartition(b"/")[2].lower() for m in members(f, os.path.getsize(path)))
+        ends = tuple(b"." + p for p in PICTURES)
+        if dotted := next((n for n in names if n.count(b".") > 1 and n.endswith(ends)), b""):
+            return (
+                f"webdataset ends a key at the first dot, and names hold more ({dotted.decode(errors='replace')!r:.60}); "
+                "rename the members, with _ for the other dots"
+            )
+    return (
+        "a pair is neighbouring members with one name up to the first dot (a/1.jpg, a/1.txt). If its parts lie apart, "
+        "sort them: mkdir x && tar xf SHARD -C x && tar --sort=name -cf SORTED.tar -C x ."
+    )
+
+
 def open_shards(spec: str, *, caption_key: str | None = None, max_pixels: int = MAX_PIXELS) -> Pairs:
     """Open tar shards of webdataset's layout: `a/{000..099}.tar`, several joined by `::`, or a folder of shards.
 
@@ -144,7 +162,7 @@ def open_shards(spec: str, *, caption_key: str | None = None, max_pixels: int = 
     if not len(index):
         passed = "".join(f"; {n} {why}" for why, n in index.passed.items())
         raise UserError(f"{spec} holds no pair of a picture ({', '.join(p.decode() for p in PICTURES)}) and a .txt or "
-                        f".json{passed}; give shards of webdataset's layout")  # fmt: skip
+                        f".json{passed}; {_way_out(paths[0])}")  # fmt: skip
     if index.passed:
         told = ", ".join(f"{n} {why}" for why, n in sorted(index.passed.items()))
         logging.getLogger(__name__).warning("%s: passed over %s", os.path.basename(spec), told)

@@ -3,6 +3,7 @@
 Tables come from anywhere. A file of a few kB may unfold to gigabytes, and what it calls text may be any bytes.
 """
 
+import csv
 import re
 import struct
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,12 @@ def split_of(name: str) -> str:
 def check_columns(columns: Sequence[str], keys: Sequence[str], path: Path) -> None:
     """Raises UserError if one of `keys` is missing, or if there are more than MAX_COLUMNS columns."""
     absent = [k for k in keys if k not in columns]
+    if absent and {"url", "key"} <= {*columns}:
+        raise UserError(
+            f"{path} has no column {' or '.join(absent)}: it is img2dataset's table, whose pictures are files named by "
+            "key; have img2dataset write webdataset and give its .tar shards, or add a column filepath (key + suffix, "
+            "from the table's folder) and give --caption-key caption"
+        )
     if absent:
         has = ", ".join(columns)
         raise UserError(
@@ -34,6 +41,41 @@ def check_columns(columns: Sequence[str], keys: Sequence[str], path: Path) -> No
         raise UserError(
             f"{path} has {len(columns)} columns, more than {MAX_COLUMNS}; keep those of pictures and captions"
         )
+
+
+def quoting_of(path: Path, separator: str) -> int:
+    """How quotation marks in a text table are read: csv.QUOTE_MINIMAL, or QUOTE_NONE where captions begin with them.
+
+    Many tables with tabs are written without quoting. If a quotation mark then begins a caption, a reader takes all up
+    to the next one for one cell, and rows vanish. Raises UserError if both readings are possible.
+    """
+    if separator != "\t":
+        return csv.QUOTE_MINIMAL
+    odd, fields = False, set()
+    with path.open("rb") as f:
+        for line in f:
+            line = line.rstrip(b"\r\n")
+            fields.add(line.count(b"\t"))
+            if b'\t"' in line or line[:1] == b'"':
+                odd = odd or not all(map(_well_quoted, line.split(b"\t")))
+    if not odd:
+        return csv.QUOTE_MINIMAL
+    if len(fields) == 1:
+        return csv.QUOTE_NONE
+    with path.open(encoding="utf-8-sig", newline="", errors="replace") as f:
+        for row in csv.reader(f, delimiter=separator):
+            if cell := next((c for c in row if "\n" in c and "\t" in c), ""):
+                raise UserError(
+                    f"{path}: a cell that begins with a quotation mark holds whole rows ({cell[:40]!r}); double the "
+                    "quotation marks and quote the cell, or save the table as parquet"
+                )
+    return csv.QUOTE_MINIMAL
+
+
+def _well_quoted(field: bytes) -> bool:
+    """Whether a field is free of quotation marks at its beginning, or quoted as CSV has it."""
+    whole = len(field) > 1 and field[-1:] == b'"' and b'"' not in field[1:-1].replace(b'""', b"")
+    return field[:1] != b'"' or whole
 
 
 def check_types(types: Mapping[str, Any], keys: Sequence[str], image_key: str, path: Path) -> None:

@@ -27,6 +27,7 @@ from clipvet.data.table_checks import (
     check_text,
     check_types,
     is_text,
+    quoting_of,
     split_of,
 )
 from clipvet.errors import UserError
@@ -176,6 +177,7 @@ def _open_text(path: Path, keys: list[str], separator: str | None) -> Opened:
             features=datasets.Features({c: datasets.Value("string") for c in columns}),
             cache_dir=_cache(digest[:16]),
             sep=separator,
+            quoting=quoting_of(path, separator),
             keep_default_na=False,
         )
     return Opened(table, digest)
@@ -197,7 +199,8 @@ def _text_pieces(path: Path, separator: str | None) -> Iterator[Any]:
     import pyarrow as pa
 
     sep = separator or separator_of(path)
-    with pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, chunksize=ROWS) as reader:
+    how: Any = quoting_of(path, sep)
+    with pd.read_csv(path, sep=sep, quoting=how, dtype=str, keep_default_na=False, chunksize=ROWS) as reader:
         for text in reader:
             yield pa.table({c: pa.array(text[c].to_numpy(dtype=object), pa.string()) for c in text.columns})
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from clipvet import io
 from clipvet.errors import UserError
-from clipvet.models import building, deployed, layouts, tokenizers, wrappers
+from clipvet.models import building, deployed, layouts, released, tokenizers, wrappers
 from clipvet.models.adapter import OpenClip, Tokens, frozen
 from clipvet.models.weights import TOO_LARGE, WEIGHTS, check_card, check_size, config_hash, file_for, fill, too_large
 from clipvet.rng import Rng
@@ -49,7 +49,8 @@ def load(
       transformers', both must be the same model, or `local-dir:PATH` or `transformers:PATH` says which one is meant;
     - a file with OpenAI's state dict;
     - a name of open_clip's (ViT-B-32, RN50 ...) or a built-in one (shapes-vit, shapes-rn, shapes-vit-deep), with the
-      weights of `pretrained`, which is a weights file or a tag of open_clip's, or with random ones from `rng` (Rng(0));
+      weights of `pretrained`, which is a weights file or a tag of open_clip's, or with random ones from `rng` (Rng(0)).
+      `ViT-B-32:TAG` reads the file as that release was trained: its colours and activation;
     - `hf-hub:NAME`. This, and open_clip's tags, use the network.
 
     quick_gelu: use OpenAI's activation, if the config does not say so itself; PAR's checkpoints need it. weights: False
@@ -61,6 +62,7 @@ def load(
 
     if (folder := Path(model.removeprefix("local-dir:")) / "prompts.safetensors").is_file():
         return _prompted(folder.parent, device)
+    model, like = released.split(model, pretrained)
     known = _exists_by_name(model)
     if known and any((Path(model) / name).is_file() for name in ("open_clip_config.json", "config.json")):
         raise UserError(f"{model} is an architecture and a folder too; write local-dir:{model} for the folder")
@@ -75,7 +77,10 @@ def load(
     if other:
         return _restored(other, device, rng, weights)
     file = bool(pretrained) and Path(str(pretrained)).is_file()
-    tag = _released(name) if file else open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
+    if file:
+        tag, quick_gelu = released.facts(name, like, str(pretrained), quick_gelu)
+    else:
+        tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
     quick_gelu = quick_gelu or (not file and bool(tag.get("quick_gelu")))
     path = file_for(name, pretrained, {} if file else tag) if weights else None
     state = wrappers.state_in(path) if path else {}
@@ -132,19 +137,6 @@ def _named(model: str) -> str:
             "transformers' layout, or a state dict of OpenAI's"
         )
     return name
-
-
-def _released(name: str) -> dict[str, Any]:
-    """How pictures are prepared for an architecture, as far as all its released weights agree.
-
-    A weights file alone does not say it.
-    """
-    import open_clip
-
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    told = [open_clip.get_pretrained_cfg(name, t) for t in tags]
-    same = ("mean", "std", "interpolation", "resize_mode")
-    return {k: told[0][k] for k in same if told and k in told[0] and all(t.get(k) == told[0][k] for t in told)}
 
 
 def _agreed(folder: Path, device: str | torch.device, rng: Rng | None) -> Any:

@@ -73,6 +73,7 @@ FILES = (
 )
 PROCESSORS = ("CLIPProcessor", "SiglipProcessor")
 STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+ODD = ("default_to_square", "use_square_size", "input_data_format")  # of a picture processor
 SHARD = r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors"  # transformers takes these before any other file of weights
 
 KEYS = (
@@ -183,7 +184,6 @@ def image_processor(folder: Path, kind: str) -> tuple[Path, dict[str, Any], str]
     told = told.get("image_processor") if isinstance(told, dict) else None
     if told is None:
         path, told = folder / "preprocessor_config.json", _json(folder / "preprocessor_config.json")
-    told = {k: v for k, v in told.items() if v is not None} if isinstance(told, dict) else told  # null: the default
     if not isinstance(told, dict):
         raise UserError(f"{path} says how pictures are prepared in no JSON object; restore it")
     config = _json(folder / "config.json")
@@ -191,6 +191,8 @@ def image_processor(folder: Path, kind: str) -> tuple[Path, dict[str, Any], str]
     found = re.fullmatch(r"(CLIP|Siglip)(ImageProcessor|FeatureExtractor)(Fast|Pil)?", str(named)) if named else None
     if named and not found:
         raise UserError(f"{path} names the picture processor {named!r:.60}; clipvet reads CLIP's and SigLIP's only")
+    if odd := sorted(k for k in ODD if told.get(k)):
+        raise UserError(f"{path} sets {odd[0]}, by which transformers would read its sizes in another way; remove it")
     if steps := sorted(k for k, v in told.items() if k.startswith("do_") and k not in STEPS and v):
         raise UserError(f"{path} asks for {steps[0][:40]}, which CLIP's preparation of pictures has not; remove it")
     return path, told, found[1].lower() if found else kind

@@ -143,6 +143,9 @@ def _write_transformers(clip: Any, folder: Path) -> Path:
             files |= clip.tokenizer.files
         elif hasattr(clip.tokenizer, "save_pretrained"):  # open_clip's HFTokenizer
             clip.tokenizer.save_pretrained(folder)
+            if kind == "siglip":  # was trained without masking the padding, as open_clip does not
+                told = io.read_json(folder / "tokenizer_config.json")
+                io.write_json(folder / "tokenizer_config.json", told | {"model_input_names": ["input_ids"]})
     _put(files, folder)
     io.write_json(folder / "config.json", config)
     return folder / "model.safetensors"
@@ -168,7 +171,8 @@ def _openai(path: Path) -> Stored:
     state = wrappers.state_in(path)
     if not all(k in state for k in NUMBERS):
         raise UserError(
-            f"{path} does not say which architecture it is; name it: --pretrained {path} with --model, e.g. ViT-B-32"
+            f"{path} does not say which architecture it is; name it: --pretrained {path} with --model, e.g. ViT-B-32 "
+            "(ViT-B-32-quickgelu for weights made from OpenAI's)"
         )
     try:
         config = _openai_cfg(state)

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from clipvet import io
@@ -47,6 +48,8 @@ class Foreign:
         self.files, self.context_length, self.loaded = {k: files[k] for k in FILES if k in files}, length, None
         told = json.loads(files.get("config.json", b"{}"))
         self.kind = told.get("model_type")  # says which class of tokenizer it is, if the tokenizer's files do not
+        text = told.get("text_config_dict") or told.get("text_config") or {}
+        self.end = text.get("eos_token_id", 49407)  # CLIP is read there; 2: at the largest token
 
     def __call__(self, captions: Sequence[str], context_length: int | None = None) -> Int[Tensor, "b l"]:
         """One row of tokens for each caption, padded or cut to `context_length` (None: the model's) by transformers.
@@ -57,7 +60,29 @@ class Foreign:
             self.loaded = self._load()
         cut = {"padding": "max_length", "max_length": context_length or self.context_length, "truncation": True}
         with _refused("fails on a caption"):
-            return self.loaded(list(captions), return_tensors="pt", **cut)["input_ids"]
+            held = self.loaded(list(captions), return_tensors="pt", **cut)
+        rows = held["input_ids"]
+        self._check(rows, held.get("attention_mask", torch.ones_like(rows)).bool())
+        return rows
+
+    def _check(self, rows: Int[Tensor, "b l"], seen: Bool[Tensor, "b l"]) -> None:
+        """Raises UserError if transformers' text tower would read these rows in another way than open_clip's.
+
+        seen: its attention mask.
+        """
+        if self.kind == "siglip" and not seen.all():
+            raise UserError(
+                "the model's tokenizer has transformers mask the padding, without which SigLIP was trained; write "
+                '"model_input_names": ["input_ids"] into its tokenizer_config.json'
+            )
+        if self.kind != "clip":
+            return
+        ends = rows == (rows.amax(1, keepdim=True) if self.end == 2 else self.end)
+        if not ends.any(1).all() or not seen[ends.cumsum(1) - ends.int() == 0].all():
+            raise UserError(
+                f"the model's tokenizer gives no end of text (token {self.end}) that CLIP reads, or masks what stands "
+                "before it; restore its files"
+            )
 
     def _load(self) -> Any:
         if not self.files:
