@@ -138,7 +138,7 @@ def _way_out(path: str) -> str:
         ends = tuple(b"." + p for p in PICTURES)
         if dotted := next((n for n in names if n.count(b".") > 1 and n.endswith(ends)), b""):
             return (
-                f"webdataset ends a key at the first dot, and names hold more ({dotted.decode(errors='replace')!r:.60}); "
+                f"webdataset ends a key at the first dot, and {dotted.decode(errors='replace')!r:.60} has more; "
                 "rename the members, with _ for the other dots"
             )
     return (
