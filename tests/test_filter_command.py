@@ -321,7 +321,7 @@ def bad(kind: str, folder: Path) -> list[object]:
     raise AssertionError(kind)
 
 
-FIX = {"alike": "--caption-key", "empty": "fill them", "few": "--set k=39", "suffix": ".parquet", "no cut": "--keep"}
+FIX = {"alike": "--caption-key", "empty": "fill them", "few": "--set k=38", "suffix": ".parquet", "no cut": "--keep"}
 FIX |= {"keep": "fraction", "method": "have abl_loss", "another key": "give the attack's data"}
 
 
