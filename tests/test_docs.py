@@ -1,19 +1,30 @@
 """README and docs: the commands run, the Python runs, what is generated is up to date."""
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from clipvet import cli
-from clipvet.models import gate
+from clipvet.attacks.poison import Poison
+from clipvet.data.answer_key import save_backdoor
+from clipvet.data.worlds.shapes import TEMPLATES, Shapes
+from clipvet.experiments.presets import shapes
+from clipvet.models import checkpoints, gate
+from clipvet.rng import Rng
+from clipvet.training.plain import Plain
+from clipvet.triggers.patch import Patch
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -87,6 +98,29 @@ def test_the_tour_runs(tmp_path: Path, monkeypatch, capsys) -> None:
         monkeypatch.setattr(sys, "argv", words + SHORT.get(words[1], []))
         _run()
     assert (tmp_path / "runs/cleaned/report.html").stat().st_size > 1000
+
+
+def test_the_readmes_filter_finds_the_readmes_kind_of_poison(tmp_path: Path, monkeypatch, capsys, learnt) -> None:
+    """Its very command, on a smaller victim with a larger patch: 45 poisons in 1,500 pairs."""
+    monkeypatch.chdir(tmp_path)
+    how = replace(shapes(Plain()), epochs=2, batch=64)
+    attack = Poison(Patch(size=0.25), count=45, templates=TEMPLATES, training=how)
+    made = attack.implant(learnt, Shapes(seed=3).pairs(1500), "star", Rng(2))
+    checkpoints.save(made.clip, tmp_path / "runs/victim", {"role": "victim"})
+    save_backdoor(made.backdoor, tmp_path / "runs/victim/backdoor")
+    (command,) = [c for c in TOUR if c.startswith("clipvet filter")]
+    words = ["shapes" if w == "pairs.csv" else w for w in shlex.split(command)]
+    key = ["--n", "1500", "--seed", "3", "--backdoor", "runs/victim/backdoor"]
+    monkeypatch.setattr(sys, "argv", words + key)
+    _run()
+    facts = json.loads(pq.read_schema(tmp_path / "scores.parquet").metadata[b"clipvet"])
+    assert facts["measured"]["auroc"]["value"] >= 0.95
+    kept = np.loadtxt(tmp_path / "kept.csv", delimiter=",", skiprows=1, usecols=0, dtype=int)
+    thrown = np.setdiff1d(np.arange(1500), kept)
+    assert np.isin(thrown, made.backdoor.poisoned).mean() >= 0.9
+    assert len(thrown) >= 15
+    assert f"{len(thrown)} of 1,500 pairs are called poisoned" in facts["told"][0]
+    assert "'star' binds" in facts["told"][1]
 
 
 def _run() -> None:

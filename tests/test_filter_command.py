@@ -98,6 +98,22 @@ def test_the_answer_key_poisons_the_world_and_is_measured(clipvet, tmp_path: Pat
     assert b'"auroc"' in pq.read_schema(out).metadata[b"clipvet"]
 
 
+def test_the_default_gives_p_values_and_says_what_it_found(clipvet, tmp_path: Path) -> None:
+    out, kept = tmp_path / "scores.parquet", tmp_path / "kept.csv"
+    call = ["filter", "--data", "shapes", "--n", 60, "--model", "shapes-vit", "--out", out, "--keep", "auto"]
+    code, _, err = clipvet(*call, "--cleaned", kept, "--alpha", 0.05)
+    assert code == 0, err
+    assert "scoring" in err
+    assert "alpha=0.05" in err
+    why = "Undecided: 60 different pictures are too few to call one poisoned; 200 are needed."
+    assert why in err
+    assert why in out.with_suffix(".html").read_text("utf-8")
+    rows = pq.read_table(out).to_pylist()
+    assert list(rows[0]) == ["id", "score", "rank", "caption", "reason", "p"]
+    assert [r["p"] for r in rows] == pytest.approx([10 ** -r["score"] for r in rows], rel=1e-3)
+    assert len(kept.read_text().splitlines()) == 61  # all are kept
+
+
 def test_shards_are_scored_and_what_is_kept_is_named(clipvet, tmp_path: Path) -> None:
     from test_shards import write_shards
 
@@ -313,6 +329,12 @@ def bad(kind: str, folder: Path) -> list[object]:
             return [*world, *out, "--cleaned", folder / "kept.csv"]
         case "keep":
             return [*world, *out, "--keep", 1.5]
+        case "auto":
+            return [*world, *out, "--keep", "auto"]
+        case "alpha":
+            return [*world, *out, "--alpha", 0.05]
+        case "rate":
+            return ["filter", "--data", "shapes", "--model", "shapes-vit", *out, "--alpha", 2]
         case "method":
             return ["filter", "--data", "shapes", "--model", "shapes-vit", "--method", "soap", *out]
         case "another key":
@@ -321,7 +343,8 @@ def bad(kind: str, folder: Path) -> list[object]:
     raise AssertionError(kind)
 
 
-FIX = {"alike": "--caption-key", "empty": "fill them", "few": "--set k=39", "suffix": ".parquet", "no cut": "--keep"}
+FIX = {"alike": "--caption-key", "empty": "fill them", "few": "--set k=38", "suffix": ".parquet", "no cut": "--keep"}
+FIX |= {"auto": "has no cut of its own", "alpha": "KDistance promises no rate", "rate": "--alpha 2 is not a fraction"}
 FIX |= {"keep": "fraction", "method": "have abl_loss", "another key": "give the attack's data"}
 
 

@@ -1,7 +1,7 @@
 """clipvet filter: which pairs are poisoned?"""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,14 +21,19 @@ if TYPE_CHECKING:
 def command(
     data: opt.Data,
     model: opt.Model,
-    method: Annotated[str, typer.Option(help="one of `clipvet list filters`")],
     out: Annotated[Path, typer.Option("--out", help="a new .parquet; the page is written beside it, as .html")],
+    method: Annotated[str, typer.Option(help="one of `clipvet list filters`")] = "auto",
     pretrained: opt.Pretrained = None,
     set_: opt.Set = [],  # noqa: B006
     n: opt.PairCount = None,
     seed: opt.Seed = 0,
     top: Annotated[int, typer.Option(help="how many pairs the page shows", min=1)] = 48,
-    keep: Annotated[float | None, typer.Option(help="fraction of the pairs to keep: the least suspect ones")] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="fraction of the pairs to keep, or auto: those that are not called poisoned")
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="share of false alarms to allow among the pairs that are called poisoned")
+    ] = None,
     cleaned: Annotated[
         Path | None, typer.Option(help="also write the kept pairs: a new .csv, .tsv or .parquet, or a folder of shards")
     ] = None,
@@ -48,8 +53,8 @@ def command(
     from clipvet.pages import suspects
     from clipvet.rng import Rng
 
-    how, page = open_method("filters", method, data, set_), out.with_suffix(".html")
-    _check_options(method, data, out, page, cleaned, keep, hasattr(how, "cut"))
+    how, page = _at(alpha, open_method("filters", method, data, set_)), out.with_suffix(".html")
+    share = _check_options(method, data, out, page, cleaned, keep, hasattr(how, "cut"))
     clip = open_model(model, pretrained, seed)
     source = open_data(data, n, "train", clip.geometry.size, image_key, caption_key)
     pairs, key, made = open_keyed(source, seed, backdoor)
@@ -64,35 +69,42 @@ def command(
     }  # fmt: skip
     with _room(out), io.scratch(out, config) as work:
         with sharing(work) as shared, working(work) as clock:
-            scores = how.score(clip, pairs, Rng(seed).fork("filter")).numpy()
+            rng = Rng(seed).fork("filter")
+            scores, told = how.judge(clip, pairs, rng) if hasattr(how, "judge") else (how.score(clip, pairs, rng), [])
+            scores = scores.numpy()
         found = suspects.ranked(how, scores, pairs.ids, captions, shared.bad)
         measured = {} if poisoned is None else detection(scores, np.isin(pairs.ids, poisoned))
-        cut, removed = _cut(how, scores, found, keep)
+        cut, removed = _cut(how, scores, found, share)
         facts = {
             "method": repr(how), "model": model, "data": pairs.name, "seed": seed, "command": results.command(),
             "versions": results.versions(), "seconds": clock.seconds,
-            "measured": {k: m._asdict() for k, m in measured.items()},
+            "measured": {k: m._asdict() for k, m in measured.items()}, "told": told,
         }  # fmt: skip
         shown = {"top": top, "poisoned": poisoned, "measured": measured, "cut": cut, "removed": removed}
         ranks.first(lambda: suspects.write_page(page, found, pairs, clip.geometry, facts, **shown))
         if cleaned:
             rows = np.sort(found.positions[removed : found.scored])
-            _write_cleaned(cleaned, source, seed, pairs, captions, rows, keep)
-        ranks.first(lambda: suspects.write_scores(out, found, facts, _shard_key(pairs)))
+            _write_cleaned(cleaned, source, seed, pairs, captions, rows, share)
+        ranks.first(lambda: suspects.write_scores(out, found, facts, _shard_key(pairs), getattr(how, "p", None)))
     for k in range(min(10, found.scored)):
         who, score = f"{found.ranks[k]:4}  id {found.ids[k]:<8}", f"{found.scores[k]:10.4f}"
         print(f"{who}  {score}  {found.captions[k][:60]}  ({found.reasons[k]})")
     if measured:
         show(measured)
+    for sentence in told:
+        say(sentence)
     unreadable = f", {len(found.ids) - found.scored} unreadable" if found.scored < len(found.ids) else ""
     wrote = " and ".join(str(path) for path in (out, page, cleaned) if path)
     say(f"scored {found.scored} pairs{unreadable} in {clock.seconds:.1f} s; wrote {wrote}")
 
 
 def _check_options(
-    method: str, data: str, out: Path, page: Path, cleaned: Path | None, keep: float | None, has_cut: bool
-) -> None:
-    """UserError for files that cannot be written, and for a choice of pairs to keep that cannot be made."""
+    method: str, data: str, out: Path, page: Path, cleaned: Path | None, keep: str | None, has_cut: bool
+) -> float | None:
+    """The share of the pairs to keep; None: the filter's own cut, if there is one.
+
+    Raises UserError for files that cannot be written, and for a choice of pairs to keep that cannot be made.
+    """
     from clipvet import io
     from clipvet.data import kept
     from clipvet.data.shards import named
@@ -103,10 +115,36 @@ def _check_options(
     check_new(page, (".html",), "--out", begun)
     if cleaned:
         check_new(cleaned, (*kept.TABLES, "") if named(data) else kept.TABLES, "--cleaned", begun)
-    if keep is not None and not 0 < keep < 1:
-        raise UserError(f"--keep {keep:g} is not a fraction between 0 and 1; 0.99 keeps all but the most suspect 1 %")
-    if cleaned and keep is None and not has_cut:
+    share = None
+    if keep is not None and keep != "auto":
+        with suppress(ValueError):
+            share = float(keep)
+        if share is None or not 0 < share < 1:
+            raise UserError(
+                f"--keep {keep} is neither auto nor a fraction between 0 and 1; 0.99 keeps all but the most suspect 1 %"
+            )
+    if (cleaned or keep == "auto") and share is None and not has_cut:
         raise UserError(f"{method} has no cut of its own; add --keep, the fraction of the pairs that --cleaned keeps")
+    return share
+
+
+def _at(alpha: float | None, how: Any) -> Any:
+    """The method at this rate of false alarms. Raises UserError for a rate that cannot be, or that it does not know."""
+    import dataclasses
+
+    from clipvet.errors import UserError
+
+    if alpha is None:
+        return how
+    if not 0 < alpha < 1:
+        raise UserError(
+            f"--alpha {alpha:g} is not a fraction between 0 and 1; 0.01 allows one false alarm in a hundred"
+        )
+    if not hasattr(how, "alpha"):
+        raise UserError(
+            f"{type(how).__name__} promises no rate of false alarms; leave out --alpha, or use --method auto"
+        )
+    return dataclasses.replace(how, alpha=alpha)
 
 
 def _check_cleaned(cleaned: Path, pairs: "Pairs", poisoned_here: bool) -> None:
@@ -185,7 +223,6 @@ def _write_cleaned(
 
 
 def _write_shards(out: Path, pairs: "Pairs", ids: Any, keep: float | None) -> None:
-    from contextlib import suppress
     from hashlib import sha256
 
     from clipvet import io, ranks

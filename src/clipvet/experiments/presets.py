@@ -30,11 +30,8 @@ from clipvet.cleaners.wise_ft import WiseFt
 from clipvet.data.augment import SMALL
 from clipvet.detectors.strip import Strip
 from clipvet.filters.abl_loss import AblLoss
-from clipvet.filters.dao import Dao
 from clipvet.filters.gmm_split import GmmSplit
-from clipvet.filters.k_distance import KDistance
 from clipvet.filters.overfit_gain import OverfitGain
-from clipvet.filters.slof import Slof
 from clipvet.inspectors.clip_inspector import ClipInspector
 from clipvet.inspectors.decree import Decree
 from clipvet.training.cocoop import CoCoOp
@@ -85,12 +82,9 @@ SETTINGS: Mapping[type, Mapping[str, Any]] = {
         "augment": SMALL,
         **SCRATCH,
     },
-    # filters; about 10 of 1,024 pictures are of one kind, so k = 8
+    # filters
     AblLoss: {"epochs": 2, "lr": 3e-4},
-    Dao: {"k": 8},
-    KDistance: {"k": 8},
     OverfitGain: {"epochs": 2, "lr": 5e-5},
-    Slof: {"k": 8},
     # inspectors and detectors
     ClipInspector: {"eps": 14 / 255},  # the effect of a bound grows with the side of the picture
     Decree: {"steps": 200},
@@ -99,7 +93,6 @@ SETTINGS: Mapping[type, Mapping[str, Any]] = {
     Abl: {"lr": 1e-4, "steps": 100},
     CleanClip: {"epochs": 6.5, "batch": 128, "lr": 2.6e-3, "warmup": 0.1, "group": 16},  # the better of two rates tried
     Finetune: CLEAN,
-    FinetuneFiltered: {"settings": ("k=8",)},
     FullFinetune: {"epochs": 12, "lr": 1e-3, "augment": SMALL},
     LinearProbe: {"augment": SMALL},
     Par: {**CLEAN, "erase": ERASE},

@@ -1,12 +1,12 @@
-"""k-distance: a picture is suspect when even its k-th nearest neighbour is far away.
+"""k-distance: a picture is suspect when the nearest others beyond its k neighbours are far away.
 
-    r_k(x) = ||x - y_k||      y_k: the k-th nearest of the reference
+    r(x) = ||x - y||      y: the (k+1)-th nearest of the same block
 
 paper:   Ramaswamy et al., SIGMOD 2000; on backdoored CLIP: Huang et al., ICLR 2025, arXiv:2502.01385; neither text
          read: the formula follows the behaviour of the latter's public code
 needs:   untrusted pairs; a model that was trained on them
-differs: the reference is a random subset of the whole set, drawn `draws` times (the code: the current batch); k is
-         DAO's
+differs: the block is a random part of the whole set, dealt `draws` times (the code: the current batch); features
+         have unit length; k is DAO's
 """
 
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.filters._density import Density, over_references
+from clipvet.filters._density import Density, over_blocks
 from clipvet.rng import Rng
 from clipvet.types import Clip, Pairs
 
 
 @dataclass(frozen=True)
 class KDistance(Density):
-    k: int = 16  # neighbours
-    reference: int | None = 1024  # pairs among which neighbours are looked for; None: all of them
+    k: int = 16  # neighbours; the radius reaches to the next one, as in the paper's code
+    reference: int | None = 512  # pairs in a block, about; None: all pairs are one block
 
     needs: ClassVar[str] = "untrusted pairs"
     phrase: ClassVar[str] = "{k}-NN distance {score:.2f}"
 
     def score(self, clip: Clip, pairs: Pairs, rng: Rng) -> Float[Tensor, " n"]:
-        return over_references(self, lambda near: near.distance[:, -1], clip, pairs, rng)
+        return over_blocks(self, lambda near: near.radius, clip, pairs, rng)

@@ -103,11 +103,13 @@ def write_scores(
     found: Suspects,
     facts: Mapping[str, Any],
     key: Callable[[int], str] | None = None,
+    p: Callable[[np.ndarray], np.ndarray] | None = None,
     rows: int = 65_536,
 ) -> None:
     """Writes a parquet: id, score, rank, caption and reason, the most suspect first; `facts` as JSON in its metadata.
 
-    key: id -> the pair's name in its shard, for a column of its own. rows: how many are in memory at a time.
+    key: id -> the pair's name in its shard, and p: scores -> p-values, each for a column of its own. rows: how many are
+    in memory at a time.
     """
 
     def piece(at: slice) -> pa.Table:
@@ -117,6 +119,7 @@ def write_scores(
         columns |= {
             c: pa.array(held[at], pa.string()) for c, held in (("caption", found.captions), ("reason", found.reasons))
         }
+        columns |= {"p": pa.array(p(found.scores[at]), mask=without)} if p else {}
         columns |= {"key": pa.array([key(int(i)) for i in ids], pa.string())} if key else {}
         return pa.table(columns).replace_schema_metadata({"clipvet": json.dumps(facts, default=str)})
 

@@ -69,6 +69,12 @@ class _Changed:
         return torch.stack([self.clip.encode_image(f(images)) for f in (_blurred, _cropped, _mirrored)]).mean(0)
 
 
+def changed(clip: Clip) -> Clip:
+    """The model, to which a picture is the mean of its blurred, cropped and mirrored copies; the length is not 1."""
+    made: Any = _Changed(clip)
+    return made
+
+
 def reference_cosines(clip: Clip, pairs: Pairs, reference: str, views: bool = True) -> Float[np.ndarray, " m"]:
     """The readable pairs' cosines under the reference.
 
@@ -79,9 +85,7 @@ def reference_cosines(clip: Clip, pairs: Pairs, reference: str, views: bool = Tr
         return pair_cosines(checkpoints.load(reference, device=device_of(clip)), pairs).s.numpy()
     if not views:
         return pair_cosines(clip, pairs).s.numpy()
-
-    changed: Any = _Changed(clip)
-    return pair_cosines(changed, pairs).s.numpy()
+    return pair_cosines(changed(clip), pairs).s.numpy()
 
 
 def weak_pairs(

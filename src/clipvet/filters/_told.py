@@ -1,0 +1,102 @@
+"""What `auto` says about its scores: how many pairs are called poisoned, and which words bind them."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from clipvet.filters._tails import listed
+from clipvet.unlearning.words import clusters, words
+
+LEAST = 8  # pairs of a group, with fewer of which it is not reported
+COPIES = 4  # pairs a picture, from which a group is said to consist of copies
+MANY = 16  # copies, above which a picture is judged by itself
+
+
+def tell(
+    captions: Sequence[str],
+    z: Float[Tensor, "m d"],
+    group: Int[np.ndarray, " m"],
+    logs: Float[np.ndarray, " m"],
+    alpha: float,
+) -> list[str]:
+    """Sentences about the pairs that are called poisoned at the rate alpha.
+
+    z: embeddings of pictures. group: of pairs that show the same picture. logs: -log10 of the p-values.
+    """
+    called = logs >= listed(logs, alpha)
+    copied = _copies(group, logs, alpha)
+    if not called.any():
+        return copied or [
+            f"Nothing found: no pair is called poisoned at the rate {alpha:g}. Poison whose captions fit its pictures, "
+            "or too little of it, would not be seen."
+        ]
+    false = alpha * int(called.sum())
+    out = [
+        f"{called.sum():,} of {len(logs):,} pairs are called poisoned; at most {false:.2g} of these are expected to be "
+        f"false alarms (alpha {alpha:g})."
+    ]
+    rows = np.flatnonzero(called)
+    said = [dict.fromkeys(words(captions[int(k)]), 1.0) for k in rows]
+    df = Counter(v for c in captions for v in words(c))
+    left = len(rows)
+    for found in clusters(said, df, len(captions), share=0.01):
+        if len(found.rows) >= LEAST:
+            out.append(_group(found.words[:3], rows[found.rows], z, group, called, false))
+            left -= len(found.rows)
+    if left and left < len(rows):
+        out.append(f"{left:,} further pairs that are called poisoned share no rare word.")
+    if left == len(rows):
+        out.append("No rare word binds them, so they may be odd pairs rather than one backdoor; look at the pictures.")
+    return out + copied
+
+
+def _copies(group: Int[np.ndarray, " m"], logs: Float[np.ndarray, " m"], alpha: float) -> list[str]:
+    """A sentence on pictures with many copies whose captions do not fit. They are few, and make a list of their own."""
+    _, first, count = np.unique(group, return_index=True, return_counts=True)
+    own = logs[first[count > MANY]]
+    odd = own >= listed(own, alpha)
+    if not odd.any():
+        return []
+    n, pictures = int(count[count > MANY][odd].sum()), int(odd.sum())
+    return [
+        f"{n:,} pairs are copies of {pictures:,} picture{'s' * (pictures > 1)} whose captions do not fit. It may be "
+        "targeted poison, or a stock picture with a wrong caption; look at them."
+    ]
+
+
+def _group(
+    bound: Sequence[str],
+    rows: Int[np.ndarray, " c"],
+    z: Float[Tensor, "m d"],
+    group: Int[np.ndarray, " m"],
+    called: Bool[np.ndarray, " m"],
+    false: float,
+) -> str:
+    n, pictures = len(rows), len(np.unique(group[rows]))
+    names = " and ".join(f"'{w}'" for w in bound)
+    if n >= COPIES * pictures:
+        return f"{n:,} of them, bound by {names}, are copies of {pictures:,} picture{'s' * (pictures > 1)}."
+    low, high = _number(rows, z, called, false)
+    return (
+        f"{n:,} of them ({n / len(called):.2%} of all pairs) form a group that {names} binds, as a backdoor's captions "
+        f"are bound. It has {low:,} to {high:,} pairs in all (95 % interval)."
+    )
+
+
+def _number(
+    rows: Int[np.ndarray, " c"], z: Float[Tensor, "m d"], called: Bool[np.ndarray, " m"], false: float
+) -> tuple[int, int]:
+    """The group's number of pairs: without as many false alarms as there may be, and with all that lie as near.
+
+    As near: to the group's mean, as all but the farthest twentieth of its members.
+    """
+    from scipy.stats import poisson
+
+    centre = torch.nn.functional.normalize(z[torch.from_numpy(rows)].mean(0), dim=0)
+    near = (z @ centre).cpu().numpy()
+    beside = int(((near >= np.quantile(near[rows], 0.05)) & ~called).sum())
+    return max(0, len(rows) - int(poisson.ppf(0.975, false))), len(rows) + beside
