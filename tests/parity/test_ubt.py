@@ -33,7 +33,7 @@ from clipvet.engine.neighbours import nearest
 from clipvet.engine.optim import constant
 from clipvet.errors import UserError
 from clipvet.experiments.splits import measure_pool
-from clipvet.filters._density import local_dimension
+from clipvet.filters._density import Around, local_dimension
 from clipvet.filters.overfit_gain import OverfitGain
 from clipvet.filters.weak_similarity import WeakSimilarity
 from clipvet.models.adapter import clone
@@ -443,9 +443,10 @@ def test_dao_leaves_the_point_itself_out() -> None:
     d.fill_diagonal_(torch.inf)
     r, index = d.topk(5, largest=False)
     lid = -5 / (r / r[:, -1:]).clamp_min(1e-4).log().sum(1)
-    assert torch.allclose(local_dimension(near.distance), lid, rtol=1e-3)
+    around = Around(near.distance, near.distance[:, -1], near.index)
+    assert torch.allclose(local_dimension(around), lid, rtol=1e-3)
     expected = torch.stack([(lid[i] * (r[k, -1] / r[i, -1]).log()).mean() for k, i in enumerate(index)])
-    found = (local_dimension(near.distance)[near.index] * (r[:, -1:] / r[near.index, -1]).log()).mean(1)
+    found = (local_dimension(around)[near.index] * (r[:, -1:] / r[near.index, -1]).log()).mean(1)
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
