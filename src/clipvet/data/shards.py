@@ -137,8 +137,9 @@ def _way_out(path: str) -> str:
         names = (m.name.rpartition(b"/")[2].lower() for m in members(f, os.path.getsize(path)))
         ends = tuple(b"." + p for p in PICTURES)
         if dotted := next((n for n in names if n.count(b".") > 1 and n.endswith(ends)), b""):
+            shown = repr(dotted.decode(errors="replace"))[:60]
             return (
-                f"webdataset ends a key at the first dot, and {dotted.decode(errors='replace')!r:.60} has more; "
+                f"webdataset ends a key at the first dot, and names hold more ({shown}); "
                 "rename the members, with _ for the other dots"
             )
     return (
