@@ -307,11 +307,17 @@ def _looks(recipe: Recipe, *inspectors: Any) -> tuple:
 
 
 def _scan(victim: Victim, inspector: Any, clip: Clip) -> Finding:
-    """What an inspector finds in a model; reference="base" means the model that the attack started from."""
+    """What an inspector finds in a model; reference="base" means the model that the attack started from.
+
+    It is given pictures from outside of all worlds, or the first of the test's, if such suit it.
+    """
     task = victim.recipe.test.task(victim.seed)
     if getattr(inspector, "reference", None) == "base":
         inspector = replace(inspector, reference=str(victim.runs / victim.base_key))
-    pictures = pool_pairs(victim.recipe.pool, clip.geometry.size, victim.seed)
+    if getattr(inspector, "sees", "outside") == "task":
+        pictures = task.pictures.take(slice(victim.recipe.pool))
+    else:
+        pictures = pool_pairs(victim.recipe.pool, clip.geometry.size, victim.seed)
     return inspector.inspect(clip, pictures, task.classes, task.templates, victim.rng("inspect"))
 
 
