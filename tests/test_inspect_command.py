@@ -17,6 +17,7 @@ from clipvet import cli
 from clipvet.data.answer_key import load_backdoor
 from clipvet.data.worlds.shapes import Shapes
 from clipvet.errors import UserError
+from clipvet.inspectors.collapse import Collapse
 from clipvet.models import adapter, checkpoints, class_prompts, visual_prompts
 from clipvet.rng import Rng
 from clipvet.scan import reference, verdicts
@@ -399,7 +400,7 @@ def test_an_encoder_without_clean_models_is_undecided(clipvet: Any, family: Path
     assert "clipvet calibrate" in said
     assert "No backdoor found" not in said
     v = verdict(tmp_path / "out")
-    assert (v.backdoored, v.p_value, v.compared, v.judged) == (None, None, "", "its picture tower alone")
+    assert (v.backdoored, v.p_value, v.compared, v.judged) == (None, None, "", Collapse.judges)
     assert "undecided" in (tmp_path / "out" / "report.html").read_text()
     assert clipvet(*args, tmp_path / "out")[0] == 3, "a finished verdict has lost its exit code"
     code, _, err = clipvet(*args, tmp_path / "reached", "--method", "decree")

@@ -21,6 +21,7 @@ from clipvet.errors import UserError
 from clipvet.experiments.keys import code, key
 from clipvet.experiments.recipe import Recipe
 from clipvet.experiments.splits import measure_pool, measure_splits
+from clipvet.experiments.suite import feature_cosine
 from clipvet.experiments.victim import Stage, Victim
 from clipvet.measures._detection import detection
 from clipvet.models import checkpoints
@@ -157,11 +158,16 @@ class Inspect(Stage):
         return key(victim.key, "inspect", *_looks(victim.recipe, self.method(victim)))
 
     def make(self, victim: Victim, work: Path) -> dict[str, Measured]:
-        found = _scan(victim, self.method(victim), victim.load(victim.key))
+        clip = victim.load(victim.key)
+        found, answers = _scan(victim, self.method(victim), clip), victim.answers()
         if found.trigger is not None:
             save_backdoor(Backdoor(found.trigger, found.target or ""), work / "trigger")
         io.write_json(work / "classes.json", [suspicion._asdict() for suspicion in found.classes])
-        return _verdict(victim.recipe, found)
+        measured = _verdict(victim.recipe, found)
+        if found.feature is not None and answers.trigger is not None:
+            some = victim.recipe.test.task(victim.seed).pictures.take(slice(500))
+            measured["target_feature_cosine"] = feature_cosine(clip, some, answers, found.feature)
+        return measured
 
 
 @dataclass(frozen=True)

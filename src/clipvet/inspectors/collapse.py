@@ -53,7 +53,7 @@ class Collapse:
 
     needs: ClassVar[str] = "unlabelled pictures; white-box weights"
     scaled: ClassVar[bool] = False
-    judges: ClassVar[str] = "its picture tower alone"
+    judges: ClassVar[str] = "its picture tower alone, for small patches, faint changes and slight warps"
     waits: ClassVar[bool] = True  # without clean models its verdict is left open
     sees: ClassVar[str] = "task"  # which pictures suit it best
 
@@ -128,7 +128,7 @@ class Collapse:
             for t, (c, k) in enumerate(zip(classes, best))
         )
         most = int(scores.max(0).argmax())
-        told = {"pictures": n, "updates": self.steps, "searches": len(searches)}
+        told: dict[str, float] = {"pictures": n, "updates": self.steps, "searches": len(searches)}
         for f in FORMS:
             its = [k for k, s in enumerate(searches) if s.form == f]
             if its:
