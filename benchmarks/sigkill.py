@@ -37,6 +37,7 @@ from clipvet.rng import Rng
 FIT = "--model {at}/model --data shapes --n 128 --task {at}/task --set batch=32 --set epochs={epochs} --out out"
 FILTER = "--model {at}/model --data {at}/pairs.csv --n {rows} --method cosine --keep 0.9 --cleaned kept.csv"
 INSPECT = "--model {at}/model --classes {at}/classes.txt --n 64 --set at_once=32 --set epochs={scale}"
+INSPECT += " --method clip_inspector"
 VERBS = {
     "train": f"train {FIT}",
     "attack": f"attack {FIT} --target star --trigger patch --rate 0.1",

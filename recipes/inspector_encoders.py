@@ -38,7 +38,7 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
         "wanet": Poison(WaNet(k=8, s=4.0), **{**poison, "rate": 0.05}),
         "badclip": replace(shapes(BadClip()), **poison),
     }
-    plainly = ("clip_inspector", "decree", "no_inversion", "random")
+    plainly = ("clip_inspector", "collapse", "decree", "no_inversion", "random")
     inspectors = {n: shapes(find.load("inspectors", n)()) for n in plainly}
     inspectors["clip_inspector"] = replace(inspectors["clip_inspector"], precision="bf16")
     inspectors["clip_inspector_patch"] = replace(inspectors["clip_inspector"], form="patch")  # a small, bright trigger

@@ -17,15 +17,16 @@ from clipvet import cli
 from clipvet.data.answer_key import load_backdoor
 from clipvet.data.worlds.shapes import Shapes
 from clipvet.errors import UserError
+from clipvet.inspectors.collapse import Collapse
 from clipvet.models import adapter, checkpoints, class_prompts, visual_prompts
 from clipvet.rng import Rng
-from clipvet.scan import verdicts
+from clipvet.scan import reference, verdicts
 from clipvet.scan.verdicts import Verdict
 from clipvet.triggers.recovered import Recovered
 
 EVIL = "<script>alert(1)</script>"
 FEW = ["--n", 40]
-QUICK = [*FEW, "--set", "batch=20"]
+QUICK = [*FEW, "--set", "batch=20", "--method", "clip_inspector"]
 
 
 @pytest.fixture(scope="module")
@@ -301,6 +302,7 @@ def bad(kind: str, family: Path, at: Path) -> list[object]:
     names = at / "classes.txt"
     names.write_text("star\nring\nheart\n")
     args: dict[str, object] = {"--model": family / "m0", "--classes": names, "--out": at / "out"}
+    args["--method"] = "clip_inspector"
     match kind:
         case "one class":
             names.write_text("star\n")
@@ -354,7 +356,7 @@ def bad(kind: str, family: Path, at: Path) -> list[object]:
         ("method", "have clip_inspector"),
         ("no threshold", "give --null"),
         ("null", "missing.json cannot be read"),
-        ("no step", "are no steps"),
+        ("no step", "nothing is trained"),
         ("limit", "give at least 2"),
         ("no weights", "alone has random weights; give --pretrained"),
         ("control", "holds control characters"),
@@ -386,3 +388,37 @@ def test_what_cannot_be_inspected_has_its_own_code(
     monkeypatch.setattr(ClipInspector, "inspect", lambda *given: 1 / 0)
     code, _, err = clipvet(*args)
     assert (code, "ZeroDivisionError" in err) == (2, True), "a crash looks like a verdict"
+
+
+COLLAPSE = ["--set", "steps=2", "--set", "fresh=8", "--set", "batch=4", "--n", 40]
+
+
+def test_an_encoder_without_clean_models_is_undecided(clipvet: Any, family: Path, tmp_path: Path) -> None:
+    args = ["inspect", "--model", family / "m0", "--classes", "shapes", *COLLAPSE, "--out"]
+    code, said, err = clipvet(*args, tmp_path / "out")
+    assert (code, said.startswith("Undecided: under one hidden pattern")) == (3, True), err
+    assert "clipvet calibrate" in said
+    assert "No backdoor found" not in said
+    v = verdict(tmp_path / "out")
+    assert (v.backdoored, v.p_value, v.compared, v.judged) == (None, None, "", Collapse.judges)
+    assert "undecided" in (tmp_path / "out" / "report.html").read_text()
+    assert clipvet(*args, tmp_path / "out")[0] == 3, "a finished verdict has lost its exit code"
+    code, _, err = clipvet(*args, tmp_path / "reached", "--method", "decree")
+    assert (code, "no scale of its own" in err) == (2, True), "a method that does not wait needs clean models"
+
+
+def test_clean_models_that_come_with_clipvet(clipvet: Any, family: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    nulls, same = tmp_path / "nulls", ["--classes", "shapes", *COLLAPSE]
+    nulls.mkdir()
+    code, _, err = clipvet("calibrate", "--models", family, "--out", tmp_path / "null.json", *same)
+    assert code == 0, err
+    low(tmp_path / "null.json", -99.0).rename(nulls / "shapes-vit+few.json")
+    monkeypatch.setattr(reference, "NULLS", nulls)
+    args = ["inspect", "--model", family / "m0", *same, "--out"]
+    code, said, err = clipvet(*args, tmp_path / "out")
+    assert (code, "none of 30 clean models is as suspicious" in said) == (1, True), err
+    assert verdict(tmp_path / "out").compared == "clean models that come with clipvet"
+    assert "that come with clipvet" in (tmp_path / "out" / "report.html").read_text()
+    assert clipvet(*args, tmp_path / "other", "--seed", 1)[0] == 3, "inspected otherwise, it was compared all the same"
+    (nulls / "shapes-vit+few.json").rename(nulls / "shapes-rn.json")
+    assert clipvet(*args, tmp_path / "rn")[0] == 3, "compared with another architecture"

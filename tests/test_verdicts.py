@@ -2,14 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import kstest
 from sklearn.metrics import roc_auc_score
 
 from clipvet.errors import UserError
-from clipvet.experiments.suite import auroc, brier, cross_entropy, detection_accuracy, suite, target_f1
+from clipvet.experiments.suite import auroc, brier, cross_entropy, detection_accuracy, feature_cosine, suite, target_f1
 from clipvet.results import Row, rows_of
 from clipvet.rng import Rng
 from clipvet.scan.verdicts import (
@@ -26,7 +28,8 @@ from clipvet.scan.verdicts import (
     suspicions,
     threshold,
 )
-from clipvet.types import Finding, Measured, Suspicion
+from clipvet.triggers.recovered import Recovered
+from clipvet.types import Backdoor, Finding, Measured, Suspicion
 
 LOSS = np.array([10.0, 12.0, 11.0, 2.0, 13.0])  # median 11, deviations 1 1 0 9 2, MAD 1.4826
 
@@ -254,3 +257,13 @@ def test_a_suite_is_judged_against_calibration_models_alone():
     alone = suite(clean + patch)  # no calibration
     assert {(r.attack, r.metric, r.value) for r in alone} == {("all", "auroc", 1.0), ("patch", "auroc", 1.0)}
     assert suite(rows + patch) == []  # no clean model
+
+
+def test_the_target_feature_is_compared_with_the_true_one(inspected: Any) -> None:
+    bright = torch.zeros(3, 8, 8).index_fill(0, torch.tensor([0]), 0.5)
+    key = Backdoor(Recovered(torch.zeros(1, 8, 8), bright), "caption 5")
+    z = inspected.clean.encode_image(key.stamp(inspected.pictures[:].images, torch.arange(64))).detach().mean(0)
+    for feature, told in ((z, 1.0), (-3 * z, -1.0)):
+        found = feature_cosine(inspected.clean, inspected.pictures, key, feature.tolist())
+        assert found.value == pytest.approx(told, abs=1e-5)
+        assert (found.n, found.low <= found.value <= found.high) == (64, True)

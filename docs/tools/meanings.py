@@ -13,6 +13,7 @@ MEANINGS = {
     "top_precision": "How many of UBT's 24 surest pairs are poisons.",
     "weak_precision": "How many would be, had UBT chosen them by similarity alone, without overfitting first.",
     "target_named": "How often the target class was named correctly.",
+    "target_feature_cosine": "Cosine of the place where the found trigger leads with the true trigger's.",
     "pairs_seen": "Pairs that the training drew, counted each time.",
     "seconds": "Duration of the cleaning. Stages ran side by side and beside other work, so this is a rough guide.",
     "parameters": "How many numbers were trained.",

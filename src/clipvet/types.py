@@ -260,6 +260,7 @@ class Finding(NamedTuple):
     settings: Mapping[str, float] = {}  # numbers that went into it: pictures, updates ...
     triggers: tuple[Trigger, ...] = ()  # recovered for each of `classes`, if the method looks for triggers
     spread: float = 1.0  # largest standard deviation of the score by chance; sqrt 2 if it adds two related deviations
+    feature: tuple[float, ...] | None = None  # where triggered pictures land, of length 1, if the method finds it
 
 
 class Measured(NamedTuple):
@@ -309,8 +310,8 @@ class Filter(Protocol):
 class Inspector(Protocol):
     """Says whether a model looks backdoored. The pictures need no labels; any class may be the attacker's target.
 
-    It may have two more members. `scaled = False`: its score means nothing without clean models to compare with.
-    `judges` names the part of the model that it looks at, if that is not the whole.
+    It may have more members. `scaled = False`: its score means nothing without clean models; `waits`: then its verdict
+    is left open. `judges`: the part of the model that it looks at. `sees = "task"`: pictures like those in use suit it.
     """
 
     needs: ClassVar[str]

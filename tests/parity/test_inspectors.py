@@ -13,13 +13,16 @@ from torch import Tensor
 
 from clipvet.errors import UserError
 from clipvet.inspectors.clip_inspector import ClipInspector
-from clipvet.inspectors.decree import Decree, alike
+from clipvet.inspectors.collapse import Collapse
+from clipvet.inspectors.decree import Decree
 from clipvet.inspectors.neural_cleanse import NeuralCleanse
 from clipvet.inspectors.no_inversion import NoInversion
 from clipvet.inspectors.ood_share import OodShare
 from clipvet.inspectors.pixel_backdoor import PixelBackdoor
 from clipvet.inspectors.random import Random
 from clipvet.rng import Rng
+from clipvet.scan.collapse import Search, alike, faint, search, warping
+from clipvet.scan.collapse import masked as behind_a_mask
 from clipvet.scan.forms import masked, signed, started
 from clipvet.scan.heads import steps_of
 
@@ -280,3 +283,73 @@ def test_batches_go_through_the_whole_pool() -> None:
     assert [len(r) for r in rows] == [32, 32, 6] * 2
     assert sorted(np.concatenate(rows[:3])) == list(range(70))
     assert not np.array_equal(rows[0], rows[3])
+
+
+CHANGES = {"masked": behind_a_mask(), "faint": faint(0.1), "warped": warping(0.5, 3)}
+
+
+def stamped_by_hand(form: str, ps: Sequence[Tensor], x: Tensor) -> Tensor:
+    if form == "masked":
+        m, q = ps[0].tanh() / 2 + 0.5, ps[1].tanh() / 2 + 0.5
+        return (1 - m) * x + m * q
+    if form == "faint":
+        return (x + 0.1 * ps[0].tanh()).clamp(0, 1)
+    v = 0.5 * F.interpolate(ps[0][None], (8, 8), mode="bicubic", align_corners=True)[0].tanh()
+    out, line = torch.zeros_like(x), torch.linspace(-1, 1, 8)
+    for i in range(8):
+        for j in range(8):
+            at = torch.stack([line[j] + v[0, i, j], line[i] + v[1, i, j]]).clamp(-1, 1)
+            fx, fy = (at + 1) / 2 * 7
+            left, top = fx.detach().floor().clamp(0, 6).long(), fy.detach().floor().clamp(0, 6).long()
+            a, b = fx - left, fy - top
+            out[:, :, i, j] = (
+                (1 - a) * (1 - b) * x[:, :, top, left] + a * (1 - b) * x[:, :, top, left + 1]
+                + (1 - a) * b * x[:, :, top + 1, left] + a * b * x[:, :, top + 1, left + 1]
+            )  # fmt: skip
+    return out
+
+
+@pytest.mark.parametrize("form", list(CHANGES))
+def test_collapse_by_hand(inspected: Any, form: str) -> None:
+    x, rng, steps = images(inspected), Rng(4), 4
+    clip = inspected.backdoored
+    where, fresh = Search(form, x, "one"), 16
+    others = [Search(f, x, "two") for f in CHANGES]  # searches do not touch each other
+    given = (CHANGES, steps, 6, fresh, 0.1, (2.0, 30.0), rng, torch.device("cpu"))
+    found = search(clip.encode_image, [*others, where], *given)
+
+    start = CHANGES[form].start(8, rng.fork("start", form, "one"))
+    ps = [p.clone() for p in start if p.ndim > 1]
+    draws = rng.fork("order", "one").numpy()
+    rows = [draws.choice(64 - fresh, 6, replace=False) for _ in range(steps)]
+    moments = [[torch.zeros_like(p), torch.zeros_like(p)] for p in ps]
+    for k in range(steps):
+        ps = [p.detach().requires_grad_() for p in ps]
+        h = clip.encode_image(stamped_by_hand(form, ps, x[rows[k]]))
+        pairs = [h[i] @ h[j] for i in range(6) for j in range(6) if i != j]
+        loss = -torch.stack(pairs).mean()
+        if form == "masked":
+            loss = loss + 2.0 * 15.0 ** (k / (steps - 1)) * (ps[0].tanh() / 2 + 0.5).mean()
+        for n, (p, g) in enumerate(zip(ps, torch.autograd.grad(loss, ps))):
+            m, v = moments[n]
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+            moments[n] = [m, v]
+            step = (m / (1 - 0.9 ** (k + 1))) / ((v / (1 - 0.999 ** (k + 1))).sqrt() + 1e-8)
+            ps[n] = p.detach() - 0.1 * step
+    h = clip.encode_image(stamped_by_hand(form, ps, x[-fresh:])).detach()
+    assert torch.allclose(found.h[-1], h, atol=2e-4)
+    assert float(found.same[-1]) == pytest.approx(float((h @ h.T).triu(1).sum() / (fresh * (fresh - 1) / 2)), abs=1e-4)
+    again = found.triggers[-1].stamp(x[-fresh:], Rng(0).keys(range(fresh)))  # the recovered trigger does the same
+    assert torch.allclose(clip.encode_image(again).detach(), h, atol=1e-3)
+
+
+def test_the_score_of_a_collapse(inspected: Any) -> None:
+    how = Collapse(masked=1, faint=1, warped=0, steps=3, batch=6, fresh=20, usual=(0.25, 0.5, 0.5))
+    found = how.inspect(inspected.backdoored, inspected.pictures, inspected.classes, ("{}",), Rng(2))
+    best = max(found.classes, key=lambda r: r.score)
+    assert (found.target, found.score) == (best.name, best.score)
+    assert found.score == max(found.settings["masked_score"], found.settings["faint_score"])
+    for row in found.classes:
+        assert row.score in [pytest.approx(((row.asr - row.loss) / 2 - u) / 0.1) for u in (0.25, 0.5)]
+    assert len(found.feature or ()) == 32
+    assert sum(x * x for x in found.feature or ()) == pytest.approx(1, abs=1e-5)

@@ -67,7 +67,7 @@ def open_scan(family: str, method: str, clip: "Clip", settings: list[str]) -> An
 
 def ask(
     clip: "Clip",
-    method: str,
+    method: str | None,
     classes: str | None,
     templates: Path | None,
     images: str | None,
@@ -76,13 +76,17 @@ def ask(
     overlap: float,
     seed: int,
 ) -> Asked:
-    """The inspection that the options ask for. Raises UserError for words that name nothing."""
+    """The inspection that the options ask for. Raises UserError for words that name nothing.
+
+    method: None chooses by what the model is: its prompts are judged if it has any, else its picture tower.
+    """
     from dataclasses import replace
 
     from clipvet.models import checkpoints
     from clipvet.results import weights_hash
     from clipvet.scan.heads import check_classes, has_prompts
 
+    method = method or ("clip_inspector" if has_prompts(clip) else "collapse")
     how = open_scan("inspectors", method, clip, settings)
     if getattr(how, "reference", "") == "auto" and not has_prompts(clip):
         how = replace(how, reference="none")  # spelled out, so that scores of the two kinds of models are not compared
@@ -90,11 +94,15 @@ def ask(
     if classes is None:
         say(f"the {len(names)} classes are the model's own; a target that is not among them cannot be found")
     check_classes(names, 3 if getattr(how, "scaled", True) else 2)
+    alike = getattr(how, "sees", "outside") == "task"  # pictures such as the model is used for
+    if alike and not images and classes is not None and not Path(classes).is_file():
+        pictures = _of_task(classes, n, clip.geometry.size, seed)
+        return Asked(clip, how, names, prompts, pictures, f"{classes}, its test pictures, at most {n}", "", seed)
     if not images and clip.geometry.size > SMALL:
         say("no --images: a built-in pool (gratings, noise, crops of two photographs) stands in for photographs")
     pictures = pictures_of(images, n, clip.geometry.size, seed)
     pool = f"{pictures.name} {pictures.fingerprint}, at most {n}, overlap {overlap:g}" if images else pictures.name
-    if images:
+    if images and not alike:
         pictures = _without(names, clip, pictures, prompts, overlap)
     named, reference = getattr(how, "reference", ""), ""
     if named not in ("", "auto", "zeroshot", "none"):
@@ -130,6 +138,16 @@ def pictures_of(spec: str | None, n: int, size: int, seed: int) -> "Pairs":
         found = open_folder(Path(spec))
     else:
         found = Data(spec, n if spec in WORLDS else None, "validation", size).pairs(seed)
+    chosen = Rng(seed).fork("pictures").numpy().permutation(len(found))[:n]
+    return found.take(chosen) if n < len(found) else found
+
+
+def _of_task(spec: str, n: int, size: int, seed: int) -> "Pairs":
+    """At most n pictures of a task, drawn from `seed`."""
+    from clipvet.data.sources import Test
+    from clipvet.rng import Rng
+
+    found = Test(spec, n=n, size=size).task(seed).pictures
     chosen = Rng(seed).fork("pictures").numpy().permutation(len(found))[:n]
     return found.take(chosen) if n < len(found) else found
 

@@ -70,7 +70,10 @@ Images = Annotated[
     str | None,
     typer.Option("--images", help="DATA, or a folder of unlabelled pictures (default: a built-in pool)"),
 ]
-Inspector = Annotated[str, typer.Option("--method", help="one of `clipvet list inspectors`")]
+Inspector = Annotated[
+    str | None,
+    typer.Option("--method", help="one of `clipvet list inspectors` (default: collapse; with prompts, clip_inspector)"),
+]
 PictureCount = Annotated[int, typer.Option("--n", help="use at most this many pictures", min=1)]
 Overlap = Annotated[
     float,

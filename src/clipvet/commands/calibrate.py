@@ -23,7 +23,7 @@ def command(
     out: Annotated[Path, typer.Option("--out", help="a .json file, for --null of `clipvet inspect`")],
     classes: opt.ClassNames = None,
     images: opt.Images = None,
-    method: opt.Inspector = "clip_inspector",
+    method: opt.Inspector = None,
     set_: opt.Set = [],  # noqa: B006
     templates: opt.Templates = None,
     n: opt.PictureCount = 1000,

@@ -22,7 +22,7 @@ def command(
     out: opt.Out,
     classes: opt.ClassNames = None,
     images: opt.Images = None,
-    method: opt.Inspector = "clip_inspector",
+    method: opt.Inspector = None,
     null: Annotated[Path | None, typer.Option(help="scores of clean models: the file of `clipvet calibrate`")] = None,
     alpha: Annotated[float, typer.Option(help="accepted rate of false alarms, a fraction", min=0, max=1)] = 0.05,
     set_: opt.Set = [],  # noqa: B006
@@ -34,7 +34,7 @@ def command(
 ) -> None:
     """Is this model backdoored? First its files are scanned for code, then the model itself is inspected.
 
-    Exit code 0: nothing found, 1: a backdoor, or a file that runs code, 2: bad input, 3: unsupported.
+    Exit code 0: nothing found, 1: a backdoor, or a file that runs code, 2: bad input, 3: unsupported, or undecided.
     """
     from clipvet import io, results
     from clipvet.errors import UserError, shown
@@ -47,11 +47,11 @@ def command(
     except UserError as e:
         if not dangerous:
             raise
-        _leave_uninspected(out, files or [], str(e), method=method, model=model, alpha=alpha, seed=seed)
+        _leave_uninspected(out, files or [], str(e), method=method or "", model=model, alpha=alpha, seed=seed)
         raise typer.Exit(1) from e
     asked = ask(clip, method, classes, templates, images, set_, n, overlap, seed)
     weights = results.weights_hash(asked.clip)
-    clean = _clean_models(null, asked, weights, alpha)
+    clean, compared = _clean_models(null, asked, weights, alpha)
     config = {
         "command": "inspect", "model": model, "weights": weights, **asked.told, "classes": asked.classes,
         "null": sorted(clean.scores.items()) if clean else None, "alpha": alpha, "seed": seed,
@@ -59,7 +59,7 @@ def command(
     say(f"inspecting {model} with {asked.how!r}: {len(asked.classes)} classes, {len(asked.pictures)} pictures")
     try:
         with io.output(out, config) as work:
-            verdict = _inspect(asked, work, clean, alpha, model=model, weights=weights, files=files)
+            verdict = _inspect(asked, work, clean, alpha, compared, model=model, weights=weights, files=files)
     except io.AlreadyDone as e:
         verdict = verdicts.Verdict.model_validate(io.read_json(out / "verdict.json"))
         say(f"{e}: nothing to do")
@@ -68,7 +68,7 @@ def command(
     _say_verdict(verdict, out)
     if dangerous:  # as the files are now, also in a finished run
         print(shown(f"{dangerous[0].file} {verdicts.RUNS}: {dangerous[0].what}."))
-    raise typer.Exit(int(verdict.backdoored or bool(dangerous)))
+    raise typer.Exit(1 if verdict.backdoored or dangerous else 3 if verdict.backdoored is None else 0)
 
 
 def _scan_files(model: str, pretrained: str | None) -> "Files | None":
@@ -114,19 +114,35 @@ def _leave_uninspected(out: Path, files: "Files", why: str, **common: str | floa
     print(shown(verdict.sentence))
 
 
-def _clean_models(null: Path | None, asked: Asked, weights: str, alpha: float) -> "Null | None":
-    """The clean models' scores, if they are given. Raises UserError unless they can be compared with this model's."""
-    from clipvet.scan import verdicts
+def _clean_models(null: Path | None, asked: Asked, weights: str, alpha: float) -> "tuple[Null | None, str]":
+    """The clean models' scores and where they come from: those that are given, or those that come with clipvet.
 
-    clean = verdicts.read_null(null) if null else None
-    verdicts.check_scale(clean, getattr(asked.how, "scaled", True))
+    Raises UserError unless they can be compared with this model's.
+    """
+    from clipvet.scan import reference, verdicts
+
+    told = {**asked.told, "seed": asked.seed}
+    clean, compared = (verdicts.read_null(null), str(null)) if null else (None, "")
+    if clean is None and not getattr(asked.how, "scaled", True):
+        clean = reference.shipped(asked.clip, {**told, "names": asked.classes})
+        clean = clean if clean and 1 / (len(clean.scores) + 1) <= alpha else None
+        compared = "clean models that come with clipvet" if clean else ""
+    verdicts.check_scale(clean, getattr(asked.how, "scaled", True), getattr(asked.how, "waits", False))
     if clean:
-        verdicts.check_null(clean, {**asked.told, "seed": asked.seed}, weights, alpha)
-    return clean
+        verdicts.check_null(clean, told, weights, alpha)
+    return clean, compared
 
 
 def _inspect(
-    asked: Asked, work: Path, clean: "Null | None", alpha: float, *, model: str, weights: str, files: "Files | None"
+    asked: Asked,
+    work: Path,
+    clean: "Null | None",
+    alpha: float,
+    compared: str,
+    *,
+    model: str,
+    weights: str,
+    files: "Files | None",
 ) -> "Verdict":
     """Runs the inspection; writes the recovered trigger, the page and the verdict."""
     from clipvet import io, results
@@ -141,7 +157,8 @@ def _inspect(
         save_backdoor(Backdoor(found.trigger, found.target or ""), work / "trigger")
     judged = asked.judged
     verdict = verdicts.Verdict(
-        **verdicts.decide(found, clean, alpha, judged), trigger="trigger" if found.trigger is not None else None,
+        **verdicts.decide(found, clean, alpha, judged, getattr(asked.how, "waits", False), compared),
+        trigger="trigger" if found.trigger is not None else None,
         method=repr(asked.how), model=model, judged=judged, weights=weights, pictures=asked.pool, seed=asked.seed,
         seconds=round(clock.seconds, 2), command=results.command(), versions=results.versions(), files=files,
     )  # fmt: skip

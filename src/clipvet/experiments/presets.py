@@ -33,6 +33,7 @@ from clipvet.filters.abl_loss import AblLoss
 from clipvet.filters.gmm_split import GmmSplit
 from clipvet.filters.overfit_gain import OverfitGain
 from clipvet.inspectors.clip_inspector import ClipInspector
+from clipvet.inspectors.collapse import Collapse
 from clipvet.inspectors.decree import Decree
 from clipvet.training.cocoop import CoCoOp
 from clipvet.training.coop import CoOp
@@ -88,6 +89,7 @@ SETTINGS: Mapping[type, Mapping[str, Any]] = {
     # inspectors and detectors
     ClipInspector: {"eps": 14 / 255},  # the effect of a bound grows with the side of the picture
     Decree: {"steps": 200},
+    Collapse: {"eps": 8 / 255, "far": 5 / 32},
     Strip: {"overlays": 32},
     # cleaners
     Abl: {"lr": 1e-4, "steps": 100},

@@ -21,6 +21,7 @@ from clipvet.errors import UserError
 from clipvet.experiments.keys import code, key
 from clipvet.experiments.recipe import Recipe
 from clipvet.experiments.splits import measure_pool, measure_splits
+from clipvet.experiments.suite import feature_cosine
 from clipvet.experiments.victim import Stage, Victim
 from clipvet.measures._detection import detection
 from clipvet.models import checkpoints
@@ -157,11 +158,16 @@ class Inspect(Stage):
         return key(victim.key, "inspect", *_looks(victim.recipe, self.method(victim)))
 
     def make(self, victim: Victim, work: Path) -> dict[str, Measured]:
-        found = _scan(victim, self.method(victim), victim.load(victim.key))
+        clip = victim.load(victim.key)
+        found, answers = _scan(victim, self.method(victim), clip), victim.answers()
         if found.trigger is not None:
             save_backdoor(Backdoor(found.trigger, found.target or ""), work / "trigger")
         io.write_json(work / "classes.json", [suspicion._asdict() for suspicion in found.classes])
-        return _verdict(victim.recipe, found)
+        measured = _verdict(victim.recipe, found)
+        if found.feature is not None and answers.trigger is not None:
+            some = victim.recipe.test.task(victim.seed).pictures.take(slice(500))
+            measured["target_feature_cosine"] = feature_cosine(clip, some, answers, found.feature)
+        return measured
 
 
 @dataclass(frozen=True)
@@ -306,11 +312,17 @@ def _looks(recipe: Recipe, *inspectors: Any) -> tuple:
 
 
 def _scan(victim: Victim, inspector: Any, clip: Clip) -> Finding:
-    """What an inspector finds in a model; reference="base" means the model that the attack started from."""
+    """What an inspector finds in a model; reference="base" means the model that the attack started from.
+
+    It is given pictures from outside of all worlds, or the first of the test's, if such suit it.
+    """
     task = victim.recipe.test.task(victim.seed)
     if getattr(inspector, "reference", None) == "base":
         inspector = replace(inspector, reference=str(victim.runs / victim.base_key))
-    pictures = pool_pairs(victim.recipe.pool, clip.geometry.size, victim.seed)
+    if getattr(inspector, "sees", "outside") == "task":
+        pictures = task.pictures.take(slice(victim.recipe.pool))
+    else:
+        pictures = pool_pairs(victim.recipe.pool, clip.geometry.size, victim.seed)
     return inspector.inspect(clip, pictures, task.classes, task.templates, victim.rng("inspect"))
 
 

@@ -11,12 +11,13 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.stats import kstest
 
+from clipvet.engine.embed import embed_images
 from clipvet.errors import UserError
 from clipvet.measures._intervals import share
 from clipvet.results import Row, rows_of
 from clipvet.rng import Rng
 from clipvet.scan.verdicts import p_value, probability
-from clipvet.types import Measured
+from clipvet.types import Backdoor, Clip, Measured, Pairs
 
 CLEAN, CALIBRATION = "none", "calibration"  # names of attacks that plant nothing
 
@@ -27,6 +28,21 @@ def _over(stat: Callable[[np.ndarray], float], strata: Sequence[np.ndarray], dra
     again = [stat(np.concatenate([s[g.integers(len(s), size=len(s))] for s in strata])) for _ in range(draws)]
     value, (low, high) = stat(all_of), np.nanquantile(again, (0.025, 0.975))
     return Measured(value, len(all_of), min(float(low), value), max(float(high), value))
+
+
+def feature_cosine(clip: Clip, pictures: Pairs, backdoor: Backdoor, feature: Sequence[float]) -> Measured:
+    """Cosine of the target feature that an inspector found with the mean embedding of truly triggered pictures.
+
+    The interval is the bootstrap's over pictures.
+    """
+    z = embed_images(clip, pictures, backdoor)[0].double().cpu().numpy()
+    own = np.asarray(feature, float)
+
+    def stat(at: np.ndarray) -> float:
+        mean = z[at].mean(0)
+        return float(mean @ own / max(np.linalg.norm(mean) * np.linalg.norm(own), 1e-12))
+
+    return _over(stat, [np.arange(len(z))], 200)
 
 
 def _strata(backdoored: Bool[np.ndarray, " n"]) -> list[np.ndarray]:

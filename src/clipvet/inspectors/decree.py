@@ -22,16 +22,11 @@ from clipvet.engine.workspace import counting
 from clipvet.errors import UserError
 from clipvet.models.adapter import frozen
 from clipvet.rng import Rng
+from clipvet.scan.collapse import alike
 from clipvet.scan.forms import Params, masked, started, trigger
 from clipvet.scan.heads import check_slope, computing, pixels, steps_of
 from clipvet.scan.inversion import Weight, shrink
 from clipvet.types import Clip, Finding, Pairs
-
-
-def alike(h: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
-    """Mean cosine over all pairs of different rows. The rows of h have unit length."""
-    n = len(h)
-    return (h.sum(0).square().sum() - h.square().sum()) / (n * (n - 1))
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ WHOLE = "the whole model"  # what was judged
 PROMPTS = (
     "its prompts alone, not the encoder beneath (inspect that by itself, with --set reference=MODEL, a trusted copy)"
 )
+NEXT = "Make clean ones and give them with --null (`clipvet calibrate`), or clean the model before you use it."
 ASR_FLOOR = 0.05  # least MAD of ASRs
 CHANCE = 0.001  # probability that normal losses reach the threshold of an uncalibrated verdict
 FITTED = 8  # classes that a line through the reference's losses needs; fewer leave too little around it
@@ -205,7 +206,7 @@ class Verdict(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    backdoored: bool | None  # None: its files would run code, so it was not inspected
+    backdoored: bool | None  # None: undecided, or not inspected since its files would run code
     sentence: str
     calibrated: bool
     score: float | None
@@ -214,6 +215,7 @@ class Verdict(BaseModel):
     p_low: float | None
     p_high: float | None
     clean_models: int
+    compared: str = ""  # where the clean models' scores come from; empty: there were none
     alpha: float
     probability: float | None
     target: str | None  # the most suspect class
@@ -281,25 +283,27 @@ def check_null(null: Null, mine: Mapping[str, Any], weights: str, alpha: float) 
         )
 
 
-def check_scale(null: Null | None, scaled: bool) -> None:
-    """Raises UserError for a score without a scale of its own if there are no clean models to compare with."""
-    if null is None and not scaled:
+def check_scale(null: Null | None, scaled: bool, waits: bool = False) -> None:
+    """Raises UserError for a score without a scale if there are no clean models, unless the method `waits` for them."""
+    if null is None and not scaled and not waits:
         raise UserError("this method's score has no scale of its own; give --null, made with `clipvet calibrate`")
 
 
-def decide(found: Finding, null: Null | None, alpha: float = 0.05, judged: str = WHOLE) -> dict[str, Any]:
+def decide(
+    found: Finding, null: Null | None, alpha: float = 0.05, judged: str = WHOLE, waits: bool = False, compared: str = ""
+) -> dict[str, Any]:
     """The verdict's own fields: against clean models with a rate of false alarms `alpha`, or by the threshold.
 
-    judged: the part of the model that was; a sentence that finds nothing names it.
-
-    Raises UserError if there is no null distribution and the score has no scale of its own.
+    judged: the part of the model that was; a sentence that finds nothing names it. waits: without clean models the
+    verdict is left open. compared: where their scores come from. Raises UserError as `check_scale` does.
     """
-    check_scale(null, found.deviations)
-    limit = None if null else found.spread * threshold(max(3, len(found.classes)))
+    check_scale(null, found.deviations, waits)
+    limit = found.spread * threshold(max(3, len(found.classes))) if null is None and found.deviations else None
     p = p_value(found.score, list(null.scores.values())) if null else None
-    backdoored = p.value <= alpha if p else found.score > (limit or 0.0)
+    backdoored = p.value <= alpha if p else found.score > limit if limit is not None else None
     said = "" if backdoored or judged == WHOLE else f" Judged: {judged.split(' (')[0]}."
     return {
+        "compared": compared,
         "backdoored": backdoored,
         "sentence": sentence(found, backdoored, p) + said,
         "calibrated": p is not None,
@@ -317,7 +321,7 @@ def decide(found: Finding, null: Null | None, alpha: float = 0.05, judged: str =
     }
 
 
-def sentence(found: Finding, backdoored: bool, p: Measured | None) -> str:
+def sentence(found: Finding, backdoored: bool | None, p: Measured | None) -> str:
     """The verdict in words, for a reader who knows neither scores nor p-values."""
     row = next((r for r in found.classes if r.name == found.target), None)
     if found.trigger is None:
@@ -328,6 +332,8 @@ def sentence(found: Finding, backdoored: bool, p: Measured | None) -> str:
         among = f", asked among {int(n)} classes" if (n := found.settings.get("at_a_time", 0)) else ""
         share_of = f"{row.asr:.0%} of the test pictures '{row.name}' ({row.base:.0%} without it{among})"
         what = f"under one hidden pattern it calls {share_of}"
+    if backdoored is None:
+        return f"Undecided: {what}, but no clean models of its kind are at hand to say how unusual that is. {NEXT}"
     if p is None:
         if backdoored:
             return f"This model looks backdoored: {what}. This is not calibrated: compare it with clean models."

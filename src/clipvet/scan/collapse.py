@@ -1,0 +1,169 @@
+"""The search for collapse: under which small change does a picture tower see all pictures alike?
+
+    min over the parameters of a change  -mean_{i != j} cos(h(x'_i), h(x'_j)) + price * size
+
+A trigger makes all pictures land in one place, the target feature, so a backdoored tower collapses under a smaller
+change than a clean one. No class is named. Searches of all forms and starts are independent of each other and run in
+one batch.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from clipvet.engine.workspace import counting
+from clipvet.errors import UserError
+from clipvet.rng import Rng
+from clipvet.scan.forms import Params
+from clipvet.triggers.recovered import Recovered, warped
+
+Encode = Callable[[Tensor], Tensor]  # pictures (b, 3, h, w) -> (b, d) of length 1, with gradient
+SPREAD = 0.5  # standard deviation of a start's parameters
+
+
+class Change(NamedTuple):
+    """A way to change pictures. The functions take the parameters of k searches; `start` makes those of one."""
+
+    start: Callable[[int, Rng], Params]  # (side of the pictures in pixels, rng)
+    apply: Callable[[Params, Tensor], Tensor]  # pictures (k, b, 3, h, w), those of each search -> the same, changed
+    parts: Callable[[Params], tuple[Tensor, Tensor, Tensor]]  # mask, pattern and warp of k recovered triggers
+    size: Callable[[Params], Tensor]  # (k,), what has a price
+
+
+def _normal(shape: tuple[int, ...], rng: Rng) -> Tensor:
+    return SPREAD * torch.randn(shape, generator=rng.generator())
+
+
+def _half(w: Tensor) -> Tensor:
+    return w.tanh() / 2 + 0.5
+
+
+def _none(like: Tensor, channels: int) -> Tensor:
+    return torch.zeros_like(like[:, :1]).expand(-1, channels, -1, -1)
+
+
+def masked() -> Change:
+    """x' = (1 - m) x + m q: a picture q behind a mask m, both in [0, 1]. Its size is the mean of the mask."""
+    return Change(
+        lambda side, rng: (_normal((1, side, side), rng.fork("m")), _normal((3, side, side), rng.fork("q"))),
+        lambda ps, x: (1 - _half(ps[0])[:, None]) * x + (_half(ps[0]) * _half(ps[1]))[:, None],
+        lambda ps: (_half(ps[0]), _half(ps[0]) * _half(ps[1]), _none(ps[0], 2)),
+        lambda ps: _half(ps[0]).mean((1, 2, 3)),
+    )
+
+
+def faint(eps: float) -> Change:
+    """x' = clip(x + eps tanh(w), 0, 1): a change of every pixel by at most eps, pixels in [0, 1]."""
+    return Change(
+        lambda side, rng: (_normal((3, side, side), rng),),
+        lambda ps, x: (x + (eps * ps[0].tanh())[:, None]).clamp(0, 1),
+        lambda ps: (_none(ps[0], 1), eps * ps[0].tanh(), _none(ps[0], 2)),
+        lambda ps: torch.zeros(len(ps[0]), device=ps[0].device),
+    )
+
+
+def warping(far: float, k: int) -> Change:
+    """x' = x warped by a smooth field on k x k control points, by at most `far`, in half sides, along each axis."""
+
+    def field(ps: Params, side: int) -> Tensor:
+        return far * F.interpolate(ps[0], (side, side), mode="bicubic", align_corners=True).tanh()
+
+    def parts(ps: Params) -> tuple[Tensor, Tensor, Tensor]:
+        warp = field(ps, len(ps[1][0]))
+        return _none(warp, 1), _none(warp, 3), warp
+
+    return Change(
+        lambda side, rng: (_normal((2, k, k), rng), torch.zeros(side)),  # the second remembers the side
+        lambda ps, x: warped(x, field(ps, x.shape[-1])),
+        parts,
+        lambda ps: torch.zeros(len(ps[0]), device=ps[0].device),
+    )
+
+
+def alike(h: Float[Tensor, "*k b d"]) -> Float[Tensor, "*k"]:
+    """Mean cosine over all pairs of different rows. The rows of h have unit length."""
+    n = h.shape[-2]
+    return (h.sum(-2).square().sum(-1) - h.square().sum((-2, -1))) / (n * (n - 1))
+
+
+class Search(NamedTuple):
+    """One search: its form, and the pictures it sees."""
+
+    form: str
+    pool: Float[Tensor, "n 3 h w"]
+    name: str  # from which its start and the order of its pictures are drawn
+
+
+class Collapsed(NamedTuple):
+    """Where the searches ended, in their order, judged on fresh pictures."""
+
+    same: Float[Tensor, " k"]  # the mean cosine of two changed pictures
+    h: Float[Tensor, "k n d"]  # embeddings of the changed pictures
+    area: Float[Tensor, " k"]  # mean of the mask
+    triggers: tuple[Recovered, ...]
+
+
+def search(
+    encode: Encode,
+    searches: Sequence[Search],
+    changes: dict[str, Change],
+    steps: int,
+    batch: int,
+    fresh: int,
+    lr: float,
+    price: tuple[float, float],
+    rng: Rng,
+    device: torch.device,
+) -> Collapsed:
+    """All searches side by side. The price rises from its first value to the second, exponentially over the steps.
+
+    fresh: the last pictures of each pool, kept for judging. Raises UserError on a loss that is not finite.
+    """
+    order = sorted(range(len(searches)), key=lambda k: [*changes].index(searches[k].form))
+    run = [searches[k] for k in order]
+    forms = [f for f in changes if any(s.form == f for s in run)]
+    counts = [sum(s.form == f for s in run) for f in forms]
+    params = {f: _started(changes[f], [s for s in run if s.form == f], rng, device) for f in forms}
+    draws = [rng.fork("order", s.name).numpy() for s in run]
+
+    def changed(x: Tensor) -> Tensor:
+        return torch.cat([changes[f].apply(params[f], part) for f, part in zip(forms, x.split(counts))])
+
+    adam = torch.optim.Adam([p for ps in params.values() for p in ps if p.requires_grad], lr)
+    with counting(steps, "steps") as count:
+        for step in range(steps):
+            rows = [g.choice(len(s.pool) - fresh, batch, replace=False) for g, s in zip(draws, run)]
+            x = torch.stack([s.pool[r] for s, r in zip(run, rows)]).to(device)
+            h = encode(changed(x).flatten(0, 1)).float().unflatten(0, (len(run), batch))
+            cost = price[0] * (price[1] / price[0]) ** (step / max(1, steps - 1))
+            loss = -alike(h) + cost * torch.cat([changes[f].size(params[f]) for f in forms])
+            adam.zero_grad()
+            loss.sum().backward()
+            if not bool(torch.isfinite(loss).all()):
+                raise UserError("the loss of a recovered trigger is not finite; give whole weights, or precision=no")
+            adam.step()
+            count(1)
+    with torch.no_grad():
+        h = torch.cat(
+            [
+                encode(changes[f].apply(params[f], x.to(device)).flatten(0, 1)).float().unflatten(0, (n, -1)).cpu()
+                for f, n, x in zip(forms, counts, torch.stack([s.pool[-fresh:] for s in run]).split(counts))
+            ]
+        )
+        parts = [changes[f].parts(params[f]) for f in forms]
+        found = [Recovered(*(t[j].cpu().clone() for t in p)) for p, n in zip(parts, counts) for j in range(n)]
+    back = np.argsort(order)
+    area = torch.tensor([float(t.mask.mean()) for t in found])
+    return Collapsed(alike(h)[back], h[back], area[back], tuple(found[k] for k in back))
+
+
+def _started(change: Change, some: Sequence[Search], rng: Rng, device: torch.device) -> Params:
+    """The parameters before the first step, one row a search. Those with one dimension a search stay as they are."""
+    starts = [change.start(s.pool.shape[-1], rng.fork("start", s.form, s.name)) for s in some]
+    stacked = (torch.stack(each).to(device) for each in zip(*starts))
+    return tuple(p.requires_grad_() if p.ndim > 2 else p for p in stacked)
