@@ -200,11 +200,9 @@ class Trigger(Protocol):
 class Backdoor:
     """The answer key of an attack: trigger, target class and poisoned ids. Only measures ever get it.
 
-    A poison is one of two things:
-
-    - a pair of the source, under its old id, with a new caption and the trigger on its picture, or on another row's;
-    - a pair that is appended under a new id. In targeted poisoning it is a copy of a chosen picture, without a trigger
-      but with a wrong caption, and the picture's own pair is left out. Else it is a stamped copy beside its own pair.
+    A poison is a pair of the source, under its old id, with a new caption and the trigger on its picture, or on another
+    row's. Or it is appended under a new id: in targeted poisoning a copy of a chosen picture, without a trigger but with
+    a wrong caption, while the picture's own pair is left out; else a stamped copy beside its own pair.
 
     `poisoned` and `captions` list the poisons of all triggers; `more` says which belong to the further ones.
     """
