@@ -403,7 +403,8 @@ def test_an_encoder_without_clean_models_is_undecided(clipvet: Any, family: Path
     assert (v.backdoored, v.p_value, v.compared, v.judged) == (None, None, "", Collapse.judges)
     assert "undecided" in (tmp_path / "out" / "report.html").read_text()
     assert clipvet(*args, tmp_path / "out")[0] == 3, "a finished verdict has lost its exit code"
-    code, _, err = clipvet(*args, tmp_path / "reached", "--method", "decree")
+    decree = ["--classes", "shapes", *FEW, "--method", "decree", "--out", tmp_path / "decree"]
+    code, _, err = clipvet("inspect", "--model", family / "m0", *decree)
     assert (code, "no scale of its own" in err) == (2, True), "a method that does not wait needs clean models"
 
 

@@ -44,11 +44,11 @@ class Collapse:
     batch: int = 8  # pictures a step, in every search
     fresh: int = 128  # pictures kept for judging; at most a third of them
     lr: float = 0.1  # Adam's
-    price: tuple[float, float] = (2.0, 30.0)  # of the mask's mean, at the first and the last step
+    price: tuple[float, float] = (4.0, 60.0)  # of the mask's mean, at the first and the last step
     eps: float = 2 / 255  # largest change of a pixel in the form `faint`, pixels in [0, 1]
     far: float = 0.06  # largest shift in the form `warped`, in half sides
     points: int = 8  # control points of the warp along a side
-    usual: tuple[float, float, float] = (0.58, 0.37, 0.48)  # what each form reaches in clean models
+    usual: tuple[float, float, float] = (0.45, 0.37, 0.48)  # what each form reaches in clean models
     precision: Literal["no", "bf16"] = "no"
 
     needs: ClassVar[str] = "unlabelled pictures; white-box weights"

@@ -26,13 +26,13 @@ def family(clip: Clip) -> str | None:
     return None
 
 
-def shipped(clip: Clip, told: Mapping[str, Any], folder: Path = NULLS) -> Null | None:
+def shipped(clip: Clip, told: Mapping[str, Any]) -> Null | None:
     """The clean models of this architecture that were inspected in the same way; None if there are none.
 
     told: method, classes, names, templates, pictures, reference and seed, as in a Null.
     """
     name = family(clip)
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(NULLS.glob("*.json")):
         if path.stem.partition("+")[0] == name:
             null = read_null(path)
             if all(getattr(null, k) == v for k, v in told.items()):
