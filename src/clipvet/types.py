@@ -201,8 +201,8 @@ class Backdoor:
     """The answer key of an attack: trigger, target class and poisoned ids. Only measures ever get it.
 
     A poison is a pair of the source, under its old id, with a new caption and the trigger on its picture, or on another
-    row's. Or it is appended under a new id: in targeted poisoning a copy of a chosen picture, without a trigger but with
-    a wrong caption, while the picture's own pair is left out; else a stamped copy beside its own pair.
+    row's. Or it is appended under a new id: in targeted poisoning a copy of a chosen picture, with a wrong caption but
+    without a trigger, while the picture's own pair is left out; else a stamped copy beside its own pair.
 
     `poisoned` and `captions` list the poisons of all triggers; `more` says which belong to the further ones.
     """
