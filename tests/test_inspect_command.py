@@ -396,13 +396,13 @@ COLLAPSE = ["--set", "steps=2", "--set", "fresh=8", "--set", "batch=4", "--n", 4
 def test_an_encoder_without_clean_models_is_undecided(clipvet: Any, family: Path, tmp_path: Path) -> None:
     args = ["inspect", "--model", family / "m0", "--classes", "shapes", *COLLAPSE, "--out"]
     code, said, err = clipvet(*args, tmp_path / "out")
-    assert (code, said.startswith("Undecided: under one hidden pattern")) == (3, True), err
+    assert (code, said.startswith("Undecided: under one hidden pattern")) == (4, True), err
     assert "clipvet calibrate" in said
     assert "No backdoor found" not in said
     v = verdict(tmp_path / "out")
     assert (v.backdoored, v.p_value, v.compared, v.judged) == (None, None, "", Collapse.judges)
     assert "undecided" in (tmp_path / "out" / "report.html").read_text()
-    assert clipvet(*args, tmp_path / "out")[0] == 3, "a finished verdict has lost its exit code"
+    assert clipvet(*args, tmp_path / "out")[0] == 4, "a finished verdict has lost its exit code"
     decree = ["--classes", "shapes", *FEW, "--method", "decree", "--out", tmp_path / "decree"]
     code, _, err = clipvet("inspect", "--model", family / "m0", *decree)
     assert (code, "no scale of its own" in err) == (2, True), "a method that does not wait needs clean models"
@@ -420,6 +420,6 @@ def test_clean_models_that_come_with_clipvet(clipvet: Any, family: Path, tmp_pat
     assert (code, "none of 30 clean models is as suspicious" in said) == (1, True), err
     assert verdict(tmp_path / "out").compared == "clean models that come with clipvet"
     assert "that come with clipvet" in (tmp_path / "out" / "report.html").read_text()
-    assert clipvet(*args, tmp_path / "other", "--seed", 1)[0] == 3, "inspected otherwise, it was compared all the same"
+    assert clipvet(*args, tmp_path / "other", "--seed", 1)[0] == 4, "inspected otherwise, it was compared all the same"
     (nulls / "shapes-vit+few.json").rename(nulls / "shapes-rn.json")
-    assert clipvet(*args, tmp_path / "rn")[0] == 3, "compared with another architecture"
+    assert clipvet(*args, tmp_path / "rn")[0] == 4, "compared with another architecture"

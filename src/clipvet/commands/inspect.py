@@ -9,7 +9,7 @@ from clipvet.commands import _options as opt
 from clipvet.commands._inspection import Asked, ask, open_suspect
 from clipvet.commands._leaving import say
 from clipvet.commands._opening import path_of
-from clipvet.commands._working import working
+from clipvet.commands._working import UNDECIDED, working
 
 if TYPE_CHECKING:
     from clipvet.scan.verdicts import FileFinding, Null, Verdict
@@ -34,7 +34,7 @@ def command(
 ) -> None:
     """Is this model backdoored? First its files are scanned for code, then the model itself is inspected.
 
-    Exit code 0: nothing found, 1: a backdoor, or a file that runs code, 2: bad input, 3: unsupported, or undecided.
+    Exit code 0: nothing found, 1: a backdoor, or a file that runs code, 2: bad input, 3: unsupported, 4: undecided.
     """
     from clipvet import io, results
     from clipvet.errors import UserError, shown
@@ -68,7 +68,7 @@ def command(
     _say_verdict(verdict, out)
     if dangerous:  # as the files are now, also in a finished run
         print(shown(f"{dangerous[0].file} {verdicts.RUNS}: {dangerous[0].what}."))
-    raise typer.Exit(1 if verdict.backdoored or dangerous else 3 if verdict.backdoored is None else 0)
+    raise typer.Exit(1 if verdict.backdoored or dangerous else UNDECIDED if verdict.backdoored is None else 0)
 
 
 def _scan_files(model: str, pretrained: str | None) -> "Files | None":
