@@ -288,7 +288,7 @@ def folder(where: Path, n: int) -> Path:
 
 def test_pictures_that_show_the_classes_are_left_out(clipvet: Any, family: Path, tmp_path: Path) -> None:
     args = ["inspect", "--model", family / "m0", "--classes", "shapes", "--images", folder(tmp_path / "in", 30)]
-    args += ["--set", "batch=10", "--method", "no_inversion"][:2]
+    args += ["--method", "clip_inspector", "--set", "batch=10"]
     code, _, err = clipvet(*args, "--overlap", 0.0, "--out", tmp_path / "all")
     assert code == 2
     assert "30 of 30 pictures of in seem to show one of the classes" in err
