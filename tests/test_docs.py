@@ -32,7 +32,6 @@ RESULTS = (ROOT / "docs/results.md").read_text()
 TOUR = [c for block in re.findall(r"```sh\n(.*?)```", README, re.S) for c in block.strip().splitlines()]
 SHORT = {"attack": ["--n", "256", "--set", "epochs=1"], "clean": ["--n", "256", "--set", "epochs=1"]}
 SHORT |= {"inspect": ["--n", "60", "--set", "steps=2"]}
-UNDECIDED = 3  # with other settings, the clean models that come with clipvet are of no use
 
 
 def test_generated_parts_are_up_to_date() -> None:
@@ -98,7 +97,7 @@ def test_the_tour_runs(tmp_path: Path, monkeypatch, capsys) -> None:
     for command in commands:
         words = shlex.split(command)
         monkeypatch.setattr(sys, "argv", words + SHORT.get(words[1], []))
-        _run(UNDECIDED if words[1] == "inspect" else 0)
+        _run(*((0, 1) if words[1] == "inspect" else (0,)))  # a verdict on so short a training may be either
     assert (tmp_path / "runs/cleaned/report.html").stat().st_size > 1000
 
 
@@ -125,10 +124,10 @@ def test_the_readmes_filter_finds_the_readmes_kind_of_poison(tmp_path: Path, mon
     assert "'star' binds" in facts["told"][1]
 
 
-def _run(code: int = 0) -> None:
+def _run(*codes: int) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert int(ended.value.code or 0) == code
+    assert int(ended.value.code or 0) in (codes or (0,))
 
 
 def test_every_command_of_the_readme_is_understood(monkeypatch, capsys) -> None:
