@@ -1,4 +1,5 @@
-"""Writes the generated pages (methods, results, benchmarks), the charts, and the tables of README and checkpoints.md.
+"""Writes the generated pages (methods, results, benchmarks), the charts, and the tables of README, checkpoints.md
+and drawings.md.
 
 python docs/generate.py [--check]     --check: exit 1 if a file is not up to date
 
@@ -12,7 +13,7 @@ from tools import methods, pages
 from tools.charts import CHARTS, shown_in
 
 ROOT = Path(__file__).resolve().parents[1]
-FILLED = ("README.md", "docs/checkpoints.md")  # written by people, but for their tables
+FILLED = ("README.md", "docs/checkpoints.md", "docs/drawings.md")  # written by people, but for their tables
 MADE = ("docs/methods", "docs/results")  # folders in which every file is made here
 
 

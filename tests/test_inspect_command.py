@@ -14,6 +14,7 @@ from browser import look
 from PIL import Image
 
 from clipvet import cli
+from clipvet.commands import _inspection
 from clipvet.data.answer_key import load_backdoor
 from clipvet.data.worlds.shapes import Shapes
 from clipvet.errors import UserError
@@ -423,3 +424,12 @@ def test_clean_models_that_come_with_clipvet(clipvet: Any, family: Path, tmp_pat
     assert clipvet(*args, tmp_path / "other", "--seed", 1)[0] == 4, "inspected otherwise, it was compared all the same"
     (nulls / "shapes-vit+few.json").rename(nulls / "shapes-rn.json")
     assert clipvet(*args, tmp_path / "rn")[0] == 4, "compared with another architecture"
+
+
+def test_the_clean_models_at_hand_are_those_of_the_default(family: Path) -> None:
+    asked = _inspection.ask(checkpoints.load(str(family / "m0")), None, "shapes", None, None, [], 1000, 0.9, 0)
+    found = reference.shipped(asked.clip, {**asked.told, "names": asked.classes, "seed": 0})
+    assert found is not None, "the defaults have changed: make src/clipvet/scan/nulls again"
+    assert len(found.scores) >= 19
+    assert reference.family(checkpoints.load("shapes-rn")) == "shapes-rn"
+    assert reference.family(torch.nn.Linear(1, 1)) is None  # pyright: ignore[reportArgumentType]

@@ -10,7 +10,7 @@ from tools.charts import CHARTS
 from tools.layouts import layouts_table
 from tools.meanings import MEANINGS
 from tools.rows import Rows, read
-from tools.tables import tables
+from tools.tables import by_task, listed, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = ROOT / "docs/templates"
@@ -52,7 +52,12 @@ def filled(text: str) -> str:
         source, rest = part.split(": begin -->", 1)
         path, *metrics = source.split()  # "results/demo", or "results/demo asr" for some metrics alone
         shown = tuple(metrics) or ("asr", "clean_accuracy")
-        made = layouts_table(ROOT / path) if path.endswith(".json") else tables(Path(path).name, shown)
+        if path.endswith("tried.json"):
+            made = listed(ROOT / path)
+        elif path.endswith(".json"):
+            made = layouts_table(ROOT / path)
+        else:
+            made = by_task(Path(path).name) if metrics == ["by", "task"] else tables(Path(path).name, shown)
         out.append(f"{BEGIN.format(source)}\n{made}\n{END}{rest.split(END, 1)[1]}")
     return "".join(out)
 

@@ -2,8 +2,9 @@
 
 import statistics
 from dataclasses import replace
+from pathlib import Path
 
-from clipvet import results
+from clipvet import io, results
 from clipvet.results import Row
 from tools.rows import MEASURED, read
 
@@ -22,6 +23,27 @@ def tables(recipe: str, metrics: tuple[str, ...]) -> str:
             if found := [r for r in rows if r.model == model and r.metric == metric]:
                 made.append(f"{_caption(found, inspected)}\n\n{_table(found)}")
     return "\n\n".join(made)
+
+
+SHORT = {"clean_accuracy": "top-1", "clean_accuracy_top5": "top-5", "text_retrieval_recall@5": "retrieval R@5"}
+
+
+def by_task(recipe: str) -> str:
+    """Of rows that measure models on several tasks: tasks and metrics down, models across, each with its interval."""
+    rows = [r for r in read(recipe) if r.stage == "evaluate"]
+    models = list(dict.fromkeys(r.method for r in rows))
+    cells = {(r.data, r.metric, r.method): f"{100 * r.value:.1f} ({100 * r.low:.1f}–{100 * r.high:.1f})" for r in rows}
+    lines = [["task", "measure", "drawings", *(m.replace("_", " ") for m in models)], ["---"] * (3 + len(models))]
+    for data, metric, n in dict.fromkeys((r.data, r.metric, r.n) for r in rows):
+        lines.append([data, SHORT[metric], str(n), *(cells.get((data, metric, m), "") for m in models)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def listed(path: Path) -> str:
+    """A JSON list of objects with the same keys, as a table."""
+    rows = io.read_json(path)
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(v) for v in row.values()] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _with_seconds(rows: list[Row]) -> list[Row]:
