@@ -26,6 +26,7 @@ from clipvet.errors import UserError
 from clipvet.experiments.presets import shapes
 from clipvet.experiments.recipe import Recipe
 from clipvet.experiments.run import run
+from clipvet.models import checkpoints
 from clipvet.training.plain import Plain
 from clipvet.triggers.patch import Patch
 
@@ -453,3 +454,14 @@ def test_models_are_measured_beside_a_random_one_and_the_nearest_pixels(made: Pa
     assert "development/task" in capsys.readouterr().out
     assert measure.main([*told, "--half", "judged"]) == 2
     assert "judged" in said(capsys)
+
+
+def test_the_base_model_is_small_whole_and_no_longer_random() -> None:
+    """Its card fits its files, and it ranks a caption's near relatives before others."""
+    folder = Path(__file__).parent.parent / "examples/drawings/base"
+    assert sum(p.stat().st_size for p in folder.iterdir()) < 8e6
+    clip = checkpoints.load(str(folder))
+    assert clip.geometry.size == 64
+    z = clip.encode_text([f"an icon of {c}" for c in ("red apple", "green apple", "fire engine", "police car")])
+    near = (z @ z.T).fill_diagonal_(-1).argmax(1).tolist()
+    assert near[:2] == [1, 0]
