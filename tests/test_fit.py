@@ -88,7 +88,7 @@ def test_a_batch_is_planned_from_the_number_of_pairs(n, how, given, batch, said)
 
 
 def test_pairs_that_no_batch_makes_enough_of_are_refused():
-    with pytest.raises(UserError, match=r"60 pairs make 10 steps with batch=32, .*--set epochs=100"):
+    with pytest.raises(UserError, match=r"60 pairs make 10 steps with batch=32, .*--set epochs=100 --set batch=32"):
         planning.planned(Par(), 60)
     assert planning.step_count(60, 32, 100) == 100
 

@@ -126,6 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder whose results.jsonl gets the lines")
     told = parser.parse_args(argv)
     try:
+        if len({Path(m).name for m in told.models}) < len(told.models):
+            raise UserError("two models have folders of one name; rename one")
         half = open_half(told.drawings, told.half)
         models = {Path(m).name: checkpoints.load(m) for m in told.models}
         models["random_weights"] = checkpoints.load(told.models[0], rng=Rng(0), weights=False)
@@ -134,7 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {e}", file=sys.stderr)
         return 2
     told.out.mkdir(parents=True, exist_ok=True)
-    kept = [r for r in results.read(told.out) if r.data.split("/")[0] != told.half]
+    again = {f"{told.half}/{name}" for name in told.tasks}
+    kept = [r for r in results.read(told.out) if r.data.split(" ")[0] not in again]
     results.write(told.out, [*kept, *made])
     for r in made:
         print(f"{r.data:40} {r.method:16} {r.metric:26} {r.value:.3f} ({r.low:.3f}-{r.high:.3f}, n = {r.n})")

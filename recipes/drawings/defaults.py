@@ -16,7 +16,7 @@ from clipvet.data.sources import Data
 from clipvet.experiments.drawings import attacks, half, setting, twin
 from clipvet.experiments.presets import shapes
 from clipvet.experiments.recipe import Recipe
-from clipvet.inspectors.clip_inspector import ClipInspector
+from clipvet.inspectors.collapse import Collapse
 from clipvet.inspectors.no_inversion import NoInversion
 
 RATE = 0.01  # poisons, share of the pairs
@@ -31,7 +31,7 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
     filters = {n: shapes(find.load("filters", n)()) for n in (("cosine", "dao") if smoke else find.names("filters"))}
     planted = {n: a for n, a in attacks(0.05 if smoke else RATE, smoke).items() if n.split()[0] in KINDS}
     common: dict[str, Any] = {"name": "drawings_defaults", **setting(smoke)}
-    common["inspectors"] = {"no_inversion": NoInversion()} if smoke else {"clip_inspector": shapes(ClipInspector())}
+    common["inspectors"] = {"no_inversion": NoInversion()} if smoke else {"collapse": shapes(Collapse())}
     common["pool"] = 64 if smoke else 1000
     own = Data("shapes", 128, "validation") if smoke else half().clean
     defended = Recipe(

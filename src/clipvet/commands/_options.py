@@ -68,7 +68,10 @@ ClassNames = Annotated[
 ]
 Images = Annotated[
     str | None,
-    typer.Option("--images", help="DATA, or a folder of unlabelled pictures (default: a built-in pool)"),
+    typer.Option(
+        "--images",
+        help="DATA, or a folder of unlabelled pictures (default: for encoders those of --classes, else built-in ones)",
+    ),
 ]
 Inspector = Annotated[
     str | None,

@@ -70,27 +70,44 @@ def command(
     else:
         split_n = 8000 if data == "shapes" and n is None else n
         pairs = open_data(data, split_n, "validation", size, image_key, caption_key).pairs(seed)
-    how = plan(how, pairs, set_)
+    how = how if few else plan(how, pairs, set_)
     config = {"command": "clean", "data": data, "n": n, "model": model, "pretrained": pretrained, "method": repr(how)}
     config |= few | {"keys": [image_key, caption_key], "task": task, "seed": seed}
     config |= went_in(clip, pairs, test, backdoor=backdoor, classes=classes, templates=templates, verdict=verdict)
-    with output(out, config) as work:
-        say(f"cleaning {model} on {pairs.name} with {how!r}")
-        warn_shared(test, pairs)
-        before = measure(clip, test, key, seed) or measure_own(clip, pairs)
-        with working(work, shard, track) as clock:
-            cleaned = how.clean(clip, pairs, Rng(seed).fork("clean"))
-        measured = (measure(cleaned, test, key, seed) or measure_own(cleaned, pairs)) | measure_pool(work, key)
-        _write_suspects(work, pairs, key, clip.geometry, repr(how), model, clock.seconds)
-        card = {"role": "cleaned", "method": repr(how), "data": pairs.name, "seed": seed}
-        save_model(cleaned, work, card, clip, measured, test, backdoor, bake_reference)
-        save_rows(
-            work, measured, before, recipe="clean", stage="clean", attack=planted(key, "unknown"), method=method,
-            config=repr(how), seconds=clock.seconds, seed=seed, model=model, data=pairs.name,
-        )  # fmt: skip
+    try:
+        with output(out, config) as work:
+            say(f"cleaning {model} on {pairs.name} with {how!r}")
+            warn_shared(test, pairs)
+            before = measure(clip, test, key, seed) or measure_own(clip, pairs)
+            with working(work, shard, track) as clock:
+                cleaned = how.clean(clip, pairs, Rng(seed).fork("clean"))
+            measured = (measure(cleaned, test, key, seed) or measure_own(cleaned, pairs)) | measure_pool(work, key)
+            _write_suspects(work, pairs, key, clip.geometry, repr(how), model, clock.seconds)
+            card = {"role": "cleaned", "method": repr(how), "data": pairs.name, "seed": seed}
+            save_model(cleaned, work, card, clip, measured, test, backdoor, bake_reference)
+            save_rows(
+                work, measured, before, recipe="clean", stage="clean", attack=planted(key, "unknown"), method=method,
+                config=repr(how), seconds=clock.seconds, seed=seed, model=model, data=pairs.name,
+            )  # fmt: skip
+    except typer.Exit:  # it is done already
+        _leave_if_harmed(out)
+        raise
     show(measured, before)
     say(f"wrote {out}")
-    if said := harm(before, measured):
+    _leave_if_harmed(out)
+
+
+def _leave_if_harmed(out: Path) -> None:
+    """Ends the command where the rows in `out` say that the model lost much."""
+    from clipvet import results
+    from clipvet.types import Measured
+
+    rows = results.read(out)
+    before, after = (
+        {r.metric: Measured(r.value, r.n, r.low, r.high) for r in rows if r.stage == stage}
+        for stage in ("victim", "clean")
+    )
+    if said := harm(before, after):
         say(said)
         raise typer.Exit(UNDECIDED)
 

@@ -52,7 +52,7 @@ def planned(method: Any, n: int, given: Collection[str] = ()) -> Planned:
         enough = -(-FEWEST // per_epoch(n, batch))
         raise UserError(
             f"{n} pairs make {better} steps with batch={batch}, too few to change a model; give more pairs, or say "
-            f"--set epochs={enough}"
+            f"--set epochs={enough} --set batch={batch}"
         )
     told = f"{n} pairs and batch={method.batch} make {made} steps, too few to change a model; "
     told += f"batch={batch} chosen, which makes {better}"

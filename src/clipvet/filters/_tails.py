@@ -38,7 +38,7 @@ def tail_logs(scores: Float[np.ndarray, " n"], clean: Float[np.ndarray, " m"]) -
     """-log10 of the p-value of each score: its rank among the clean ones, ascending, or the tail beyond their q90."""
     q90, b = _tail(clean)
     above = len(clean) - np.searchsorted(clean, scores, "left")
-    inside = -np.log10((1 + above) / (1 + len(clean)))
+    inside = -np.log10((1 + above) / (1 + len(clean))) + 0.0  # no negative zero
     return np.where(scores > q90, 1 + (scores - q90) / b / np.log(10), np.minimum(inside, 1.0))
 
 

@@ -35,8 +35,9 @@ def tell(
             "or too little of it, would not be seen."
         ]
     false = alpha * int(called.sum())
+    most = f"{false:,.0f}" if false >= 10 else f"{false:.2g}"
     out = [
-        f"{called.sum():,} of {len(logs):,} pairs are called poisoned; at most {false:.2g} of these are expected to be "
+        f"{called.sum():,} of {len(logs):,} pairs are called poisoned; at most {most} of these are expected to be "
         f"false alarms (alpha {alpha:g})."
     ]
     rows = np.flatnonzero(called)
@@ -48,9 +49,12 @@ def tell(
             out.append(_group(found.words[:3], rows[found.rows], z, group, called, false))
             left -= len(found.rows)
     if left and left < len(rows):
-        out.append(f"{left:,} further pairs that are called poisoned share no rare word.")
+        out.append(f"{left:,} further pairs that are called poisoned are in no group of {LEAST} or more.")
     if left == len(rows):
-        out.append("No rare word binds them, so they may be odd pairs rather than one backdoor; look at the pictures.")
+        out.append(
+            f"No rare word binds {LEAST} or more of them, so they may be odd pairs rather than one backdoor; look at "
+            "the pictures."
+        )
     return out + copied
 
 

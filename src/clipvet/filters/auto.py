@@ -54,7 +54,9 @@ class Auto:
     alpha: float = 0.01  # share of false alarms that is promised among the pairs that are called poisoned
 
     needs: ClassVar[str] = "untrusted pairs"
-    phrase: ClassVar[str] = "p = 1e-{score:.1f}: it lies among pictures that lose their captions when changed"
+    phrase: ClassVar[str] = (
+        "p = 1e-{score:.1f} that a clean pair lies so much among pictures that lose their captions when changed"
+    )
 
     def score(self, clip: Clip, pairs: Pairs, rng: Rng) -> Float[Tensor, " n"]:
         return self.judge(clip, pairs, rng)[0]
@@ -66,13 +68,13 @@ class Auto:
         own = np.bincount(of, seen.q) / count
         there, here = (_around(own, x[torch.from_numpy(first)], self.k) for x in (seen.v, seen.found.z))
         sure = len(own) >= FEW and seen.knows >= KNOWS
-        logs = (_extreme if sure else _ranked)(there - 2 * here)
-        if sure and (count > MANY).any():
-            logs = np.where(count > MANY, _extreme(there - 2 * own), logs)
-        if sure:
-            told = tell(seen.found.captions, seen.found.z, seen.group, logs[of], self.alpha)
-        else:
+        if not sure:  # ranks of pairs, not of pictures: else copies of the highest picture would be called poisoned
             told = [_undecided(len(of), len(own), seen.knows)]
+            return aligned(torch.from_numpy(_ranked((there - 2 * here)[of])), seen.found.kept, len(pairs)), told
+        logs = _extreme(there - 2 * here)
+        if (count > MANY).any():
+            logs = np.where(count > MANY, _extreme(there - 2 * own), logs)
+        told = tell(seen.found.captions, seen.found.z, seen.group, logs[of], self.alpha)
         return aligned(torch.from_numpy(logs[of]), seen.found.kept, len(pairs)), told
 
     def _see(self, clip: Clip, pairs: Pairs, rng: Rng) -> Seen:
@@ -120,4 +122,4 @@ def _extreme(values: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
 
 def _ranked(values: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
     above = len(values) - np.searchsorted(np.sort(values), values, "left")
-    return -np.log10((1 + above) / (1 + len(values)))
+    return -np.log10((1 + above) / (1 + len(values))) + 0.0  # no negative zero

@@ -9,8 +9,8 @@
 paper:   none that we know has this search; its objective is that of DECREE (Feng et al., CVPR 2023), with a price that
          rises instead of a rule for the weight, further forms and several starts
 needs:   unlabelled pictures, best such as the model is used for; white-box weights of the picture tower with gradient
-differs: `usual`, what a form reaches in clean models, is from six models of seeds 0 and 1 of the embedded world; the
-         best search counts, since starts that miss the trigger are common; class names only name what was found
+differs: `usual`, what a form reaches in clean models, was set after a look at models of the built-in world (decision
+         17); the best search counts, as starts that miss the trigger are common; class names only name what was found
 """
 
 from collections.abc import Sequence
@@ -33,6 +33,7 @@ from clipvet.scan.heads import check_classes, check_slope, computing, pixels
 from clipvet.types import Clip, Finding, Pairs, Suspicion
 
 FORMS = ("masked", "faint", "warped")
+LEAST = 6  # pictures, so that two are left for judging
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,15 @@ class Collapse:
         check_classes(classes, 1)
         if self.batch < 2:
             raise UserError(f"batch={self.batch}: the pictures of a batch are compared; give at least 2")
-        seen = pixels(clip, pictures, 2 * self.batch)
+        if self.masked + self.faint + self.warped < 1 or min(self.price) <= 0:
+            raise UserError("collapse needs one search at least (masked, faint, warped), and prices above 0")
+        seen = pixels(clip, pictures, 1)
+        if len(seen) < max(LEAST, 2 * self.batch):
+            lower = f", or lower batch (--set batch={len(seen) // 2})" if len(seen) >= LEAST else ""
+            raise UserError(
+                f"{pictures.name} has {len(seen)} readable pictures, two batches need "
+                f"{max(LEAST, 2 * self.batch)}; give more pictures{lower}"
+            )
         check_slope(still.encode_image, seen, device)
         searches, fresh = self._searches(seen, rng)
 
