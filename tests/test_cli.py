@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from clipvet import io
 from clipvet.commands._working import harm
 from clipvet.engine import fit
 from clipvet.measures._intervals import share
-from clipvet.results import read
+from clipvet.results import read, write
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import digits  # pyright: ignore[reportMissingImports]
@@ -144,6 +145,15 @@ def test_clean_says_what_it_changed_without_a_task(clipvet, files: Path, tmp_pat
     assert "before" in said.out
     rows = {(r.stage, r.metric): r.value for r in read(tmp_path / "mild")}
     assert rows["victim", "pairs_text_retrieval_recall@5"] == rows["clean", "pairs_text_retrieval_recall@5"] > 0
+
+    again = clipvet(*own, "--out", tmp_path / "mild", *mild)
+    assert (again.code, "nothing to do" in again.err) == (0, True)
+    lost = {"clean": share(np.arange(500) < 50), "victim": share(np.arange(500) < 400)}
+    ruined = [replace(r, value=m.value, n=m.n, low=m.low, high=m.high) for r in read(tmp_path / "mild")
+              if r.metric == "pairs_text_retrieval_recall@5" for m in [lost[r.stage]]]  # fmt: skip
+    write(tmp_path / "mild", ruined)
+    again = clipvet(*own, "--out", tmp_path / "mild", *mild)
+    assert (again.code, "fell from 80.0% to 10.0%" in again.err) == (4, True), "called again, a ruined model passes"
 
 
 @pytest.mark.parametrize(

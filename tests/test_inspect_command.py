@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from clipvet.data.worlds.shapes import Shapes
 from clipvet.errors import UserError
 from clipvet.inspectors.collapse import Collapse
 from clipvet.models import adapter, checkpoints, class_prompts, visual_prompts
+from clipvet.pages.inspection import magnified
 from clipvet.rng import Rng
 from clipvet.scan import reference, verdicts
 from clipvet.scan.verdicts import Verdict
@@ -432,3 +434,12 @@ def test_the_clean_models_at_hand_are_those_of_the_default(family: Path) -> None
     assert found is not None, "the defaults have changed: make src/clipvet/scan/nulls again"
     assert len(found.scores) >= 19
     assert reference.family(checkpoints.load("shapes-rn")) == "shapes-rn"
+
+
+def test_a_warp_is_shown_as_it_bends_lines() -> None:
+    still = Recovered(torch.zeros(1, 32, 32), torch.zeros(3, 32, 32))
+    bent = replace(still, warp=0.1 * torch.randn(2, 4, 4, generator=Rng(0).generator()))
+    lines = magnified(replace(still, warp=torch.full((2, 1, 1), 1e-9)))
+    assert magnified(still).std() == 0
+    assert lines.std() > 0.1
+    assert (magnified(bent) - lines).abs().mean() > 0.05

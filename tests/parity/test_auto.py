@@ -144,6 +144,17 @@ def test_a_backdoor_is_found_and_described(poisons: int, monkeypatch) -> None:
     assert how.p(scores)[called].max() < 0.01
 
 
+def test_undecided_drops_no_pair_however_many_copies_the_highest_picture_has(monkeypatch) -> None:
+    it, n = world(n=101, poisons=6), 202
+    score, _, _ = judged(monkeypatch, it)
+    rows = np.r_[np.arange(101), np.full(101, score.argmax())]
+    copies = World(it.z[rows], it.v[rows], it.w[rows], [it.captions[k] for k in rows], it.bad[rows])
+    scores, told, how = judged(monkeypatch, copies, alpha=0.05)
+    assert told[0].startswith("Undecided: 101 different pictures are too few")
+    assert (scores > how.cut(scores)).sum() == 0
+    assert len(scores) == n
+
+
 def test_two_targets_are_two_groups(monkeypatch) -> None:
     one, two = world(poisons=24), world(poisons=24, seed=1)
     turn = {name: NAMES[(k + 5) % KINDS] for k, name in enumerate(NAMES)}

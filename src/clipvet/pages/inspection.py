@@ -51,7 +51,11 @@ def _ends(values: list[float]) -> tuple[float, float]:
 
 
 def magnified(trigger: Recovered) -> Float[Tensor, "3 h w"]:
-    """The trigger on grey, its contrast raised as far as pixels in [0, 1] allow."""
+    """The trigger on grey, its contrast raised as far as pixels in [0, 1] allow; a warp as it bends a grid of lines."""
+    if bool(trigger.warp.any()):
+        h, w = trigger.mask.shape[1:]
+        line = (torch.arange(h)[:, None] % 4 == 0) | (torch.arange(w) % 4 == 0)
+        return trigger.stamp(1 - 0.8 * line.float().expand(1, 3, h, w), torch.zeros(1, dtype=torch.int64))[0]
     change = trigger.pattern - 0.5 * trigger.mask
     return 0.5 + change / (2 * change.abs().max().clamp_min(1e-9))
 
@@ -80,13 +84,14 @@ def write_page(
 ) -> None:
     """Writes the page. null: the clean models' scores, if there are any; pictures: those of the inspection."""
     trigger = found.trigger if isinstance(found.trigger, Recovered) else None
-    seen: Mapping[str, Any] = {"trigger": None, "examples": [], "largest": 0.0, "covers": 0.0, "among": 0}
+    seen: Mapping[str, Any] = {"trigger": None, "examples": [], "largest": 0.0, "covers": 0.0, "among": 0, "moves": 0.0}
     names = [r.name for r in sorted(verdict.classes, key=lambda r: -r.score)]
     if trigger is not None:
         seen = {
             "trigger": picture(magnified(trigger)),
             "largest": 255 * float(torch.maximum(trigger.pattern.abs(), (trigger.pattern - trigger.mask).abs()).max()),
             "covers": float(trigger.mask.mean()),
+            "moves": float(trigger.warp.abs().max()) * clip.geometry.size / 2,
             "among": SHOWN if len(names) > SHOWN else 0,
             "examples": examples(clip, pictures, names[:SHOWN], templates, trigger) if names else [],
         }
