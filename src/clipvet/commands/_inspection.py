@@ -97,7 +97,8 @@ def ask(
     alike = getattr(how, "sees", "outside") == "task"  # pictures such as the model is used for
     if alike and not images and classes is not None and not Path(classes).is_file():
         pictures = _of_task(classes, n, clip.geometry.size, seed)
-        return Asked(clip, how, names, prompts, pictures, f"{classes}, its test pictures, at most {n}", "", seed)
+        name = f"{pictures.name} {pictures.fingerprint}" if Path(classes).exists() else classes
+        return Asked(clip, how, names, prompts, pictures, f"{name}, its test pictures, at most {n}", "", seed)
     if not images and clip.geometry.size > SMALL:
         say("no --images: a built-in pool (gratings, noise, crops of two photographs) stands in for photographs")
     pictures = pictures_of(images, n, clip.geometry.size, seed)
