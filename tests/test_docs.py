@@ -97,15 +97,17 @@ def test_the_tour_runs(tmp_path: Path, monkeypatch, capsys) -> None:
     for command in commands:
         words = shlex.split(command)
         monkeypatch.setattr(sys, "argv", words + SHORT.get(words[1], []))
-        _run(*((0, 1) if words[1] == "inspect" else (0,)))  # a verdict on so short a training may be either
+        _run(4 if words[1] == "inspect" else 0)  # with other settings, the clean models that come along do not fit
     assert (tmp_path / "runs/cleaned/report.html").stat().st_size > 1000
 
 
-def test_the_readmes_filter_finds_the_readmes_kind_of_poison(tmp_path: Path, monkeypatch, capsys, learnt) -> None:
-    """Its very command, on a smaller victim with a larger patch: 45 poisons in 1,500 pairs."""
+def test_the_readmes_filter_and_inspection_are_right_on_the_readmes_kind_of_victim(
+    tmp_path: Path, monkeypatch, capsys, learnt
+) -> None:
+    """Its very commands, on a smaller victim: 60 poisons in 1,500 pairs."""
     monkeypatch.chdir(tmp_path)
-    how = replace(shapes(Plain()), epochs=2, batch=64)
-    attack = Poison(Patch(size=0.25), count=45, templates=TEMPLATES, training=how)
+    how = replace(shapes(Plain()), epochs=4, batch=64)
+    attack = Poison(Patch(size=4 / 32), count=60, templates=TEMPLATES, training=how)
     made = attack.implant(learnt, Shapes(seed=3).pairs(1500), "star", Rng(2))
     checkpoints.save(made.clip, tmp_path / "runs/victim", {"role": "victim"})
     save_backdoor(made.backdoor, tmp_path / "runs/victim/backdoor")
@@ -122,6 +124,15 @@ def test_the_readmes_filter_finds_the_readmes_kind_of_poison(tmp_path: Path, mon
     assert len(thrown) >= 15
     assert f"{len(thrown)} of 1,500 pairs are called poisoned" in facts["told"][0]
     assert "'star' binds" in facts["told"][1]
+
+    capsys.readouterr()
+    (command,) = [c for c in TOUR if c.startswith("clipvet inspect --model runs/victim")]
+    monkeypatch.setattr(sys, "argv", shlex.split(command))
+    _run(1)
+    said = capsys.readouterr().out
+    assert "looks backdoored" in said
+    assert "'star'" in said
+    assert "none of 20 clean models is as suspicious" in said
 
 
 def _run(*codes: int) -> None:
