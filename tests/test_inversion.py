@@ -18,7 +18,7 @@ from clipvet.engine.fit import workspace
 from clipvet.errors import Unsupported, UserError
 from clipvet.inspectors.clip_inspector import ClipInspector
 from clipvet.rng import Rng
-from clipvet.scan import inversion
+from clipvet.scan import collapse, inversion
 from clipvet.scan.forms import additive, onto_ball, squashed, stamped
 from clipvet.scan.heads import class_loss, groups, margin
 from clipvet.triggers.recovered import Recovered
@@ -210,3 +210,22 @@ def test_bad_classes_and_pictures(inspected: Any) -> None:
     assert "class 'caption 1' is listed twice" in told(("caption 1", "caption 0", "caption 1 "))
     assert "class '' is empty" in told(("caption 1", " ", "caption 2"))
     assert "64 readable pictures, a batch needs 65" in told(inspected.classes, replace(CI, batch=65))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((7, 1, (4.0, 60.0), "pool", 100), "batch=1"),
+        ((0, 8, (4.0, 60.0), "pool", 100), "one search at least"),
+        ((7, 8, (0.0, 60.0), "pool", 100), "prices above 0"),
+        ((7, 8, (4.0, 60.0), "pool", 10), r"10 readable pictures, two batches need 16; .*--set batch=5"),
+        ((7, 2, (4.0, 60.0), "pool", 5), "two batches need 6; give more pictures$"),
+    ],
+)
+def test_what_collapse_cannot_be_searched_with_is_named(given: tuple, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        collapse.check(*given)
+
+
+def test_the_batch_that_is_named_works() -> None:
+    collapse.check(7, 5, (4.0, 60.0), "pool", 10)

@@ -174,6 +174,6 @@ def _say_verdict(verdict: "Verdict", out: Path) -> None:
 
     print(shown(verdict.sentence))
     p = f"p = {verdict.p_value:.3g} of {verdict.clean_models} clean models, " if verdict.p_value is not None else ""
-    if verdict.judged != verdicts.WHOLE and "Judged:" not in verdict.sentence:
+    if verdict.judged != verdicts.WHOLE and f"Judged: {verdict.judged}." not in verdict.sentence:
         say(f"judged: {verdict.judged}")
     say(f"score {verdict.score:.2f}, {p}most suspect class: {verdict.target}; see {out / 'report.html'}")

@@ -25,15 +25,13 @@ from torch import Tensor
 
 from clipvet.data.worlds.pool import pool
 from clipvet.engine.embed import classifier, device_of
-from clipvet.errors import UserError
 from clipvet.models.adapter import frozen
 from clipvet.rng import Rng
-from clipvet.scan.collapse import Collapsed, Search, faint, masked, search, warping
+from clipvet.scan.collapse import Collapsed, Search, check, faint, masked, search, warping
 from clipvet.scan.heads import check_classes, check_slope, computing, pixels
 from clipvet.types import Clip, Finding, Pairs, Suspicion
 
 FORMS = ("masked", "faint", "warped")
-LEAST = 6  # pictures, so that two are left for judging
 
 
 @dataclass(frozen=True)
@@ -68,17 +66,8 @@ class Collapse:
         """
         still, device = frozen(clip), device_of(clip)
         check_classes(classes, 1)
-        if self.batch < 2:
-            raise UserError(f"batch={self.batch}: the pictures of a batch are compared; give at least 2")
-        if self.masked + self.faint + self.warped < 1 or min(self.price) <= 0:
-            raise UserError("collapse needs one search at least (masked, faint, warped), and prices above 0")
         seen = pixels(clip, pictures, 1)
-        if len(seen) < max(LEAST, 2 * self.batch):
-            lower = f", or lower batch (--set batch={len(seen) // 2})" if len(seen) >= LEAST else ""
-            raise UserError(
-                f"{pictures.name} has {len(seen)} readable pictures, two batches need "
-                f"{max(LEAST, 2 * self.batch)}; give more pictures{lower}"
-            )
+        check(self.masked + self.faint + self.warped, self.batch, self.price, pictures.name, len(seen))
         check_slope(still.encode_image, seen, device)
         searches, fresh = self._searches(seen, rng)
 

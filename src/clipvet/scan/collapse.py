@@ -24,6 +24,7 @@ from clipvet.triggers.recovered import Recovered, warped
 
 Encode = Callable[[Tensor], Tensor]  # pictures (b, 3, h, w) -> (b, d) of length 1, with gradient
 SPREAD = 0.5  # standard deviation of a start's parameters
+LEAST = 6  # pictures, so that two are left for judging
 
 
 class Change(NamedTuple):
@@ -33,6 +34,18 @@ class Change(NamedTuple):
     apply: Callable[[Params, Tensor], Tensor]  # pictures (k, b, 3, h, w), those of each search -> the same, changed
     parts: Callable[[Params], tuple[Tensor, Tensor, Tensor]]  # mask, pattern and warp of k recovered triggers
     size: Callable[[Params], Tensor]  # (k,), what has a price
+
+
+def check(searches: int, batch: int, price: tuple[float, float], name: str, n: int) -> None:
+    """Raises UserError for settings that cannot be searched with. n: readable pictures in the pool of this name."""
+    if batch < 2:
+        raise UserError(f"batch={batch}: the pictures of a batch are compared; give at least 2")
+    if searches < 1 or min(price) <= 0:
+        raise UserError("collapse needs one search at least (masked, faint, warped), and prices above 0")
+    wanted = max(LEAST, 2 * batch)
+    if n < wanted:
+        lower = f", or lower batch (--set batch={n // 2})" if n >= LEAST else ""
+        raise UserError(f"{name} has {n} readable pictures, two batches need {wanted}; give more pictures{lower}")
 
 
 def _normal(shape: tuple[int, ...], rng: Rng) -> Tensor:
