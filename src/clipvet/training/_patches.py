@@ -1,6 +1,6 @@
 """Patch dropout: in training, the picture tower reads a random part of a picture's patches, so steps are faster.
 
-paper: Li et al., CVPR 2023, arXiv:2212.00794 (FLIP), section 3.1
+paper: Li et al., CVPR 2023, arXiv:2212.00794 (FLIP), whose text was not read
 """
 
 from collections.abc import Iterator
