@@ -31,14 +31,20 @@ def names(family: str) -> list[str]:
     return sorted(p.stem for p in (HERE / family).glob("*.py") if not p.stem.startswith("_"))
 
 
+def known(family: str, name: str) -> str:
+    """The name, if the family has such a method; else UserError, which lists those there are."""
+    if name not in names(family):
+        raise UserError(f"no {family}/{name}.py{near(name, names(family))}; have {', '.join(names(family))}")
+    return name
+
+
 def load(family: str, name: str) -> Any:
     """The class of a method, such as `load("cleaners", "par")`.
 
     Raises UserError, which lists the methods there are, if there is no such method; TypeError if its file does not
     define exactly one dataclass with the family's verb.
     """
-    if name not in names(family):
-        raise UserError(f"no {family}/{name}.py{near(name, names(family))}; have {', '.join(names(family))}")
+    known(family, name)
     module = importlib.import_module(f"clipvet.{family}.{name}")
     verb = VERBS[family]
     found = [

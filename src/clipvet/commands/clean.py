@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clipvet.commands import _checks as checks
 from clipvet.commands import _options as opt
 from clipvet.commands._leaving import planted, save_model, save_rows, say, show, went_in
 from clipvet.commands._opening import (
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 def command(
     model: opt.Model,
     data: opt.Data,
-    method: Annotated[str, typer.Option(help="one of `clipvet list cleaners`")],
+    method: Annotated[str, typer.Option(help="one of `clipvet list cleaners`", callback=checks.method_of("cleaners"))],
     out: opt.Out,
     pretrained: opt.Pretrained = None,
     set_: opt.Set = [],  # noqa: B006

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clipvet.commands import _checks as checks
 from clipvet.commands import _options as opt
 from clipvet.commands._inspection import classes_of, open_scan, pictures_of
 from clipvet.commands._leaving import check_new, say, show
@@ -22,7 +23,9 @@ def command(
     out: Annotated[
         Path, typer.Option("--out", help="a new .parquet: id, file, score, rank, the model's answer, reason")
     ],
-    method: Annotated[str, typer.Option(help="one of `clipvet list detectors`")] = "strip",
+    method: Annotated[
+        str, typer.Option(help="one of `clipvet list detectors`", callback=checks.method_of("detectors"))
+    ] = "strip",
     classes: opt.ClassNames = None,
     templates: opt.Templates = None,
     set_: opt.Set = [],  # noqa: B006

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clipvet.commands import _checks as checks
 from clipvet.commands import _options as opt
 from clipvet.commands._leaving import save_model, save_rows, say, show, went_in
 from clipvet.commands._opening import open_data, open_keyed, open_method, open_model, open_task, plan
@@ -18,7 +19,9 @@ def command(
     model: opt.Model,
     out: opt.Out,
     pretrained: opt.Pretrained = None,
-    method: Annotated[str, typer.Option(help="one of `clipvet list training`")] = "plain",
+    method: Annotated[
+        str, typer.Option(help="one of `clipvet list training`", callback=checks.method_of("training"))
+    ] = "plain",
     set_: opt.Set = [],  # noqa: B006
     n: opt.PairCount = None,
     seed: opt.Seed = 0,
