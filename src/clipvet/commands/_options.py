@@ -63,7 +63,9 @@ Task = Annotated[
 ]
 Classes = Annotated[
     Path | None,
-    typer.Option("--classes", help="JSON list of class names, or {folder: name}; of shapes, the classes to use"),
+    typer.Option(
+        "--classes", help="JSON or text file of class names, or JSON {folder: name}; of shapes, the classes to use"
+    ),
 ]
 Templates = Annotated[
     Path | None,
@@ -74,6 +76,22 @@ Templates = Annotated[
 Shots = Annotated[int, typer.Option("--shots", help="labelled pictures per class, for few-shot methods", min=1)]
 Half = Annotated[
     str | None, typer.Option("--half", help="base or new: one half of the sorted class names (default: all)")
+]
+
+# what is planted
+Trigger = Annotated[
+    str, typer.Option("--trigger", help="one of `clipvet list triggers`", callback=checks.method_of("triggers"))
+]
+Attack = Annotated[
+    str, typer.Option("--attack", help="one of `clipvet list attacks`", callback=checks.method_of("attacks"))
+]
+Training = Annotated[
+    str | None,
+    typer.Option(
+        "--training",
+        help="instead of the attack's own, e.g. cocoop: one of `clipvet list training`",
+        callback=checks.method_of("training"),
+    ),
 ]
 
 # what is inspected

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipvet.commands import _checks as checks
 from clipvet.commands import _options as opt
 from clipvet.commands._leaving import save_model, save_rows, say, show, went_in
 from clipvet.commands._opening import (
@@ -30,20 +29,10 @@ def command(
     data: opt.Data,
     target: Annotated[str, typer.Option(help="the class that the model is made to see in triggered pictures")],
     out: opt.Out,
-    trigger: Annotated[
-        str, typer.Option(help="one of `clipvet list triggers`", callback=checks.method_of("triggers"))
-    ] = "patch",
+    trigger: opt.Trigger = "patch",
     rate: Annotated[float | None, typer.Option(help="poisoned share of the pairs, a fraction")] = None,
-    attack_name: Annotated[
-        str, typer.Option("--attack", help="one of `clipvet list attacks`", callback=checks.method_of("attacks"))
-    ] = "poison",
-    training: Annotated[
-        str | None,
-        typer.Option(
-            help="instead of the attack's own, e.g. cocoop: one of `clipvet list training`",
-            callback=checks.method_of("training"),
-        ),
-    ] = None,
+    attack_name: opt.Attack = "poison",
+    training: opt.Training = None,
     shots: opt.Shots = 16,
     half: opt.Half = None,
     pretrained: opt.Pretrained = None,

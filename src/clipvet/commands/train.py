@@ -1,6 +1,6 @@
 """clipvet train: a CLIP from pairs, safely or not."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -35,6 +35,7 @@ def command(
     track: opt.Track = "",
 ) -> None:
     """Train a CLIP on captioned pictures, from scratch or from a checkpoint."""
+    from clipvet.engine import trend
     from clipvet.experiments.splits import measure_rounds, measure_splits
     from clipvet.rng import Rng
 
@@ -61,6 +62,13 @@ def command(
     _show_safe_sets(rounds)
     show(measured)
     say(f"wrote {out}")
+    if bad := trend.complaint(out / "log.jsonl", told_apart(how, len(pairs))):
+        say(bad)
+
+
+def told_apart(how: Any, n: int) -> int:
+    """Pairs that a step of this training tells apart."""
+    return max(2, min(getattr(how, "batch", n), n) // getattr(how, "accumulate", 1))
 
 
 def _show_safe_sets(rounds: "list[dict[str, Measured]]") -> None:
