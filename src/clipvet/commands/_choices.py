@@ -57,12 +57,13 @@ CHOICES = (
     ),
     Choice(
         "inspect",
-        "single pictures that the model gets in use",
-        "`clipvet detect --method strip`",
+        "single pictures that the model gets in use, and clean ones like them",
+        "`clipvet detect --method strip --trusted CLEAN`",
         "32 passes of the model per picture on the built-in world",
         "the trigger is not stable under overlays; only a first look was taken ([decision "
         "14](decisions/0014-repair-and-pictures-one-by-one.md))",
-        "clipvet detect --model MODEL --pictures PICTURES --classes CLASSES.txt --method strip --out scores.parquet",
+        "clipvet detect --model MODEL --pictures PICTURES --classes CLASSES.txt --method strip --trusted CLEAN-PICTURES "
+        "--out scores.parquet",
     ),
     Choice(
         "clean",
