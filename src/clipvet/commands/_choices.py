@@ -62,8 +62,8 @@ CHOICES = (
         "32 passes of the model per picture on the built-in world",
         "the trigger is not stable under overlays; only a first look was taken ([decision "
         "14](decisions/0014-repair-and-pictures-one-by-one.md))",
-        "clipvet detect --model MODEL --pictures PICTURES --classes CLASSES.txt --method strip --trusted CLEAN-PICTURES "
-        "--out scores.parquet",
+        "clipvet detect --model MODEL --pictures PICTURES --classes CLASSES.txt --method strip "
+        "--trusted CLEAN-PICTURES --out scores.parquet",
     ),
     Choice(
         "clean",
