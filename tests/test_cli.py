@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from clipvet import io
-from clipvet.commands._working import harm
 from clipvet.engine import fit
+from clipvet.jobs.working import harm
 from clipvet.measures._intervals import share
 from clipvet.results import read, write
 
