@@ -9,6 +9,7 @@ from clipvet.jobs.leaving import say
 from clipvet.jobs.opening import open_method, plan
 from clipvet.jobs.vet_inputs import Inputs, encoder_of
 from clipvet.jobs.vet_stages import Bench, accuracy_stage, called_ids, inspect_stage, missed, pairs_stage
+from clipvet.pages.vetting import called_method
 from clipvet.scan.vetting import GIVEN, Stage, good_copy
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def clean_and_judge(bench: Bench, clip: "Clip", accuracy: Stage | None) -> None:
     try:
         for way in ways(bench):
             name = f"clean-{way.method}"
-            title = f"Cleaning a copy with {way.method}"
+            title = f"Cleaning a copy with {called_method(way.method)}"
             stage = bench.run("clean", title, lambda work, w=way: _clean(bench, clip, w, work), name)
             if stage.outcome == "done":
                 judge_copy(bench, bench.work / name, name, accuracy)
@@ -75,12 +76,14 @@ def clean_and_judge(bench: Bench, clip: "Clip", accuracy: Stage | None) -> None:
 
 def _clean(bench: Bench, clip: "Clip", way: Way, work: Path) -> Stage:
     o = bench.inputs.options
-    say(f"  {way.method} on {way.said}")
+    say(f"  {called_method(way.method)} on {way.said}")
     clean_into(
         work, way.how, clip, way.pairs, method=way.method, model=o.model, seed=o.seed,
         beside_base="labelled" in way.how.needs,
     )  # fmt: skip
-    return Stage(name="clean", title="Cleaning a copy", outcome="done", said=f"{way.method}, with {way.said}.")
+    return Stage(
+        name="clean", title="Cleaning a copy", outcome="done", said=f"By {called_method(way.method)}, with {way.said}."
+    )
 
 
 def judge_copy(bench: Bench, model: Path, of: str, accuracy: Stage | None) -> None:

@@ -136,12 +136,14 @@ def from_verdict(name: str, title: str, verdict: "Verdict", more: Sequence[str] 
     if verdict.backdoored:
         outcome = "fail"
     elif verdict.backdoored is False and verdict.calibrated:
-        outcome, said = "pass", f"Nothing found in {TEST_OF[name]}: " + said.partition(": ")[2]
+        found = said.partition(": ")[2].partition(" Judged:")[0]
+        outcome, said = "pass", f"Nothing found in {TEST_OF[name]}: {found}"
     else:
         outcome = "undecided"
         if verdict.backdoored is False:
             said = "Nothing stood out, but without clean models to compare with, a weak backdoor would be missed."
-    p = [f"p = {verdict.p_value:.3g} of {verdict.clean_models} clean models."] if verdict.p_value is not None else []
+    n = verdict.clean_models
+    p = [f"p = {verdict.p_value:.3g}; with {n} clean models it cannot be below {1 / (n + 1):.3g}."] if n else []
     return Stage(
         name=name, title=title, outcome=outcome, said=said, more=[*p, *more], sees=[*sight.sees], blind=[*sight.blind],
         target=verdict.target if verdict.backdoored else None,
@@ -149,15 +151,10 @@ def from_verdict(name: str, title: str, verdict: "Verdict", more: Sequence[str] 
 
 
 def notes_on_null(null: "Null | None", classes: Sequence[str]) -> list[str]:
-    """What must be said about the clean models: other classes, or few of them."""
-    if null is None:
+    """What must be said about the clean models."""
+    if null is None or not null.names or tuple(null.names) == tuple(classes):
         return []
-    out = []
-    if null.names and tuple(null.names) != tuple(classes):
-        out.append("The clean models were asked about other classes than this one, so the comparison is weaker.")
-    if len(null.scores) < 40:
-        out.append(f"With {len(null.scores)} clean models, p cannot be below {1 / (len(null.scores) + 1):.3g}.")
-    return out
+    return ["The clean models were asked about other classes than this one, so the comparison is weaker."]
 
 
 def text_stage() -> Stage:

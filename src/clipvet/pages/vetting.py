@@ -46,7 +46,12 @@ def called(of: str) -> str:
     """A copy's name for people: clean-par is `cleaned with PAR`."""
     if of == GIVEN:
         return "given model"
-    return "cleaned copy" if of in ("cleaned", "clean") else f"cleaned with {NAMES.get(of[6:], of[6:])}"
+    return "cleaned copy" if of in ("cleaned", "clean") else f"cleaned with {called_method(of[6:])}"
+
+
+def called_method(name: str) -> str:
+    """A method's name for people: par is PAR."""
+    return {"ci_repair": "CLIP-Inspector's repair"}.get(name) or NAMES.get(name, name)
 
 
 def trigger_picture(work: Path, stages: Sequence[Stage]) -> str | None:
@@ -73,11 +78,17 @@ def write_page(out: Path, found: Vetting, trigger: str | None = None) -> None:
         words=IN_WORDS,
         outcome=ADVICE[found.advice],
         headline=TITLES[found.advice],
-        why=found.sentence.removeprefix("Use this model: ").removeprefix("Do not use this model: "),
+        why=_why(found.sentence),
         called=called,
         trigger=trigger,
         time=in_words,
     )
+
+
+def _why(sentence: str) -> str:
+    """The sentence without its first words, which the headline says."""
+    head, colon, rest = sentence.partition(": ")
+    return rest[0].upper() + rest[1:] if colon and head in TITLES.values() else sentence
 
 
 def in_words(seconds: float | None) -> str:

@@ -142,7 +142,7 @@ def _refuse(failed: list[Stage], stages: Sequence[Stage]) -> Judged:
         why = "its files would run code when they are loaded the ordinary way"
     reasons = _reasons([*failed, *_rest(own, failed)])
     if good:
-        sentence = f"Do not use this model: {why}. Use the cleaned copy."
+        sentence = f"Do not use this model: {why}. Use the cleaned copy: it passes the tests that this one failed."
         reasons += _reasons([s for s in stages if s.of == good])
         return Judged(advice="use_cleaned", exit_code=1, sentence=sentence, reasons=reasons, cleaned=good)
     tried = " The cleaned copy is not shown to be good." if copies else ""
@@ -163,7 +163,7 @@ def good_copy(copy: str, stages: Sequence[Stage]) -> bool:
 
 def not_tested(stages: Sequence[Stage]) -> list[str]:
     """What no test has looked at: the blind spots of those that were run, and the tests that were not."""
-    own = [s for s in stages if s.of == GIVEN]
+    own = [s for s in stages if s.of == GIVEN and s.name not in ("files", "accuracy")]  # these are not about backdoors
     missing = [f"{s.title}: {s.said}" for s in own if s.outcome == "not_tested"]
     return list(dict.fromkeys([*missing, *(b for s in own if s.outcome != "not_tested" for b in s.blind)]))
 
