@@ -21,8 +21,8 @@ from typer.main import get_command
 from clipvet import cli, find, io
 from clipvet.commands import explain
 from clipvet.commands._choices import CHOICES
-from clipvet.commands._working import harm
 from clipvet.engine import fit
+from clipvet.jobs.working import harm
 from clipvet.measures._intervals import share
 from clipvet.results import read, write
 

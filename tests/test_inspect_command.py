@@ -15,11 +15,11 @@ from browser import look
 from PIL import Image
 
 from clipvet import cli
-from clipvet.commands import _inspection
 from clipvet.data.answer_key import load_backdoor
 from clipvet.data.worlds.shapes import Shapes
 from clipvet.errors import UserError
 from clipvet.inspectors.collapse import Collapse
+from clipvet.jobs import inspection as _inspection
 from clipvet.models import adapter, checkpoints, class_prompts, visual_prompts
 from clipvet.pages.inspection import magnified
 from clipvet.rng import Rng

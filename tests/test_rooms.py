@@ -22,6 +22,7 @@ FLOORS = (  # from the ground up; a room imports those below it, never one besid
     ("attacks", "filters", "inspectors", "detectors", "cleaners", "measures"),
     ("experiments",),
     ("pages",),
+    ("jobs",),
     ("commands",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

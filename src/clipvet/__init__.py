@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Backdoor": "types", "Clip": "types", "Pairs": "types", "Task": "types", "Measured": "types",
     "Rng": "rng", "UserError": "errors", "find": "find",
-    "load": "models.checkpoints", "save": "models.checkpoints",
+    "vet": "jobs.vetting", "load": "models.checkpoints", "save": "models.checkpoints",
     "open_pairs": "data.tables", "open_task": "data.folders", "Shapes": "data.worlds.shapes",
     "load_backdoor": "data.answer_key", "save_backdoor": "data.answer_key", "poison": "data.dirty",
     "fit": "engine.fit",

@@ -10,7 +10,7 @@ from contextlib import suppress
 import typer
 
 # in the order of --help
-COMMANDS = ("demo", "train", "tune", "attack", "inspect", "calibrate", "evaluate", "filter", "detect", "clean")
+COMMANDS = ("vet", "demo", "train", "tune", "attack", "inspect", "calibrate", "evaluate", "filter", "detect", "clean")
 COMMANDS += ("verify", "convert", "run", "report", "list", "explain", "recommend")
 
 app = typer.Typer(

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clipvet.commands import _options as opt
-from clipvet.commands._leaving import save_model, save_rows, say, show, went_in
-from clipvet.commands._opening import (
+from clipvet.commands._output import output
+from clipvet.jobs.leaving import save_model, save_rows, say, show, went_in
+from clipvet.jobs.opening import (
     open_data,
     open_method,
     open_model,
@@ -16,7 +17,7 @@ from clipvet.commands._opening import (
     plan,
     shot_template,
 )
-from clipvet.commands._working import measure, output, warn_shared, working
+from clipvet.jobs.working import measure, warn_shared, working
 
 if TYPE_CHECKING:
     from clipvet.types import Clip, Pairs, Task

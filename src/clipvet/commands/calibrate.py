@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipvet.commands import _options as opt
-from clipvet.commands._inspection import Asked, ask, open_suspect
-from clipvet.commands._leaving import check_new, say
-from clipvet.commands._working import working
+from clipvet.jobs.inspection import Asked, ask, open_suspect
+from clipvet.jobs.leaving import check_new, say
+from clipvet.jobs.working import working
 
 if TYPE_CHECKING:
     from clipvet.scan.verdicts import Null

@@ -1,28 +1,25 @@
 """clipvet clean: remove a backdoor."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from clipvet.commands import _checks as checks
 from clipvet.commands import _options as opt
-from clipvet.commands._leaving import planted, save_model, save_rows, say, show, went_in
-from clipvet.commands._opening import (
+from clipvet.commands._output import output
+from clipvet.jobs.cleaning import clean_into, open_cleaner
+from clipvet.jobs.leaving import say, show, went_in
+from clipvet.jobs.opening import (
     open_data,
     open_key,
     open_keyed,
-    open_method,
     open_model,
     open_shots,
     open_task,
     plan,
-    shot_template,
 )
-from clipvet.commands._working import UNDECIDED, harm, measure, measure_own, output, warn_shared, working
-
-if TYPE_CHECKING:
-    from clipvet.types import Backdoor, Geometry, Pairs
+from clipvet.jobs.working import UNDECIDED, harm, warn_shared
 
 
 def command(
@@ -55,12 +52,10 @@ def command(
     poisoned as --backdoor says.
     """
     from clipvet import find
-    from clipvet.experiments.splits import measure_pool
-    from clipvet.rng import Rng
 
     kind = find.load("cleaners", method)
     few = {"shots": shots, "bake_reference": bake_reference} if "labelled" in kind.needs else {}
-    how = _open_cleaner(method, data, templates, verdict, set_)
+    how = open_cleaner(method, data, templates, verdict, set_)
     clip, key = open_model(model, pretrained, seed), open_key(backdoor)
     size = clip.geometry.size
     test = open_task(task, data, size, classes, templates, seed)
@@ -79,17 +74,14 @@ def command(
         with output(out, config) as work:
             say(f"cleaning {model} on {pairs.name} with {how!r}")
             warn_shared(test, pairs)
-            before = measure(clip, test, key, seed) or measure_own(clip, pairs)
-            with working(work, shard, track) as clock:
-                cleaned = how.clean(clip, pairs, Rng(seed).fork("clean"))
-            measured = (measure(cleaned, test, key, seed) or measure_own(cleaned, pairs)) | measure_pool(work, key)
-            _write_suspects(work, pairs, key, clip.geometry, repr(how), model, clock.seconds)
-            card = {"role": "cleaned", "method": repr(how), "data": pairs.name, "seed": seed}
-            save_model(cleaned, work, card, clip, measured, test, backdoor, bake_reference)
-            save_rows(
-                work, measured, before, recipe="clean", stage="clean", attack=planted(key, "unknown"), method=method,
-                config=repr(how), seconds=clock.seconds, seed=seed, model=model, data=pairs.name,
-            )  # fmt: skip
+            given = {
+                "model": model,
+                "backdoor": backdoor,
+                "beside_base": bake_reference,
+                "shard": shard,
+                "track": track,
+            }
+            before, measured = clean_into(work, how, clip, pairs, method=method, test=test, key=key, seed=seed, **given)
     except typer.Exit:  # it is done already
         _leave_if_harmed(out)
         raise
@@ -111,33 +103,3 @@ def _leave_if_harmed(out: Path) -> None:
     if said := harm(before, after):
         say(said)
         raise typer.Exit(UNDECIDED)
-
-
-def _open_cleaner(method: str, data: str, templates: Path | None, verdict: Path | None, settings: list[str]) -> Any:
-    """The cleaner with its settings; it also learns the template of its labelled pictures and where the verdict is."""
-    from dataclasses import fields
-
-    from clipvet import find
-
-    kind, told = find.load("cleaners", method), []
-    if "labelled" in kind.needs and "template" in {f.name for f in fields(kind)}:
-        told.append(f"template={shot_template(data, templates)!r}")
-    if verdict:
-        told.append(f"verdict={str(verdict)!r}")
-    return open_method("cleaners", method, data, [*told, *settings])
-
-
-def _write_suspects(
-    work: Path, pairs: "Pairs", key: "Backdoor | None", geometry: "Geometry", method: str, model: str, seconds: float
-) -> None:
-    """suspects.html, where the cleaner noted which pairs it suspects."""
-    from clipvet import results
-    from clipvet.pages import suspects
-
-    if found := suspects.unlearned(work, pairs):
-        facts = {
-            "verb": "clean", "method": method, "model": model, "data": pairs.name,
-            "command": results.command(), "versions": results.versions(), "seconds": seconds,
-        }  # fmt: skip
-        poisoned = key.poisoned if key else None
-        suspects.write_page(work / "suspects.html", found, pairs, geometry, facts, poisoned=poisoned)

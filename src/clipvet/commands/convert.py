@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from clipvet.commands import _options as opt
-from clipvet.commands._leaving import say
-from clipvet.commands._working import output
+from clipvet.commands._output import output
+from clipvet.jobs.leaving import say
 
 ROUNDED = ("float16", "bfloat16")
 

@@ -7,9 +7,9 @@ import typer
 
 from clipvet.commands import _checks as checks
 from clipvet.commands import _options as opt
-from clipvet.commands._inspection import classes_of, open_scan, pictures_of
-from clipvet.commands._leaving import check_new, say, show
-from clipvet.commands._opening import open_key, open_model
+from clipvet.jobs.inspection import classes_of, open_scan, pictures_of
+from clipvet.jobs.leaving import check_new, say, show
+from clipvet.jobs.opening import open_key, open_model
 
 if TYPE_CHECKING:
     from clipvet.engine.embed import Seen

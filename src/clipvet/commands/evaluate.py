@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipvet.commands import _options as opt
-from clipvet.commands._leaving import planted, save_rows, say, show, went_in
-from clipvet.commands._opening import open_key, open_model, open_task
-from clipvet.commands._working import measure, output
+from clipvet.commands._output import output
+from clipvet.jobs.leaving import planted, save_rows, say, show, went_in
+from clipvet.jobs.opening import open_key, open_model, open_task
+from clipvet.jobs.working import measure
 
 if TYPE_CHECKING:
     from clipvet.types import Measured

@@ -1,6 +1,6 @@
 """clipvet filter: which pairs are poisoned?"""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,14 +9,13 @@ import typer
 
 from clipvet.commands import _checks as checks
 from clipvet.commands import _options as opt
-from clipvet.commands._leaving import check_new, say, show
-from clipvet.commands._opening import open_data, open_keyed, open_method, open_model
-from clipvet.commands._working import working
+from clipvet.jobs.filtering import captions_of, filtered, shard_key
+from clipvet.jobs.leaving import check_new, say, show
+from clipvet.jobs.opening import open_data, open_keyed, open_method, open_model
 
 if TYPE_CHECKING:
     from clipvet.data.sources import Data
-    from clipvet.pages.suspects import Suspects
-    from clipvet.types import Backdoor, Pairs
+    from clipvet.types import Pairs
 
 
 def command(
@@ -48,13 +47,8 @@ def command(
 
     A killed run goes on where it was when the same command is given again.
     """
-    import numpy as np
-
     from clipvet import io, ranks, results
-    from clipvet.engine.embed import sharing
-    from clipvet.measures._detection import detection
     from clipvet.pages import suspects
-    from clipvet.rng import Rng
 
     how, page = _at(alpha, open_method("filters", method, data, set_)), out.with_suffix(".html")
     share = _check_options(method, data, out, page, cleaned, keep, hasattr(how, "cut"))
@@ -63,7 +57,7 @@ def command(
     pairs, key, made = open_keyed(source, seed, backdoor)
     if cleaned:
         _check_cleaned(cleaned, pairs, made and not source.world(seed))
-    captions, poisoned = _captions(pairs, key if made else None), key.poisoned if key else None
+    captions, poisoned = captions_of(pairs, key if made else None), key.poisoned if key else None
     say(f"scoring {pairs.name} with {how!r}")
     config = {
         "command": "filter", "method": repr(how), "model": results.weights_hash(clip), "data": pairs.name,
@@ -71,34 +65,29 @@ def command(
         "cleaned": cleaned,
     }  # fmt: skip
     with _room(out), io.scratch(out, config) as work:
-        with sharing(work) as shared, working(work) as clock:
-            rng = Rng(seed).fork("filter")
-            scores, told = how.judge(clip, pairs, rng) if hasattr(how, "judge") else (how.score(clip, pairs, rng), [])
-            scores = scores.numpy()
-        found = suspects.ranked(how, scores, pairs.ids, captions, shared.bad)
-        measured = {} if poisoned is None else detection(scores, np.isin(pairs.ids, poisoned))
-        cut, removed = _cut(how, scores, found, share)
+        done = filtered(how, clip, pairs, captions, work, seed, poisoned, share)
         facts = {
             "method": repr(how), "model": model, "data": pairs.name, "seed": seed, "command": results.command(),
-            "versions": results.versions(), "seconds": clock.seconds,
-            "measured": {k: m._asdict() for k, m in measured.items()}, "told": told,
+            "versions": results.versions(), "seconds": done.seconds,
+            "measured": {k: m._asdict() for k, m in done.measured.items()}, "told": done.told,
         }  # fmt: skip
-        shown = {"top": top, "poisoned": poisoned, "measured": measured, "cut": cut, "removed": removed}
-        ranks.first(lambda: suspects.write_page(page, found, pairs, clip.geometry, facts, **shown))
+        shown = {"poisoned": poisoned, "measured": done.measured, "cut": done.cut, "removed": done.removed}
+        ranks.first(lambda: suspects.write_page(page, done.found, pairs, clip.geometry, facts, top=top, **shown))
         if cleaned:
-            rows = np.sort(found.positions[removed : found.scored])
-            _write_cleaned(cleaned, source, seed, pairs, captions, rows, share)
-        ranks.first(lambda: suspects.write_scores(out, found, facts, _shard_key(pairs), getattr(how, "p", None)))
+            _write_cleaned(cleaned, source, seed, pairs, captions, done.kept, share)
+        p = getattr(how, "p", None)
+        ranks.first(lambda: suspects.write_scores(out, done.found, facts, shard_key(pairs), p))
+    found = done.found
     for k in range(min(10, found.scored)):
         who, score = f"{found.ranks[k]:4}  id {found.ids[k]:<8}", f"{found.scores[k]:10.4f}"
         print(f"{who}  {score}  {found.captions[k][:60]}  ({found.reasons[k]})")
-    if measured:
-        show(measured)
-    for sentence in told:
+    if done.measured:
+        show(done.measured)
+    for sentence in done.told:
         say(sentence)
     unreadable = f", {len(found.ids) - found.scored} unreadable" if found.scored < len(found.ids) else ""
     wrote = " and ".join(str(path) for path in (out, page, cleaned) if path)
-    say(f"scored {found.scored} pairs{unreadable} in {clock.seconds:.1f} s; wrote {wrote}")
+    say(f"scored {found.scored} pairs{unreadable} in {done.seconds:.1f} s; wrote {wrote}")
 
 
 def _check_options(
@@ -163,21 +152,6 @@ def _check_cleaned(cleaned: Path, pairs: "Pairs", poisoned_here: bool) -> None:
     kept.check_kept(pairs, cleaned)
 
 
-def _captions(pairs: "Pairs", key: "Backdoor | None") -> Sequence[str]:
-    """The captions as they are scored; those of the key's poisons come from the key.
-
-    Raises UserError where they are all the same.
-    """
-    from clipvet.data.captions import check_captions
-    from clipvet.pages.suspects import Lazy
-
-    said = dict(zip(key.poisoned.tolist(), key.captions)) if key else {}
-    captions = Lazy(len(pairs), lambda k: said.get(int(pairs.ids[k])) or pairs.caption(pairs.ids[k]))
-    if len(pairs) > 1 and all(caption == captions[0] for caption in captions):  # ends at the second, as a rule
-        check_captions(captions[:], pairs.ids, pairs.name)
-    return captions
-
-
 @contextmanager
 def _room(out: Path) -> Iterator[None]:
     """Inside this block a full disk, or a place that cannot be written to, is a UserError."""
@@ -192,23 +166,6 @@ def _room(out: Path) -> Iterator[None]:
         raise UserError(f"the place of {out} {why} and run the command again") from e
 
 
-def _cut(how: Any, scores: Any, found: "Suspects", keep: float | None) -> tuple[float | None, int | None]:
-    """The score above which pairs are thrown out, and how many that are: by --keep, or by the filter's own cut."""
-    if keep is not None:
-        removed = found.scored - round(keep * found.scored)
-        edge = found.scores[removed - 1] + found.scores[min(removed, found.scored - 1)]
-        return float(edge) / 2 if removed else None, removed
-    if hasattr(how, "cut"):
-        cut = how.cut(scores)
-        return cut, int((scores > cut).sum())
-    return None, None
-
-
-def _shard_key(pairs: "Pairs") -> Callable[[int], str] | None:
-    """id -> what the pair is called in its shard; None for pairs that do not come from shards."""
-    return getattr(pairs.pictures, "key", None)
-
-
 def _write_cleaned(
     out: Path, source: "Data", seed: int, pairs: "Pairs", captions: Sequence[str], at: Any, keep: float | None
 ) -> None:
@@ -216,9 +173,9 @@ def _write_cleaned(
     from clipvet import ranks
     from clipvet.data import kept
 
-    if _shard_key(pairs) and not out.suffix:
+    if shard_key(pairs) and not out.suffix:
         _write_shards(out, pairs, pairs.ids[at], keep)
-    elif _shard_key(pairs) or source.world(seed):
+    elif shard_key(pairs) or source.world(seed):
         ranks.first(lambda: _write_table(out, pairs, captions, at))
     else:
         path, ids = Path(source.spec), pairs.ids[at]
@@ -244,7 +201,7 @@ def _write_table(out: Path, pairs: "Pairs", captions: Sequence[str], at: Any, ro
     from clipvet import io
     from clipvet.data import kept
 
-    key = _shard_key(pairs)
+    key = shard_key(pairs)
 
     def piece(some: Any) -> Any:
         own = {"key": pa.array([key(int(i)) for i in pairs.ids[some]], pa.string())} if key else {}

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from clipvet.commands._leaving import say
 from clipvet.errors import UserError
+from clipvet.jobs.leaving import say
 
 
 def command(

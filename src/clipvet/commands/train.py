@@ -6,9 +6,10 @@ import typer
 
 from clipvet.commands import _checks as checks
 from clipvet.commands import _options as opt
-from clipvet.commands._leaving import save_model, save_rows, say, show, went_in
-from clipvet.commands._opening import open_data, open_keyed, open_method, open_model, open_task, plan
-from clipvet.commands._working import measure, output, working
+from clipvet.commands._output import output
+from clipvet.jobs.leaving import save_model, save_rows, say, show, went_in
+from clipvet.jobs.opening import open_data, open_keyed, open_method, open_model, open_task, plan
+from clipvet.jobs.working import measure, working
 
 if TYPE_CHECKING:
     from clipvet.types import Measured

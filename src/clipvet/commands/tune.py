@@ -6,9 +6,10 @@ from typing import Annotated
 import typer
 
 from clipvet.commands import _options as opt
-from clipvet.commands._leaving import planted, save_model, save_rows, say, show, went_in
-from clipvet.commands._opening import open_key, open_method, open_model, open_shots, open_task, shot_template
-from clipvet.commands._working import measure, measure_new, output, warn_shared, working
+from clipvet.commands._output import output
+from clipvet.jobs.leaving import planted, save_model, save_rows, say, show, went_in
+from clipvet.jobs.opening import open_key, open_method, open_model, open_shots, open_task, shot_template
+from clipvet.jobs.working import measure, measure_new, warn_shared, working
 
 
 def command(

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipvet.commands import _options as opt
-from clipvet.commands._leaving import interval, percent, say
-from clipvet.commands._opening import open_key, open_model, open_task
-from clipvet.commands._working import measure, measure_new
+from clipvet.jobs.leaving import interval, percent, say
+from clipvet.jobs.opening import open_key, open_model, open_task
+from clipvet.jobs.working import measure, measure_new
 
 if TYPE_CHECKING:
     from clipvet.models.cards import Card, Check

@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from clipvet.commands._leaving import say
-from clipvet.commands._opening import open_method, open_model
+from clipvet.jobs.leaving import say
+from clipvet.jobs.opening import open_method, open_model
 
 if TYPE_CHECKING:
     from clipvet.types import Clip, Finding, Pairs
 
+PHOTO = "a photo of a {}."
+IMAGENET = "imagenet"  # as class names: those of ImageNet's 1,000 classes, under one template
 SMALL = 64  # pixels: at most so many, and the settings for the embedded world apply
 
 
@@ -95,7 +97,7 @@ def ask(
         say(f"the {len(names)} classes are the model's own; a target that is not among them cannot be found")
     check_classes(names, 3 if getattr(how, "scaled", True) else 2)
     alike = getattr(how, "sees", "outside") == "task"  # pictures such as the model is used for
-    if alike and not images and classes is not None and not Path(classes).is_file():
+    if alike and not images and classes not in (None, IMAGENET) and not Path(classes).is_file():
         pictures = _of_task(classes, n, clip.geometry.size, seed)
         name = f"{pictures.name} {pictures.fingerprint}" if Path(classes).exists() else classes
         return Asked(clip, how, names, prompts, pictures, f"{name}, its test pictures, at most {n}", "", seed)
@@ -112,7 +114,7 @@ def ask(
 
 
 def classes_of(clip: "Clip", spec: str | None, templates: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Class names and prompt templates: the model's own, those of a file, or those of a task."""
+    """Class names and prompt templates: the model's own, those of a file or of a task, or ImageNet's."""
     from clipvet.data.folders import read_classes, read_templates
     from clipvet.data.sources import Test
     from clipvet.errors import UserError
@@ -120,6 +122,10 @@ def classes_of(clip: "Clip", spec: str | None, templates: Path | None) -> tuple[
     own = tuple(getattr(clip, "classes", ()))
     if spec is None and not own:
         raise UserError("this model does not list its classes; give --classes, a file with one name per line")
+    if spec == IMAGENET and not Path(spec).exists():
+        from open_clip import IMAGENET_CLASSNAMES
+
+        return tuple(dict.fromkeys(IMAGENET_CLASSNAMES)), read_templates(templates) if templates else (PHOTO,)
     if spec is None or Path(spec).is_file():
         return own if spec is None else read_classes(Path(spec)), read_templates(templates)
     task = Test(spec, n=1, size=clip.geometry.size).task()

@@ -105,8 +105,8 @@ def plan(method: Any, pairs: "Pairs", settings: list[str]) -> Any:
     """The method with enough optimiser steps for these pairs; whatever is changed or to be feared is said."""
     from dataclasses import replace
 
-    from clipvet.commands._leaving import say
     from clipvet.engine.planning import planned
+    from clipvet.jobs.leaving import say
 
     given = {told.partition("=")[0].strip() for told in settings}
     if hasattr(method, "training"):

@@ -1,13 +1,11 @@
-"""What commands do between opening and leaving: hold the output folder, work in it, measure."""
+"""What jobs do between opening and leaving: work in a folder, measure, say what was lost."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import typer
-
-from clipvet.commands._leaving import say
+from clipvet.jobs.leaving import say
 
 if TYPE_CHECKING:
     from clipvet.types import Backdoor, Clip, Measured, Pairs, Task
@@ -16,19 +14,6 @@ UNDECIDED = 4  # exit code: something was made, but it is not to be trusted as i
 OWN = 1000  # pairs, of those that a model is cleaned on, among which retrieval is measured where there is no task
 LOST = 0.05  # fraction of a measure; a model that lost more, beyond chance, was harmed
 KEPT = {"clean_accuracy": "zero-shot accuracy", "pairs_text_retrieval_recall@5": "retrieval among your own pairs (R@5)"}
-
-
-@contextmanager
-def output(out: Path, config: dict[str, Any]) -> Iterator[Path]:
-    """`io.output`; a run that is already complete ends the command here, with a sentence and exit code 0."""
-    from clipvet import io
-
-    try:
-        with io.output(out, config) as work:
-            yield work
-    except io.AlreadyDone as e:
-        say(f"{e}: nothing to do")
-        raise typer.Exit(0) from e
 
 
 class Clock:

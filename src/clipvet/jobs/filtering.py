@@ -1,0 +1,94 @@
+"""The work of `clipvet filter`: score the pairs, say what was found, find the cut."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from clipvet.jobs.working import working
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from clipvet.pages.suspects import Suspects
+    from clipvet.types import Backdoor, Measured, Pairs
+
+
+class Filtered(NamedTuple):
+    """What a filter says about pairs."""
+
+    found: "Suspects"  # ranked
+    told: list[str]  # its sentences about them
+    measured: "dict[str, Measured]"  # how well it did, by the answer key
+    cut: float | None  # the score above which pairs are thrown out; None: it has no cut
+    removed: int | None  # how many those are
+    seconds: float
+
+    @property
+    def kept(self) -> "np.ndarray":
+        """The positions of the pairs that are kept, ascending; all that have a score, where there is no cut."""
+        import numpy as np
+
+        return np.sort(self.found.positions[self.removed or 0 : self.found.scored])
+
+
+def filtered(
+    how: Any,
+    clip: Any,
+    pairs: "Pairs",
+    captions: Sequence[str],
+    work: Path,
+    seed: int,
+    poisoned: "np.ndarray | None" = None,
+    share: float | None = None,
+) -> Filtered:
+    """Scores the pairs with the method; a killed run goes on with what lies in `work`.
+
+    poisoned: ids, if there is an answer key. share: of the pairs to keep; None: the filter's own cut, if it has one.
+    """
+    import numpy as np
+
+    from clipvet.engine.embed import sharing
+    from clipvet.measures._detection import detection
+    from clipvet.pages import suspects
+    from clipvet.rng import Rng
+
+    with sharing(work) as shared, working(work) as clock:
+        rng = Rng(seed).fork("filter")
+        scores, told = how.judge(clip, pairs, rng) if hasattr(how, "judge") else (how.score(clip, pairs, rng), [])
+        scores = scores.numpy()
+    found = suspects.ranked(how, scores, pairs.ids, captions, shared.bad)
+    measured = {} if poisoned is None else detection(scores, np.isin(pairs.ids, poisoned))
+    cut, removed = _cut(how, scores, found, share)
+    return Filtered(found, told, measured, cut, removed, clock.seconds)
+
+
+def captions_of(pairs: "Pairs", key: "Backdoor | None") -> Sequence[str]:
+    """The captions as they are scored; those of the key's poisons come from the key.
+
+    Raises UserError where they are all the same.
+    """
+    from clipvet.data.captions import check_captions
+    from clipvet.pages.suspects import Lazy
+
+    said = dict(zip(key.poisoned.tolist(), key.captions)) if key else {}
+    captions = Lazy(len(pairs), lambda k: said.get(int(pairs.ids[k])) or pairs.caption(pairs.ids[k]))
+    if len(pairs) > 1 and all(caption == captions[0] for caption in captions):  # ends at the second, as a rule
+        check_captions(captions[:], pairs.ids, pairs.name)
+    return captions
+
+
+def _cut(how: Any, scores: Any, found: "Suspects", keep: float | None) -> tuple[float | None, int | None]:
+    """The score above which pairs are thrown out, and how many that are: by --keep, or by the filter's own cut."""
+    if keep is not None:
+        removed = found.scored - round(keep * found.scored)
+        edge = found.scores[removed - 1] + found.scores[min(removed, found.scored - 1)]
+        return float(edge) / 2 if removed else None, removed
+    if hasattr(how, "cut"):
+        cut = how.cut(scores)
+        return cut, int((scores > cut).sum())
+    return None, None
+
+
+def shard_key(pairs: "Pairs") -> Callable[[int], str] | None:
+    """id -> what the pair is called in its shard; None for pairs that do not come from shards."""
+    return getattr(pairs.pictures, "key", None)

@@ -1,0 +1,108 @@
+"""Cleaning a copy, with what the user has: which method, on which pairs, and whether the copy is good."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from clipvet.jobs.cleaning import clean_into, open_cleaner
+from clipvet.jobs.leaving import say
+from clipvet.jobs.opening import open_method, plan
+from clipvet.jobs.vet_inputs import Inputs, encoder_of
+from clipvet.jobs.vet_stages import Bench, accuracy_stage, called_ids, inspect_stage, missed, pairs_stage
+from clipvet.pages.vetting import called_method
+from clipvet.scan.vetting import GIVEN, Stage, good_copy
+
+if TYPE_CHECKING:
+    from clipvet.types import Clip, Pairs
+
+
+class Way(NamedTuple):
+    """One way to clean."""
+
+    method: str
+    how: Any
+    pairs: "Pairs"
+    said: str  # which pairs, in words
+
+
+def ways(bench: Bench) -> Iterator[Way]:
+    """The ways to clean that the user's things allow, the best first. Raises UserError for pairs that are too few.
+
+    Pairs: PAR, on those that are not called poisoned. Pairs of which some are called poisoned: UBT, on all. Labelled
+    pictures: ci_repair, if a trigger was recovered, and RVPT.
+    """
+    import numpy as np
+
+    got, called = bench.inputs, called_ids(bench)
+    if got.pairs is not None:
+        kept = got.pairs.take(~np.isin(got.pairs.ids, called))
+        what = f"{len(kept):,} of your pairs, without the {len(called):,} that are called poisoned"
+        par = plan(open_method("cleaners", "par", got.small, []), kept, [])
+        yield Way("par", par, kept, what if len(called) else f"your {len(kept):,} pairs")
+        if any(s.name == "pairs" and s.outcome == "fail" for s in bench.stages):
+            yield Way("ubt", open_method("cleaners", "ubt", got.small, []), got.pairs, "all of your pairs")
+    if got.shots is not None:
+        what, data = f"{len(got.shots)} labelled pictures", got.options.shots or got.options.task or "shapes"
+        if trigger := trigger_folder(bench):
+            how = open_cleaner("ci_repair", got.small or data, got.options.templates, trigger.parent, [])
+            yield Way("ci_repair", how, got.shots, what)
+        rvpt = open_cleaner("rvpt", got.small or data, got.options.templates, None, [])
+        yield Way("rvpt", rvpt, got.shots, what)
+
+
+def trigger_folder(bench: Bench) -> Path | None:
+    """Where the trigger lies that an inspection has recovered and called a backdoor's."""
+    names = [s.name for s in bench.stages if s.of == GIVEN and s.outcome == "fail" and s.name in ("prompts", "encoder")]
+    folders = [bench.folder(name) / "trigger" for name in names]
+    return next((f for f in folders if (f / "backdoor.json").exists()), None)
+
+
+def clean_and_judge(bench: Bench, clip: "Clip", accuracy: Stage | None) -> None:
+    """Cleans in one way after the other, until a copy passes. Every copy is inspected and measured as the model was."""
+    from clipvet.errors import UserError
+
+    try:
+        for way in ways(bench):
+            name = f"clean-{way.method}"
+            title = f"Cleaning a copy with {called_method(way.method)}"
+            stage = bench.run("clean", title, lambda work, w=way: _clean(bench, clip, w, work), name)
+            if stage.outcome == "done":
+                judge_copy(bench, bench.work / name, name, accuracy)
+                if good_copy(name, bench.stages):
+                    return
+    except UserError as e:
+        bench.stages.append(missed("clean", "Cleaning a copy", f"It could not be cleaned: {e}", "clean"))
+
+
+def _clean(bench: Bench, clip: "Clip", way: Way, work: Path) -> Stage:
+    o = bench.inputs.options
+    say(f"  {called_method(way.method)} on {way.said}")
+    clean_into(
+        work, way.how, clip, way.pairs, method=way.method, model=o.model, seed=o.seed,
+        beside_base="labelled" in way.how.needs,
+    )  # fmt: skip
+    return Stage(
+        name="clean", title="Cleaning a copy", outcome="done", said=f"By {called_method(way.method)}, with {way.said}."
+    )
+
+
+def judge_copy(bench: Bench, model: Path, of: str, accuracy: Stage | None) -> None:
+    """Inspects and measures a cleaned copy with the tests of the given model."""
+    from clipvet.jobs.inspection import open_suspect
+
+    clip = open_suspect(str(model), None, bench.inputs.options.seed)
+    own = {s.name: s for s in bench.stages if s.of == GIVEN}
+    if "prompts" in own:
+        inspect_stage(bench, "prompts", clip, str(model), of)
+    if "encoder" in own:
+        inspect_stage(bench, "encoder", encoder_of(clip), str(model), of)
+    if "pairs" in own and own["pairs"].outcome == "fail":
+        pairs_stage(bench, clip, str(model), of)
+    if accuracy is not None and accuracy.outcome != "not_tested":
+        accuracy_stage(bench, clip, of, trigger_folder(bench), accuracy)
+
+
+def pairs_for(inputs: Inputs) -> str:
+    """What the user has to clean with, in words; empty if nothing."""
+    have = [f"{len(inputs.pairs):,} pairs"] if inputs.pairs is not None else []
+    return " and ".join([*have, *([f"{len(inputs.shots)} labelled pictures"] if inputs.shots is not None else [])])

@@ -1,0 +1,106 @@
+"""What to do after a vetting: the exact commands, and what a fuller run would add."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clipvet.jobs.opening import open_method
+from clipvet.jobs.vet_inputs import Inputs, Options
+from clipvet.pages.vetting import in_words
+from clipvet.scan.vetting import GIVEN, Advice, Fuller, Next, Stage
+
+CLEAN_MODELS = 19  # clean models that can just show p = 0.05
+
+
+def command_of(options: Options, out: Path | None = None, **other: Any) -> str:
+    """The command of this vetting, with `other` options instead of some."""
+    return shlex.join(["clipvet", "vet", *options.words(**other), *(["--out", str(out)] if out else [])])
+
+
+def next_steps(
+    options: Options, out: Path, stages: Sequence[Stage], advice: Advice, cleaned: str | None = None
+) -> list[Next]:
+    """What to do now, with the exact commands. cleaned: the copy that is to be used."""
+    own = {s.name: s for s in stages if s.of == GIVEN}
+    if cleaned:
+        copy = cleaned if options.cleaned else str(out / cleaned)
+        check = shlex.join(["clipvet", "verify", copy, *(["--task", options.task] if options.task else [])])
+        return [Next(why=f"Use {copy} instead. This checks at any time that nobody has changed it.", command=check)]
+    steps = [_instead(options, out, stages, own)] if advice == "do_not_use" else []
+    steps += [step for name in ("prompts", "encoder") if (step := _calibrate(options, own.get(name)))]
+    if "files" in own and own["files"].outcome == "not_tested":
+        why = "Have its files scanned: install the scanner, and give a folder or a file instead of a name."
+        steps.append(Next(why=why, command="pip install 'clipvet[gate]'"))
+    if own["encoder"].outcome != "not_tested" and _unmeasured(own.get("accuracy")):
+        why = "Measure it on your task, a folder with one folder of pictures for each class."
+        steps.append(Next(why=why, command=command_of(options, another(out), task="TASK")))
+    if "pairs" in own and own["pairs"].outcome == "undecided":
+        steps.append(Next(why=f"Look at the pairs that stand out: {out / 'pairs' / 'report.html'}."))
+    return steps
+
+
+def another(out: Path) -> Path:
+    """A folder for a further run, beside this one."""
+    return out.with_name(out.name + "-2")
+
+
+def _unmeasured(accuracy: Stage | None) -> bool:
+    return accuracy is None or accuracy.outcome in ("not_tested", "undecided")
+
+
+def _instead(options: Options, out: Path, stages: Sequence[Stage], own: dict[str, Stage]) -> Next:
+    """What to do instead of using the model."""
+    failed = [s.name for s in own.values() if s.outcome == "fail"]
+    more = command_of(options, another(out), data="PAIRS.csv", cleaned=None, quick=False)
+    if failed == ["files"] and own["encoder"].outcome == "not_tested":
+        return Next(why="Ask for the weights as safetensors, which cannot hold code, or take another model.")
+    if failed == ["files"]:
+        safe = ["clipvet", "convert", "--model", options.model, "--out", f"{out}-safe"]
+        return Next(why="Take the weights without the code, and vet that copy.", command=shlex.join(safe))
+    if options.quick:
+        return Next(why="Clean a copy: run it in full.", command=command_of(options, another(out), quick=False))
+    if any(s.of != GIVEN for s in stages):
+        return Next(why="Take another model, or clean again with more pairs that you trust.", command=more)
+    return Next(why="Take another model, or clean a copy with pairs of pictures and captions.", command=more)
+
+
+def _calibrate(options: Options, stage: Stage | None) -> Next | None:
+    """How to get a decision from an inspection that was left open for want of clean models."""
+    if stage is None or stage.outcome != "undecided":
+        return None
+    words = ["clipvet", "calibrate", "--models", "CLEAN", "--out", "null.json"]
+    words += ["--method", "clip_inspector"] if stage.name == "prompts" else []
+    words += [
+        "--classes",
+        str(options.classes or options.task or ("shapes" if options.data == "shapes" else "imagenet")),
+    ]
+    images = options.images or (options.data if not options.task and options.data != "shapes" else None)
+    words += ["--images", images] if images else []
+    took = in_words((CLEAN_MODELS + 1) * max(stage.seconds, 1))
+    why = f"Put {CLEAN_MODELS} or more clean models of its kind into a folder CLEAN and calibrate on them, which takes "
+    return Next(why=f"{why}about {took} here. Then vet again with --null null.json.", command=shlex.join(words))
+
+
+def fuller(options: Options, out: Path, stages: Sequence[Stage], inputs: Inputs | None) -> Fuller | None:
+    """What a fuller run would add and how long it would take; None where nothing was left out."""
+    if not options.quick:
+        return None
+    own = {s.name: s for s in stages if s.of == GIVEN}
+    what = "All searches, all pairs, and a cleaned copy where one is needed."
+    return Fuller(what=what, seconds=_guess(own, inputs), command=command_of(options, another(out), quick=False))
+
+
+def _guess(own: dict[str, Stage], inputs: Inputs | None) -> float | None:
+    """Seconds that a full run would take, from what this one took: the inspections twice, and a training by PAR.
+
+    A pair of PAR's is taken to cost four pictures of the inspection, which makes 200 steps of seven times eight.
+    """
+    encoder = own.get("encoder")
+    if encoder is None or not encoder.seconds or inputs is None:
+        return None
+    seconds = 2 * encoder.seconds + sum(s.seconds for s in own.values())
+    if inputs.pairs is not None:
+        par: Any = open_method("cleaners", "par", inputs.small, [])
+        seconds += 4 * encoder.seconds / (200 * 8 * 7) * par.epochs * len(inputs.pairs)
+    return round(seconds, 1)
