@@ -162,7 +162,9 @@ def test_the_gate_in_ci_is_understood(monkeypatch) -> None:
     monkeypatch.setattr("clipvet.commands._checks.absent", lambda value: False)
     import typer
 
-    workflow, hooks = gate_yaml()
+    workflow, own_action, hooks = gate_yaml()
+    inputs = yaml.safe_load((ROOT / "action.yml").read_text())["inputs"]
+    assert set(own_action[0]["with"]) <= set(inputs)
     steps = [step["run"] for step in workflow["jobs"]["gate"]["steps"] if "run" in step]
     commands = [found for step in steps for found in re.findall(r"^\s*clipvet (.*?)(?: \|\| .*)?$", step, re.M)]
     assert {c.split()[0] for c in commands} == {"verify", "inspect"}
