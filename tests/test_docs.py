@@ -193,10 +193,11 @@ def test_the_gate_in_ci_tells_exit_codes_apart(tmp_path: Path, code: int, ends: 
     assert ("::error::" in done.stdout, "::warning::" in done.stdout) == (ends > 0, code in (3, 4))
 
 
-def test_the_python_runs(capsys) -> None:
-    for block in re.findall(r"```python\n(.*?)```", README, re.S):
-        exec(compile(block, "README.md", "exec"), {})
-    assert "Measured" in capsys.readouterr().out
+@pytest.mark.parametrize(("page", "prints"), [("README.md", "Measured"), ("docs/howto/detect.md", "")])
+def test_the_python_runs(page: str, prints: str, capsys) -> None:
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S):
+        exec(compile(block, page, "exec"), {})
+    assert prints in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/**/*.py")), ids=lambda p: p.stem)
