@@ -1,5 +1,6 @@
 """What a vetting is given: its options, and what they open. Bad input is refused here, before anything is computed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,7 +137,7 @@ def _spared(test: "Task", spec: str, size: int, seed: int) -> "tuple[Pairs | Non
     return some, replace(test, pictures=test.pictures.take(rest), labels=test.labels[rest])
 
 
-def asked_of(inputs: Inputs, clip: "Clip", method: str | None) -> Asked:
+def asked_of(inputs: Inputs, clip: "Clip", method: str | None, settings: Sequence[str] = (), n: int = 1000) -> Asked:
     """The inspection of this model with this method, on the pictures and classes at hand.
 
     Classes: --classes, else the task's, else the model's own, else those of shapes for a model of its kind, else
@@ -153,7 +154,7 @@ def asked_of(inputs: Inputs, clip: "Clip", method: str | None) -> Asked:
     images = o.images
     if images is None and o.data and o.data not in WORLDS and not o.task:
         images = o.data if (o.image_key, o.caption_key) == ("filepath", "title") else None
-    asked = ask(clip, method, spec, o.templates, images, [], 1000, 0.9, o.seed)
+    asked = ask(clip, method, spec, o.templates, images, [*settings], n, 0.9, o.seed)
     if spec == o.task and inputs.test is not None and o.classes:
         asked = asked._replace(classes=inputs.test.classes)
     return asked
