@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import corpus
+import numpy as np
 import pytest
 import torch
 from browser import look
@@ -16,6 +17,7 @@ from browser import look
 import clipvet as package
 from clipvet.cleaners.par import Par
 from clipvet.errors import Unsupported, UserError
+from clipvet.filters.auto import Auto
 from clipvet.inspectors.collapse import Collapse
 from clipvet.jobs import vet_stages
 from clipvet.jobs.vet_clean import ways
@@ -192,13 +194,17 @@ def test_a_dangerous_file_beside_good_weights_is_refused_and_the_weights_are_sav
     assert found(out).advice == "use"
 
 
-def test_the_suspects_own_pairs_are_filtered_before_it_is_cleaned_with_them(planted: Any, tmp_path: Path) -> None:
+def test_the_suspects_own_pairs_are_filtered_before_it_is_cleaned_with_them(
+    planted: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    scores = torch.from_numpy(np.where(planted.poisoned, 10.0, 0.1))
+    monkeypatch.setattr(Auto, "judge", lambda *given: (scores, ["8 of 400 pairs are called poisoned."]))
     inputs = Inputs(Options("m", data="x"), planted.clip, "", None, planted.pairs, False, None, None, ())
     bench = Bench(tmp_path, inputs, {})
     stage = pairs_stage(bench, planted.clip, "m")
     assert (stage.outcome, stage.target) == ("fail", "4"), stage
     called = called_ids(bench)
-    assert planted.poisoned[called].all()
+    assert sorted(called) == np.flatnonzero(planted.poisoned).tolist()
     few = Bench(tmp_path / "none", replace(inputs, pairs=planted.pairs.take(slice(100))), {})
     with pytest.raises(UserError, match="100 pairs are too few to clean with; give 160 or more"):
         next(ways(few))

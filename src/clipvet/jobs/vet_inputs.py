@@ -18,7 +18,7 @@ SPARE = 16  # pictures of each class that must be left to measure on, where shot
 
 @dataclass(frozen=True)
 class Options:
-    """The words of the user. docs/vet.md says what each means."""
+    """The words of the user. docs/howto/vet.md says what each means."""
 
     model: str
     pretrained: str | None = None

@@ -43,7 +43,7 @@ class Stage(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str  # files, prompts, encoder, text, reference, pairs, accuracy or clean; see docs/vet.md
+    name: str  # files, prompts, encoder, text, reference, pairs, accuracy or clean; see docs/howto/vet.md
     of: str = GIVEN  # the model that it is about: the given one, or the folder of a cleaned copy
     title: str
     outcome: Outcome
