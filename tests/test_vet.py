@@ -323,6 +323,40 @@ def test_python_has_the_same_door(model: Path, seen: dict[str, float], tmp_path:
         run(Options(str(model), task="shapes", seed=1), tmp_path / "out")
 
 
+def test_the_demo_ends_with_a_vetting_of_its_victim(
+    clipvet: Any, model: Path, seen: dict[str, float], learnt: Clip, tmp_path: Path, monkeypatch: Any
+) -> None:
+    from clipvet.pages import demo
+
+    def play(out: Path, seed: int) -> Path:
+        for name, card in (("a", {"role": "victim"}), ("b", {"role": "cleaned", "method": "par"})):
+            clip = learnt if name == "a" else Par().clean(learnt, None, None)  # pyright: ignore
+            checkpoints.save(clip, out / "stages" / name, card)
+        return out / "report.html"
+
+    monkeypatch.setattr(demo, "demo", play)
+    seen[weights_hash(learnt)] = 4.0
+    code, said, err = clipvet("demo", "--out", tmp_path / "out")
+    assert code == 0, err
+    assert said.startswith("Do not use this model: it looks backdoored towards 'star'. Use the cleaned copy")
+    assert f"{tmp_path / 'out/vet/report.html'}" in said
+    v = found(tmp_path / "out/vet")
+    assert (v.advice, v.cleaned) == ("use_cleaned", str(tmp_path / "out/stages/b"))
+    assert outcomes(v)["cleaned:encoder"] == "pass"
+
+
+def test_the_plan_is_told_beforehand_and_nothing_is_done(clipvet: Any, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    args = ["vet", "--model", model, "--data", "shapes", "--n", 64, "--task", "shapes", "--out", out, "--dry-run"]
+    code, said, err = clipvet(*args)
+    assert code == 0, err
+    assert re.search(r"^inspect the picture tower: about \d", said, re.M)
+    assert re.search(r"^only if something is found: clean a copy with 64 pairs: about \d", said, re.M)
+    assert re.search(r"^in all about .*; .* with a cleaned copy$", said, re.M)
+    assert "memory: " in said
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_hostile_names_stay_text(model: Path, tmp_path: Path) -> None:
     bad = stage("files", "fail").model_copy(update={"said": EVIL + " | `x` [a](b)", "files": ["a b<>.pt"]})
     judged = judge([bad])
