@@ -13,7 +13,12 @@ from tools import methods, pages
 from tools.charts import CHARTS, shown_in
 
 ROOT = Path(__file__).resolve().parents[1]
-FILLED = ("README.md", "docs/checkpoints.md", "docs/drawings.md")  # written by people, but for their tables
+FILLED = (
+    "README.md",
+    "docs/checkpoints.md",
+    "docs/drawings.md",
+    "docs/which-method.md",
+)  # written by people, but for their tables
 MADE = ("docs/methods", "docs/results")  # folders in which every file is made here
 
 

@@ -1,5 +1,6 @@
 """The command line on a user's own files, and what it says of bad input."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -15,8 +16,11 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from typer.main import get_command
 
-from clipvet import io
+from clipvet import cli, find, io
+from clipvet.commands import explain
+from clipvet.commands._choices import CHOICES
 from clipvet.engine import fit
 from clipvet.jobs.working import harm
 from clipvet.measures._intervals import share
@@ -178,6 +182,40 @@ def test_list_names_every_family(clipvet) -> None:
     said = clipvet("list")
     assert all(word in said.out for word in ("patch", "BadNet", "cleanclip", "PAR", "needs:"))
     assert clipvet("list", "cleaners").out.count("needs:") < said.out.count("needs:")
+
+
+@pytest.mark.parametrize("family", find.VERBS)
+def test_every_setting_is_explained(family: str) -> None:
+    for name in find.names(family):
+        told = "\n".join(explain.explained(family, name))
+        assert find.card(family, name)["sentence"][:40] in told
+        for field in find.fields(family, name):
+            assert f"    {field.name}: " in told
+            nested = dataclasses.is_dataclass(field.default) or "Trigger" in field.type
+            assert field.meaning or field.name in explain.MEANING or nested, (
+                f"{family}/{name}.{field.name}: say what it is"
+            )
+
+
+def test_explain_shows_the_papers_value_beside_the_small_worlds(clipvet) -> None:
+    told = clipvet("explain", "par").out
+    assert "lr_start: float  (default 3e-05; shapes: 0.0022)" in told
+    assert "squared distance of unit vectors" in told
+    assert clipvet("list", "cleaners", "par").out == told
+    assert "did you mean 'par'?" in clipvet("explain", "parr").err
+    assert "there is no family 'cleaner'" in clipvet("explain", "cleaner/par").err
+
+
+def test_recommend_names_a_command_that_the_command_line_knows(clipvet) -> None:
+    told = clipvet("recommend", "clean", "--have", "shots").out
+    assert "--method rvpt" in told
+    assert "--method par" not in told
+    assert "you may have: " in clipvet("recommend", "clean", "--have", "money").err
+    for choice in CHOICES:
+        if choice.line:
+            _, command, *args = choice.line.split()
+            known = {o for p in get_command(cli.app).commands[command].params for o in p.opts}  # pyright: ignore
+            assert {a for a in args if a.startswith("--")} <= known, choice.line
 
 
 def test_evaluate_writes_rows_on_request(clipvet, tmp_path: Path) -> None:

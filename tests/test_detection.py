@@ -7,6 +7,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from clipvet.errors import UserError
 from clipvet.measures._detection import detection
 from clipvet.rng import Rng
+from clipvet.scan import conformal
 
 NAMES = ("auroc", "auprc", "fpr95", "precision_at_k")
 
@@ -88,3 +89,34 @@ def test_chance_is_within_its_interval_at_known_width() -> None:
     auroc = detection(np.zeros(1000), y)["auroc"]
     assert auroc.value == 0.5
     assert auroc.high - 0.5 == pytest.approx(1.96 * (1001 / (12 * 20 * 980)) ** 0.5, rel=0.05)
+
+
+def test_conformal_by_hand() -> None:
+    clean = np.array([3.0, 1, np.nan, 2, 4])
+    assert conformal.p_values(np.array([0, 2, 2.5, 9, np.nan]), clean) == pytest.approx(
+        [1, 4 / 5, 3 / 5, 1 / 5, np.nan], nan_ok=True
+    )
+    assert conformal.threshold(clean, 0.2) == 4  # the ceil(5 * 0.8) = 4th smallest
+    assert conformal.threshold(clean, 0.5) == 3
+    with pytest.raises(
+        UserError, match=r"4 clean scores cannot promise alpha=0.1; give 9 or more, or raise alpha to 0.2"
+    ):
+        conformal.threshold(clean, 0.1)
+    assert conformal.threshold(np.arange(9.0), 0.1) == 8
+    for alpha in (0, 1, -1, np.nan):
+        with pytest.raises(UserError, match="no share"):
+            conformal.threshold(clean, alpha)
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.3])
+def test_conformal_keeps_its_promise(alpha: float) -> None:
+    """Mean share of false alarms over many draws: at most alpha, and above alpha - 1 / (n + 1)."""
+    g, n = Rng(7).numpy(), 199
+    shares = []
+    for _ in range(400):
+        clean, fresh = g.normal(size=n), g.normal(size=200)
+        flagged = fresh > conformal.threshold(clean, alpha)
+        assert (flagged == (conformal.p_values(fresh, clean) <= alpha)).all()
+        shares.append(flagged.mean())
+    error = np.std(shares) / 20
+    assert alpha - 1 / (n + 1) - 3 * error < np.mean(shares) < alpha + 3 * error

@@ -145,6 +145,7 @@ def _run(*codes: int) -> None:
 
 
 def test_every_command_of_the_readme_is_understood(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("clipvet.commands._checks.absent", lambda value: False)
     import typer
 
     group = typer.main.get_command(cli.app)
@@ -160,10 +161,13 @@ def gate_yaml() -> list[Any]:
     ]
 
 
-def test_the_gate_in_ci_is_understood() -> None:
+def test_the_gate_in_ci_is_understood(monkeypatch) -> None:
+    monkeypatch.setattr("clipvet.commands._checks.absent", lambda value: False)
     import typer
 
-    workflow, hooks = gate_yaml()
+    workflow, own_action, hooks = gate_yaml()
+    inputs = yaml.safe_load((ROOT / "action.yml").read_text())["inputs"]
+    assert set(own_action[0]["with"]) <= set(inputs)
     steps = [step["run"] for step in workflow["jobs"]["gate"]["steps"] if "run" in step]
     commands = [found for step in steps for found in re.findall(r"^\s*clipvet (.*?)(?: \|\| .*)?$", step, re.M)]
     assert {c.split()[0] for c in commands} == {"verify", "inspect"}
@@ -175,6 +179,10 @@ def test_the_gate_in_ci_is_understood() -> None:
     for name in [*(f"model{suffix}" for suffix in gate.PICKLED), "model.safetensors", "tokenizer_config.json"]:
         assert re.search(hook["files"], name), name
     assert not re.search(hook["files"], "notes.md")
+    (own,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
+    assert {k: own[k] for k in ("id", "name", "entry", "language", "files")} == {
+        k: hook[k] for k in ("id", "name", "entry", "language", "files")
+    }
 
 
 @pytest.mark.parametrize(("code", "ends"), [(0, 0), (1, 1), (2, 2), (3, 0), (4, 0), (137, 137)])
@@ -240,3 +248,24 @@ def test_help_answers_at_once() -> None:
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("clean --method parr --model shapes-vit --data shapes --out {0}/x", "did you mean 'par'?"),
+        ("clean --method par --model {0}/victm --data shapes --out {0}/x", "did you mean 'victim'?"),
+        ("train --model shapes-vit --data {0}/pears.csv --out {0}/x", "did you mean 'pairs.csv'?"),
+        ("attack --attack badclap --model shapes-vit --data shapes --target star --out {0}/x", "'badclip'"),
+    ],
+)
+def test_a_typo_is_answered_at_once(typed: str, said: str, tmp_path: Path) -> None:
+    """Before torch is imported."""
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "pairs.csv").touch()
+    code = "import sys\nfrom clipvet.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules\n"
+    args = typed.format(tmp_path).split()
+    ran = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
+    assert ran.returncode == 2
+    assert said in ran.stderr
+    assert "Traceback" not in ran.stderr

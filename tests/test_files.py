@@ -324,6 +324,12 @@ def test_class_names_and_templates_from_files(classes, tmp_path):
     assert task.templates == ("a {}.", "the {}")
     names.write_text(json.dumps({"tree_frog": "frog", "apple": "fruit", "n03": "thing", "n04": "of a larger set"}))
     assert folders.open_task(str(classes), names).classes == ("fruit", "thing", "frog")
+    for text in ("thing\nfruit\n\nfrog\n", "\ufefffruit\r\nthing\r\nfrog", '["fruit", "thing", "frog"]'):
+        (tmp_path / "names.txt").write_text(text, encoding="utf-8", newline="")
+        named = folders.open_task(str(classes), tmp_path / "names.txt").classes
+        assert named == (("thing", "fruit", "frog") if text.startswith("thing") else ("fruit", "thing", "frog"))
+    (tmp_path / "names.txt").write_text("tree frog\nn03\napple\n")  # the folders' own names, in another order
+    assert folders.open_task(str(classes), tmp_path / "names.txt").classes == ("apple", "n03", "tree frog")
     names.write_text('["a \\ud800 fruit", "thing", "frog"]')  # half a surrogate pair
     assert folders.open_task(str(classes), names).classes[0] == folders.read_classes(names)[0] == "a ? fruit"
 

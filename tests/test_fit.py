@@ -18,7 +18,7 @@ from clipvet import io
 from clipvet.cleaners.par import Par
 from clipvet.cleaners.ubt import Ubt
 from clipvet.data.worlds.shapes import Shapes
-from clipvet.engine import planning
+from clipvet.engine import planning, trend
 from clipvet.engine.fit import fit, order, workspace
 from clipvet.engine.losses import clip_loss
 from clipvet.engine.optim import optimizers, pack, rescale, warmup_cosine
@@ -497,3 +497,21 @@ def test_pairs_that_a_loss_draws_itself_count_and_are_kept(small, pairs, tmp_pat
         with workspace(tmp_path) as ws:
             train(small, pairs, loss, epochs=1, batch=32)
         assert ws.pairs_seen == len(pairs) // 32 * (32 + 8)
+
+
+def test_a_loss_that_did_not_fall_is_said(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+
+    def told(*losses: float, fit: int = 1) -> str:
+        log.write_text("".join(json.dumps({"fit": fit, "step": k, "loss": v}) + "\n" for k, v in enumerate(losses)))
+        return trend.complaint(log, batch=64)
+
+    falls = [4 - k / 20 for k in range(40)]
+    assert told(*falls) == ""
+    assert told(*falls[:10][::-1]) == ""  # too few steps to tell
+    assert "did not fall: 2.12 in the first tenth of the steps, 3.92 in the last" in told(*falls[::-1])
+    assert "at chance: 4.16 in the last tenth" in told(*[5.0] * 10, *[math.log(64)] * 30)
+    with log.open("a") as f:
+        f.write('{"fit": 2, "step": 0, "loss": 9}\n')
+    assert trend.complaint(log, batch=64) == ""  # several fits
+    assert trend.complaint(tmp_path / "absent", batch=64) == ""

@@ -358,7 +358,7 @@ def bad(kind: str, family: Path, at: Path) -> list[object]:
         ("empty folder", "holds no pictures"),
         ("method", "have clip_inspector"),
         ("no threshold", "give --null"),
-        ("null", "missing.json cannot be read"),
+        ("null", "there is no file or folder"),
         ("no step", "nothing is trained"),
         ("limit", "give at least 2"),
         ("no weights", "alone has random weights; give --pretrained"),

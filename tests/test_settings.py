@@ -38,6 +38,12 @@ def test_fields_take_values_of_their_type():
     )
     assert settings.apply(Rvpt(), ["others='hat, red'"]).others == ("hat, red",)
     assert settings.apply(Par(), []) == Par()
+    assert settings.apply(ClipInspector(), ["eps=8/255"]).eps == 8 / 255
+
+
+@pytest.mark.parametrize("value", ["8/0", "8/x", "8/255/2"])
+def test_a_fraction_that_is_none_is_refused(value):
+    refused(ClipInspector(), f"eps={value}")
 
 
 def test_the_last_setting_wins_and_the_method_stays_as_it_was():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jinja2
 
+from clipvet.commands._choices import CHOICES
 from tools import benchmarks, recipes
 from tools.charts import CHARTS
 from tools.layouts import layouts_table
@@ -52,7 +53,9 @@ def filled(text: str) -> str:
         source, rest = part.split(": begin -->", 1)
         path, *metrics = source.split()  # "results/demo", or "results/demo asr" for some metrics alone
         shown = tuple(metrics) or ("asr", "clean_accuracy")
-        if path.endswith("tried.json"):
+        if path == "clipvet":  # "clipvet recommend inspect"
+            made = choices(metrics[-1])
+        elif path.endswith("tried.json"):
             made = listed(ROOT / path)
         elif path.endswith(".json"):
             made = layouts_table(ROOT / path)
@@ -60,6 +63,16 @@ def filled(text: str) -> str:
             made = by_task(Path(path).name) if metrics == ["by", "task"] else tables(Path(path).name, shown)
         out.append(f"{BEGIN.format(source)}\n{made}\n{END}{rest.split(END, 1)[1]}")
     return "".join(out)
+
+
+def choices(goal: str) -> str:
+    """The table of `clipvet recommend GOAL`. Columns that are empty throughout are left out."""
+    of_goal = [c for c in CHOICES if c.goal == goal]
+    heads = {"have": "I have" if goal in ("inspect", "clean", "filter") else "I want", "use": "use"}
+    heads |= {"cost": "cost", "fails": "it fails when"}
+    shown = [k for k in heads if any(getattr(c, k) for c in of_goal)]
+    rows = [[heads[k] for k in shown], ["---"] * len(shown), *([getattr(c, k) for k in shown] for c in of_goal)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def chart(name: str, alt: str, page: str = "") -> str:

@@ -11,7 +11,7 @@ import typer
 
 # in the order of --help
 COMMANDS = ("vet", "demo", "train", "tune", "attack", "inspect", "calibrate", "evaluate", "filter", "detect", "clean")
-COMMANDS += ("verify", "convert", "run", "report", "list")
+COMMANDS += ("verify", "convert", "run", "report", "list", "explain", "recommend")
 
 app = typer.Typer(
     add_completion=False,

@@ -17,7 +17,8 @@ def apply(method: Any, settings: Iterable[str]) -> Any:
     """A copy of the method with every `field=value` set.
 
     A field of a method inside the method is reached as `trigger.size=0.1`, or as `size=0.1` if only one part has it.
-    A tuple is written as in Python, or as its items with commas between them (`others=hat,two hats`).
+    A tuple is written as in Python, or as its items with commas between them (`others=hat,two hats`). A number may be a
+    fraction (`eps=8/255`).
 
     Raises UserError if no part has the field, if several parts have it, or if the value has the wrong type.
     """
@@ -54,8 +55,10 @@ def _set(method: Any, path: tuple[str, ...], text: str) -> Any:
     kind = typing.get_type_hints(type(method))[name]
     several = typing.get_origin(kind) is tuple and typing.get_args(kind)[-1] is ...  # tuple[X, ...]
     try:
-        raw = ast.literal_eval(text)
+        raw = _fraction(text) if kind in (float, float | None) and "/" in text else ast.literal_eval(text)
         raw = [raw] if several and not isinstance(raw, list | tuple) else raw
+    except ZeroDivisionError as e:
+        raise UserError(f"--set {name}={text} divides by zero") from e
     except (ValueError, SyntaxError):
         raw = [word.strip() for word in text.split(",")] if several else text
     try:
@@ -67,6 +70,12 @@ def _set(method: Any, path: tuple[str, ...], text: str) -> Any:
     if value == getattr(method, name):  # 1.0 for 1: the repr, which names results, stays the same
         return method
     return dataclasses.replace(method, **{name: value})
+
+
+def _fraction(text: str) -> float:
+    """ "8/255", as papers write the size of a change."""
+    above, below = map(float, text.split("/"))
+    return above / below
 
 
 def _wrong(name: str, value: Any) -> str:

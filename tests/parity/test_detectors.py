@@ -112,6 +112,15 @@ def test_the_command(clip: Any, few: Pairs, tmp_path: Path, monkeypatch: Any, ca
     assert sum(r["triggered"] for r in both) == 6
     alone = {r["file"]: r["score"] for r in rows}
     assert all(r["score"] == alone[r["file"]] for r in both if not r["triggered"])
+    promised = [*same, "--trusted", "shapes", "--n", 24, "--alpha", 0.2, "--backdoor", tmp_path / "key"]
+    code, said = call(*promised, "--out", tmp_path / "d.parquet")
+    assert (code, "of 10 pictures are flagged" in said, "flagged_clean" in said) == (0, True, True), said
+    flagged = pq.read_table(tmp_path / "d.parquet").to_pylist()
+    assert all(r["p"] is None if r["rank"] is None else r["flagged"] == (r["p"] <= 0.2) for r in flagged)
+    code, said = call(*same, "--trusted", "shapes", "--n", 24, "--out", tmp_path / "e.parquet")
+    assert (code, "24 clean scores cannot promise alpha=0.01; give 99 or more" in said) == (2, True), said
+    code, said = call(*same, "--trusted", tmp_path / "in", "--out", tmp_path / "e.parquet")
+    assert (code, "are the same" in said) == (2, True), said
     code, said = call(*same, "--out", tmp_path / "b.parquet")
     assert (code, "already exists" in said) == (2, True)
     code, said = call("--out", tmp_path / "c.parquet")

@@ -28,9 +28,9 @@ from clipvet.unlearning.shortcut import company
 @dataclass(frozen=True)
 class Abl:
     isolation: Filter = field(default_factory=lambda: find.load("filters", "abl_loss")())
-    w_forget: float = 1.0
+    w_forget: float = 1.0  # weight of raising the isolated pairs' loss
     margin: float = 0.5  # nats below the loss of guessing at which enough is forgotten
-    w_keep: float = 1.0
+    w_keep: float = 1.0  # weight of the other pairs' loss
     steps: int = 300  # at most
     every: int = 5  # steps of a round, after which the rule decides
     worse: float = 0.1  # nats by which the loss of held-out pairs of the rest may rise

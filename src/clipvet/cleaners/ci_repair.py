@@ -33,7 +33,7 @@ from clipvet.types import Cleaner, Clip, Inspector, Pairs, Training, Trigger
 
 @dataclass(frozen=True)
 class CiRepair:
-    stamp: Literal["target", "wrong", "noise", "clean"] = "target"
+    stamp: Literal["target", "wrong", "noise", "clean"] = "target"  # what is stamped; the others are controls
     verdict: str = ""  # a folder of `clipvet inspect` with the trigger; empty: inspect now
     # valid=0: that there is a backdoor is known already, so no class is ruled out
     inspector: Inspector = field(default_factory=lambda: find.load("inspectors", "clip_inspector")(valid=0.0))

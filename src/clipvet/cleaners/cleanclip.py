@@ -26,8 +26,8 @@ from clipvet.types import Batch, Clip, Pairs
 
 @dataclass(frozen=True)
 class CleanClip:
-    w_clip: float = 1.0
-    w_self: float = 1.0
+    w_clip: float = 1.0  # weight of the contrastive loss
+    w_self: float = 1.0  # weight of the self-supervised term
     epochs: float = 10
     batch: int = 64  # pairs a step
     lr: float = 1e-5

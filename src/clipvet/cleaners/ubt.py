@@ -58,12 +58,12 @@ class Ubt:
     sure: float = 9.0  # robust standard deviations above the null that are enough; -inf: always act
     mode: Literal["local", "full"] = "local"  # full: forget whole captions
     grid: int = 7  # cells along a picture's side; 0: leave the cells alone
-    forget: Literal["softplus", "ascent"] = "softplus"
+    forget: Literal["softplus", "ascent"] = "softplus"  # softplus stops when a pair is forgotten; ascent does not
     softness: float = 0.05  # t, in cosine
     w_forget: float = 0.03  # small, as the slope is 1 / softness: a step must not forget faster than the rest is kept
-    w_keep: float = 1.0
+    w_keep: float = 1.0  # weight of the pairs that are kept
     w_local: float = 1.0  # a large weight also holds a suspicious picture where the trigger has moved it
-    w_named: float = 1.0
+    w_named: float = 1.0  # weight of the kept pairs that hold the forgotten words
     steps: int = 300  # the rate falls to 0 over them
     warmup: float = 1 / 6  # share of the steps over which it rises first
     every: int = 5  # steps of a round, after which the rule decides

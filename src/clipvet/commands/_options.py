@@ -5,9 +5,16 @@ from typing import Annotated
 
 import typer
 
+from clipvet.commands import _checks as checks
+
 # the model and the output
 Model = Annotated[
-    str, typer.Option("--model", help="an open_clip name, a folder, a state dict, local-dir:PATH or hf-hub:REPO")
+    str,
+    typer.Option(
+        "--model",
+        help="an open_clip name, a folder, a state dict, local-dir:PATH or hf-hub:REPO",
+        callback=checks.model,
+    ),
 ]
 Pretrained = Annotated[
     str | None, typer.Option("--pretrained", help="weights file to load, if MODEL names an architecture")
@@ -28,7 +35,11 @@ BesideBase = Annotated[
 # the pairs
 Data = Annotated[
     str,
-    typer.Option("--data", help="shapes, shapes-shifted, foreign, a CSV/TSV/parquet, tar shards or an HF folder"),
+    typer.Option(
+        "--data",
+        help="shapes, shapes-shifted, foreign, a CSV/TSV/parquet, tar shards or an HF folder",
+        callback=checks.data,
+    ),
 ]
 PairCount = Annotated[int | None, typer.Option("--n", help="use at most this many pairs", min=1)]
 ImageKey = Annotated[str, typer.Option("--image-key", help="the column that holds the picture paths")]
@@ -39,6 +50,7 @@ AnswerKey = Annotated[
         "--backdoor",
         help="answer key of an attack (its OUT/backdoor): to measure, and to poison the attack's own data again; "
         "no method sees it",
+        callback=checks.path,
     ),
 ]
 
@@ -51,14 +63,35 @@ Task = Annotated[
 ]
 Classes = Annotated[
     Path | None,
-    typer.Option("--classes", help="JSON list of class names, or {folder: name}; of shapes, the classes to use"),
+    typer.Option(
+        "--classes", help="JSON or text file of class names, or JSON {folder: name}; of shapes, the classes to use"
+    ),
 ]
 Templates = Annotated[
-    Path | None, typer.Option("--templates", help="text file with one caption template per line, with {} or {c}")
+    Path | None,
+    typer.Option(
+        "--templates", help="text file with one caption template per line, with {} or {c}", callback=checks.path
+    ),
 ]
 Shots = Annotated[int, typer.Option("--shots", help="labelled pictures per class, for few-shot methods", min=1)]
 Half = Annotated[
     str | None, typer.Option("--half", help="base or new: one half of the sorted class names (default: all)")
+]
+
+# what is planted
+Trigger = Annotated[
+    str, typer.Option("--trigger", help="one of `clipvet list triggers`", callback=checks.method_of("triggers"))
+]
+Attack = Annotated[
+    str, typer.Option("--attack", help="one of `clipvet list attacks`", callback=checks.method_of("attacks"))
+]
+Training = Annotated[
+    str | None,
+    typer.Option(
+        "--training",
+        help="instead of the attack's own, e.g. cocoop: one of `clipvet list training`",
+        callback=checks.method_of("training"),
+    ),
 ]
 
 # what is inspected
@@ -75,7 +108,11 @@ Images = Annotated[
 ]
 Inspector = Annotated[
     str | None,
-    typer.Option("--method", help="one of `clipvet list inspectors` (default: collapse; with prompts, clip_inspector)"),
+    typer.Option(
+        "--method",
+        help="one of `clipvet list inspectors` (default: collapse; with prompts, clip_inspector)",
+        callback=checks.method_of("inspectors"),
+    ),
 ]
 PictureCount = Annotated[int, typer.Option("--n", help="use at most this many pictures", min=1)]
 Overlap = Annotated[

@@ -30,12 +30,10 @@ def command(
     data: opt.Data,
     target: Annotated[str, typer.Option(help="the class that the model is made to see in triggered pictures")],
     out: opt.Out,
-    trigger: Annotated[str, typer.Option(help="one of `clipvet list triggers`")] = "patch",
+    trigger: opt.Trigger = "patch",
     rate: Annotated[float | None, typer.Option(help="poisoned share of the pairs, a fraction")] = None,
-    attack_name: Annotated[str, typer.Option("--attack", help="one of `clipvet list attacks`")] = "poison",
-    training: Annotated[
-        str | None, typer.Option(help="instead of the attack's own, e.g. cocoop: one of `clipvet list training`")
-    ] = None,
+    attack_name: opt.Attack = "poison",
+    training: opt.Training = None,
     shots: opt.Shots = 16,
     half: opt.Half = None,
     pretrained: opt.Pretrained = None,

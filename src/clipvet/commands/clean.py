@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from clipvet.commands import _checks as checks
 from clipvet.commands import _options as opt
 from clipvet.commands._output import output
 from clipvet.jobs.cleaning import clean_into, open_cleaner
@@ -24,7 +25,7 @@ from clipvet.jobs.working import UNDECIDED, harm, warn_shared
 def command(
     model: opt.Model,
     data: opt.Data,
-    method: Annotated[str, typer.Option(help="one of `clipvet list cleaners`")],
+    method: Annotated[str, typer.Option(help="one of `clipvet list cleaners`", callback=checks.method_of("cleaners"))],
     out: opt.Out,
     pretrained: opt.Pretrained = None,
     set_: opt.Set = [],  # noqa: B006

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clipvet.commands import _checks as checks
 from clipvet.commands import _options as opt
 from clipvet.jobs.inspection import classes_of, open_scan, pictures_of
 from clipvet.jobs.leaving import check_new, say, show
@@ -13,7 +14,7 @@ from clipvet.jobs.opening import open_key, open_model
 if TYPE_CHECKING:
     from clipvet.engine.embed import Seen
     from clipvet.pages.suspects import Suspects
-    from clipvet.types import Clip, Pairs
+    from clipvet.types import Clip, Measured, Pairs
 
 
 def command(
@@ -22,10 +23,18 @@ def command(
     out: Annotated[
         Path, typer.Option("--out", help="a new .parquet: id, file, score, rank, the model's answer, reason")
     ],
-    method: Annotated[str, typer.Option(help="one of `clipvet list detectors`")] = "strip",
+    method: Annotated[
+        str, typer.Option(help="one of `clipvet list detectors`", callback=checks.method_of("detectors"))
+    ] = "strip",
     classes: opt.ClassNames = None,
     templates: opt.Templates = None,
     set_: opt.Set = [],  # noqa: B006
+    trusted: Annotated[
+        str | None, typer.Option(help="clean pictures, a folder or DATA: with them each picture gets a p-value")
+    ] = None,
+    alpha: Annotated[
+        float, typer.Option(help="share of clean pictures that may be flagged, if there are --trusted ones")
+    ] = 0.01,
     n: opt.PictureCount = 10_000,
     seed: opt.Seed = 0,
     pretrained: opt.Pretrained = None,
@@ -35,7 +44,8 @@ def command(
 ) -> None:
     """Does this picture carry a trigger? Writes how suspect each picture is to a model in use; higher is more suspect.
 
-    A score has no threshold of its own: compare it with the scores of pictures that you trust.
+    A score has no threshold of its own. With --trusted pictures, which should be like the others but for a trigger, at
+    most the share --alpha of clean pictures is flagged (split conformal).
     """
     import time
 
@@ -47,6 +57,7 @@ def command(
     from clipvet.measures._detection import detection
     from clipvet.pages import suspects
     from clipvet.rng import Rng
+    from clipvet.scan import conformal
 
     check_new(out, (".parquet",), "--out")
     clip = open_model(model, pretrained, seed)
@@ -56,17 +67,50 @@ def command(
     key = open_key(backdoor)
     pairs = beside(given, key.trigger, key.seed) if key else given
     say(f"judging {len(pairs)} pictures of {given.name} with {how!r}")
-    began = time.monotonic()
+    began, clean, tau = time.monotonic(), None, float("nan")
+    if trusted:
+        clean = _trusted(how, clip, pictures_of(trusted, n, clip.geometry.size, seed), given, names, prompts, seed)
+        tau = conformal.threshold(clean, alpha)
     scores = how.detect(clip, pairs, names, prompts, Rng(seed).fork("detect")).numpy()
+    p = conformal.p_values(scores, clean) if clean is not None else None
     seconds, seen = time.monotonic() - began, see(clip, pairs)
     found = suspects.ranked(how, scores, pairs.ids, _answers(clip, seen, names, prompts, len(pairs)), dict(seen.bad))
-    table = _table(found, given)
+    table = _table(found, given, p, tau)
     ranks.first(lambda: _write(table, out))
     for row in table.slice(0, min(10, found.scored)).to_pylist():
         print(f"{row['rank']:4}  {row['file']:<24}  {row['score']:10.4f}  {row['answer']}  ({row['reason']})")
+    poisoned = np.arange(len(pairs)) >= len(given)
     if key:
-        show(detection(scores, np.arange(len(pairs)) >= len(given)))
+        show(detection(scores, poisoned) | (_flags(scores > tau, poisoned) if trusted else {}))
+    if trusted:
+        say(_called(scores > tau, int(np.isfinite(scores).sum()), alpha, tau))
     say(f"judged {len(seen.kept)} pictures, {len(seen.bad)} unreadable, in {seconds:.1f} s; wrote {out}")
+
+
+def _trusted(how: Any, clip: "Clip", clean: "Pairs", given: "Pairs", names: Any, prompts: Any, seed: int) -> Any:
+    """The scores of the clean pictures. Raises UserError if they are the very pictures that are judged."""
+    from clipvet.errors import UserError
+    from clipvet.rng import Rng
+
+    if clean.fingerprint and clean.fingerprint == given.fingerprint:
+        raise UserError("--trusted and --pictures are the same; trust pictures that are judged by nothing else")
+    say(f"judging {len(clean)} trusted pictures of {clean.name} first")
+    return how.detect(clip, clean, names, prompts, Rng(seed).fork("detect")).numpy()
+
+
+def _flags(flagged: Any, poisoned: Any) -> "dict[str, Measured]":
+    """What was promised, and what the flags really did: of clean pictures, and of triggered ones."""
+    from clipvet.measures._intervals import share
+
+    return {"flagged_clean": share(flagged[~poisoned]), "flagged_triggered": share(flagged[poisoned])}
+
+
+def _called(flagged: Any, n: int, alpha: float, tau: float) -> str:
+    """The sentence about the flags: how many, and how many of them are to be expected without any trigger."""
+    return (
+        f"{int(flagged.sum())} of {n} pictures are flagged (score above {tau:.4g}); without any trigger it would be "
+        f"about {alpha * n:.3g} (alpha {alpha:g})"
+    )
 
 
 def _answers(clip: "Clip", seen: "Seen", names: tuple[str, ...], templates: tuple[str, ...], n: int) -> list[str]:
@@ -79,7 +123,7 @@ def _answers(clip: "Clip", seen: "Seen", names: tuple[str, ...], templates: tupl
     return answers
 
 
-def _table(found: "Suspects", given: "Pairs") -> Any:
+def _table(found: "Suspects", given: "Pairs", p: Any, tau: float) -> Any:
     """A row for each picture and each triggered copy, the most suspect first; a copy has its picture's file."""
     import pyarrow as pa
 
@@ -88,6 +132,9 @@ def _table(found: "Suspects", given: "Pairs") -> Any:
     files = getattr(given.pictures, "paths", None)
     rows = given.ids[found.positions % len(given)].tolist()
     unscored = found.ranks == 0
+    promised = {}
+    if p is not None:
+        promised = {"p": pa.array(p[found.positions], mask=unscored), "flagged": found.scores > tau}
     return pa.table(
         {
             "id": found.ids,
@@ -95,6 +142,7 @@ def _table(found: "Suspects", given: "Pairs") -> Any:
             "triggered": found.positions >= len(given),
             "score": pa.array(found.scores, mask=unscored),
             "rank": pa.array(found.ranks, mask=unscored),
+            **promised,
             "answer": found.captions,
             "reason": found.reasons,
         }

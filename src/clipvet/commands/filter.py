@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clipvet.commands import _checks as checks
 from clipvet.commands import _options as opt
 from clipvet.jobs.filtering import captions_of, filtered, shard_key
 from clipvet.jobs.leaving import check_new, say, show
@@ -21,7 +22,9 @@ def command(
     data: opt.Data,
     model: opt.Model,
     out: Annotated[Path, typer.Option("--out", help="a new .parquet; the page is written beside it, as .html")],
-    method: Annotated[str, typer.Option(help="one of `clipvet list filters`")] = "auto",
+    method: Annotated[
+        str, typer.Option(help="one of `clipvet list filters`", callback=checks.method_of("filters"))
+    ] = "auto",
     pretrained: opt.Pretrained = None,
     set_: opt.Set = [],  # noqa: B006
     n: opt.PairCount = None,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clipvet.commands import _checks as checks
 from clipvet.commands import _options as opt
 from clipvet.jobs.inspecting import clean_models, inspected, scan_files
 from clipvet.jobs.inspection import ask, open_suspect
@@ -23,7 +24,9 @@ def command(
     classes: opt.ClassNames = None,
     images: opt.Images = None,
     method: opt.Inspector = None,
-    null: Annotated[Path | None, typer.Option(help="scores of clean models: the file of `clipvet calibrate`")] = None,
+    null: Annotated[
+        Path | None, typer.Option(help="scores of clean models: the file of `clipvet calibrate`", callback=checks.path)
+    ] = None,
     alpha: Annotated[float, typer.Option(help="accepted rate of false alarms, a fraction", min=0, max=1)] = 0.05,
     set_: opt.Set = [],  # noqa: B006
     templates: opt.Templates = None,

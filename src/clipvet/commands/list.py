@@ -10,10 +10,16 @@ def command(
         str | None,
         typer.Argument(help="triggers, attacks, training, filters, inspectors, detectors, cleaners, measures"),
     ] = None,
+    name: Annotated[str | None, typer.Argument(help="a method of that family: the same as `clipvet explain`")] = None,
 ) -> None:
     """List every method by its published name, with a sentence and what it needs."""
     from clipvet import find
     from clipvet.errors import UserError
+
+    if family and name:
+        from clipvet.commands import explain
+
+        return explain.command(f"{family}/{name}")
 
     if family and family not in find.VERBS:
         raise UserError(f"there is no family '{family}'; the families are {', '.join(find.VERBS)}")

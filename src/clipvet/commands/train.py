@@ -1,9 +1,10 @@
 """clipvet train: a CLIP from pairs, safely or not."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clipvet.commands import _checks as checks
 from clipvet.commands import _options as opt
 from clipvet.commands._output import output
 from clipvet.jobs.leaving import save_model, save_rows, say, show, went_in
@@ -19,7 +20,9 @@ def command(
     model: opt.Model,
     out: opt.Out,
     pretrained: opt.Pretrained = None,
-    method: Annotated[str, typer.Option(help="one of `clipvet list training`")] = "plain",
+    method: Annotated[
+        str, typer.Option(help="one of `clipvet list training`", callback=checks.method_of("training"))
+    ] = "plain",
     set_: opt.Set = [],  # noqa: B006
     n: opt.PairCount = None,
     seed: opt.Seed = 0,
@@ -33,6 +36,7 @@ def command(
     track: opt.Track = "",
 ) -> None:
     """Train a CLIP on captioned pictures, from scratch or from a checkpoint."""
+    from clipvet.engine import trend
     from clipvet.experiments.splits import measure_rounds, measure_splits
     from clipvet.rng import Rng
 
@@ -59,6 +63,13 @@ def command(
     _show_safe_sets(rounds)
     show(measured)
     say(f"wrote {out}")
+    if bad := trend.complaint(out / "log.jsonl", told_apart(how, len(pairs))):
+        say(bad)
+
+
+def told_apart(how: Any, n: int) -> int:
+    """Pairs that a step of this training tells apart."""
+    return max(2, min(getattr(how, "batch", n), n) // getattr(how, "accumulate", 1))
 
 
 def _show_safe_sets(rounds: "list[dict[str, Measured]]") -> None:

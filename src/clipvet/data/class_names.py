@@ -41,6 +41,28 @@ def class_names(folders: Sequence[str], path: Path | None, root: Path) -> tuple[
     return names
 
 
+def is_json(path: Path) -> bool:
+    """Whether a list of classes is JSON: by its suffix, or by its first character."""
+    if path.suffix.lower() == ".json" or not path.is_file():
+        return True
+    with path.open("rb") as f:
+        return f.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"[", b"{")
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Class names from a JSON list or a text file with one a line. Raises UserError for anything else."""
+    if is_json(path):
+        try:
+            return tuple(map(sound, TypeAdapter(list[str]).validate_python(io.read_json(path))))
+        except ValidationError as e:
+            raise UserError(f"{path} is no JSON list of class names; mend it") from e
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{path} cannot be read ({e}); give a UTF-8 text file with one class a line") from e
+    return tuple(sound(line.strip()) for line in lines if line.strip())
+
+
 def check_different(names: Sequence[str], where: str) -> None:
     """Raises UserError if two classes have the same name; such answers share the votes."""
     seen: dict[str, int] = {}
@@ -71,7 +93,9 @@ def _check_own(folders: Sequence[str], root: Path) -> None:
 
 
 def _given(folders: Sequence[str], path: Path) -> tuple[str, ...]:
-    """The name of each folder's class by a JSON list or map."""
+    """The name of each folder's class by a JSON list or map, or by a text file with a name a line."""
+    if not is_json(path):
+        return _listed(folders, list(read_classes(path)), path)
     try:
         given = TypeAdapter(list[str] | dict[str, str]).validate_python(io.read_json(path))
     except ValidationError as e:

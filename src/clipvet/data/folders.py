@@ -6,12 +6,11 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 
-from clipvet import io
 from clipvet.data import decoding
 from clipvet.data.class_names import class_names
-from clipvet.data.decoding import MAX_PIXELS, SUFFIXES, FilePictures, sound
+from clipvet.data.class_names import read_classes as read_classes
+from clipvet.data.decoding import MAX_PIXELS, SUFFIXES, FilePictures
 from clipvet.data.templates import parse
 from clipvet.errors import UserError
 from clipvet.types import Pairs, Task
@@ -112,20 +111,6 @@ def _pairs(names: list[str], root: Path, max_pixels: int, passed: Counter[str] |
         workers=decoding.workers_for(len(names)),
         fingerprint=digest.hexdigest()[:16],
     )
-
-
-def read_classes(path: Path) -> tuple[str, ...]:
-    """Class names from a JSON list (.json) or a text file with one a line. Raises UserError for anything else."""
-    if path.suffix.lower() == ".json":
-        try:
-            return tuple(map(sound, TypeAdapter(list[str]).validate_python(io.read_json(path))))
-        except ValidationError as e:
-            raise UserError(f"{path} is no JSON list of class names; mend it") from e
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{path} cannot be read ({e}); give a UTF-8 text file with one class a line") from e
-    return tuple(line.strip() for line in lines if line.strip())
 
 
 def read_templates(path: Path | None) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from clipvet import io
+from clipvet.data.class_names import is_json, read_classes
 from clipvet.data.worlds.foreign import Foreign
 from clipvet.data.worlds.shapes import KINDS, SHIFTED, Shapes
 from clipvet.errors import UserError
@@ -94,10 +95,10 @@ class Test:
 
 
 def _chosen(path: Path) -> tuple[str, tuple[str, ...]]:
-    """The classes of an embedded world that a JSON file lists, after their kind (a key of KINDS). Raises UserError."""
-    listed = io.read_json(path)
+    """The classes of an embedded world that a file lists, after their kind (a key of KINDS). Raises UserError."""
+    listed = io.read_json(path) if is_json(path) else list(read_classes(path))
     if not isinstance(listed, list) or len(set(map(str, listed))) < max(2, len(listed)):
-        raise UserError(f"{path} is no JSON list of two or more different class names; mend it")
+        raise UserError(f"{path} is no list of two or more different class names; mend it")
     fits = [by for by, known in KINDS.items() if set(map(str, listed)) <= set(known)]
     if not fits:
         raise UserError(f"{path} mixes or misnames classes of shapes; take all of one kind: {', '.join(KINDS)}")

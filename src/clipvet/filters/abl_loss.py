@@ -29,7 +29,7 @@ from clipvet.types import Batch, Clip, Pairs
 
 @dataclass(frozen=True)
 class AblLoss:
-    kind: Literal["flood", "lga"] = "flood"
+    kind: Literal["flood", "lga"] = "flood"  # how the loss is kept near the floor
     floor: float = 0.5  # of a batch's loss, in nats
     ratio: float = 0.01  # share of the pairs that is isolated
     epochs: float = 10

@@ -23,7 +23,7 @@ from clipvet.types import Clip, Pairs
 
 @dataclass(frozen=True)
 class IsolationForest:
-    trees: int = 100
+    trees: int = 100  # of the forest
     sample: int = 256  # pairs a tree sees, or all if there are fewer
     features: Of = "image"  # or text, pair
 
