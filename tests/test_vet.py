@@ -19,10 +19,11 @@ from clipvet.cleaners.par import Par
 from clipvet.errors import Unsupported, UserError
 from clipvet.filters.auto import Auto
 from clipvet.inspectors.collapse import Collapse
-from clipvet.jobs import vet_stages
+from clipvet.jobs import vet_pairs, vet_stages
 from clipvet.jobs.vet_clean import ways
 from clipvet.jobs.vet_inputs import Inputs, Options
-from clipvet.jobs.vet_stages import Bench, binding, called_ids, pairs_stage
+from clipvet.jobs.vet_pairs import binding, called_ids, pairs_stage
+from clipvet.jobs.vet_stages import Bench
 from clipvet.jobs.vetting import run
 from clipvet.models import checkpoints
 from clipvet.pages import vetting as page
@@ -230,14 +231,14 @@ def test_a_test_that_cannot_be_run_says_why_and_the_others_go_on(
     def refuse(*given: Any) -> Any:
         raise UserError("the pairs are too odd; give others")
 
-    monkeypatch.setattr(vet_stages, "filtered", refuse)
+    monkeypatch.setattr(vet_pairs, "filtered", refuse)
     args = ["vet", "--model", model, "--data", "shapes", "--n", 300, "--out"]
     code, _, err = clipvet(*args, tmp_path / "a")
     assert code == 0, err
     v = found(tmp_path / "a")
     assert (outcomes(v)["pairs"], outcomes(v)["accuracy"]) == ("not_tested", "pass")
     assert "It could not be run: the pairs are too odd; give others" in " ".join(v.not_tested)
-    monkeypatch.setattr(vet_stages, "filtered", lambda *given: 1 / 0)
+    monkeypatch.setattr(vet_pairs, "filtered", lambda *given: 1 / 0)
     assert clipvet(*args, tmp_path / "b")[0] == 0
     assert "clipvet stumbled (division by zero)" in found(tmp_path / "b").not_tested[1]
 

@@ -9,7 +9,8 @@ from clipvet.jobs.cleaning import clean_into, open_cleaner
 from clipvet.jobs.leaving import say
 from clipvet.jobs.opening import open_method, plan
 from clipvet.jobs.vet_inputs import Inputs, encoder_of
-from clipvet.jobs.vet_stages import Bench, accuracy_stage, called_ids, inspect_stage, missed, pairs_stage
+from clipvet.jobs.vet_pairs import called_ids, pairs_stage
+from clipvet.jobs.vet_stages import Bench, accuracy_stage, inspect_stage, missed
 from clipvet.pages.vetting import called_method
 from clipvet.scan.vetting import GIVEN, Stage, good_copy
 

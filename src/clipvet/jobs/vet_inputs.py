@@ -81,8 +81,7 @@ def open_inputs(options: Options, clip: "Clip") -> Inputs:
 
     nulls = tuple(map(read_null, options.nulls))
     size, o = clip.geometry.size, options
-    named = o.classes if o.task and o.classes and o.classes.suffix == ".json" else None
-    test = open_task(o.task, o.data or "", size, named, o.templates, o.seed)
+    test = open_task(o.task, o.data or "", size, o.classes if o.task else None, o.templates, o.seed)
     pairs, key, made = None, open_key(o.backdoor), False
     if o.data:
         split = "train" if o.backdoor else "validation"
@@ -147,7 +146,7 @@ def asked_of(inputs: Inputs, clip: "Clip", method: str | None, settings: Sequenc
     from clipvet.scan.reference import family
 
     o = inputs.options
-    listed = str(o.classes) if o.classes and not (o.task and o.classes.suffix == ".json") else None
+    listed = str(o.classes) if o.classes and not o.task else None
     spec = listed or o.task or ("shapes" if o.data in WORLDS else None)
     if spec is None and not getattr(clip, "classes", ()):
         spec = "shapes" if family(clip) else "imagenet"

@@ -5,22 +5,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipvet.jobs.filtering import captions_of, filtered, shard_key
 from clipvet.jobs.inspecting import clean_models, inspected
 from clipvet.jobs.leaving import say
-from clipvet.jobs.opening import open_method
 from clipvet.jobs.vet_inputs import Inputs, asked_of, null_for
 from clipvet.jobs.working import measure_own
 from clipvet.scan.sight import SIGHT, sight_of
 from clipvet.scan.vetting import GIVEN, Number, Stage
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from clipvet.scan.verdicts import FileFinding, Null, Verdict
     from clipvet.types import Backdoor, Clip, Measured
 
-LEAST = 8  # pairs that are called poisoned and have a word in common, from which they count as one backdoor's
 REFERENCE = 256  # pictures, for the comparison with a reference
 FEWER = {"masked": 2, "faint": 1, "warped": 1, "steps": 60}  # of collapse, in a quick first look
 ALIKE = 0.98  # cosine of two classes' prompts, above which the model cannot tell them apart
@@ -189,64 +184,6 @@ def text_stage() -> Stage:
     )
 
 
-def pairs_stage(bench: Bench, clip: "Clip", model: str, of: str = GIVEN) -> Stage:
-    """Are the pairs poisoned, as this model sees them? Leaves scores, a page, and the ids that are called poisoned."""
-    title = "The pairs" if of == GIVEN else "The same pairs, as the copy sees them"
-
-    def make(work: Path) -> Stage:
-        from clipvet import io, results
-        from clipvet.pages import suspects
-
-        got = bench.inputs
-        pairs, key = got.pairs, got.key if got.made else None
-        assert pairs is not None
-        if got.options.quick:
-            pairs = pairs.take(slice(5000))
-        how = open_method("filters", "auto", got.small, [])
-        captions = captions_of(pairs, key)
-        poisoned = got.key.poisoned if got.key else None
-        done = filtered(how, clip, pairs, captions, work, got.options.seed, poisoned)
-        facts = {
-            "method": repr(how), "model": model, "data": pairs.name, "seed": got.options.seed,
-            "command": results.command(), "versions": results.versions(), "seconds": done.seconds, "told": done.told,
-            "measured": {k: m._asdict() for k, m in done.measured.items()},
-        }  # fmt: skip
-        shown = {"poisoned": poisoned, "measured": done.measured, "cut": done.cut, "removed": done.removed}
-        suspects.write_page(work / "report.html", done.found, pairs, clip.geometry, facts, **shown)
-        suspects.write_scores(work / "scores.parquet", done.found, facts, shard_key(pairs), how.p)
-        called = done.found.ids[: done.removed or 0]
-        io.write_json(work / "called.json", called.tolist())
-        return _from_filter(title, done.told, [captions[int(k)] for k in done.found.positions[: len(called)]], captions)
-
-    return bench.run("pairs", title, make, of)
-
-
-def _from_filter(title: str, told: Sequence[str], called: Sequence[str], captions: Sequence[str]) -> Stage:
-    sight, more = SIGHT["auto"], [*told[1:]]
-    bound = binding(called, captions)
-    if told and told[0].startswith("Undecided"):
-        return missed("pairs", title, told[0])
-    outcome = "fail" if bound else "undecided" if len(called) else "pass"
-    said = told[0] if called else "No pair is called poisoned."
-    return Stage(
-        name="pairs", title=title, outcome=outcome, said=said, more=more, sees=[*sight.sees], blind=[*sight.blind],
-        target=bound,
-    )  # fmt: skip
-
-
-def binding(called: Sequence[str], captions: Sequence[str]) -> str | None:
-    """The rare word that binds the pairs that are called poisoned, if it binds LEAST of them or more."""
-    from collections import Counter
-
-    from clipvet.unlearning.words import clusters, words
-
-    if len(called) < LEAST:
-        return None
-    said = [dict.fromkeys(words(c), 1.0) for c in called]
-    found = clusters(said, Counter(w for c in captions for w in words(c)), len(captions), share=0.01)
-    return next((c.words[0] for c in found if len(c.rows) >= LEAST), None)
-
-
 def accuracy_stage(
     bench: Bench, clip: "Clip", of: str = GIVEN, trigger: Path | None = None, before: Stage | None = None
 ) -> Stage:
@@ -347,13 +284,3 @@ def notes_on_classes(clip: "Clip", got: Inputs) -> list[str]:
 
 def _some(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def called_ids(bench: Bench) -> "np.ndarray":
-    """The ids of the pairs that were called poisoned; none where the filter was not run."""
-    import numpy as np
-
-    from clipvet import io
-
-    path = bench.folder("pairs") / "called.json"
-    return np.array(io.read_json(path) if path.exists() else [], np.int64)

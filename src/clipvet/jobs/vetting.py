@@ -13,6 +13,7 @@ from clipvet.jobs.leaving import say
 from clipvet.jobs.vet_clean import clean_and_judge, judge_copy, pairs_for, trigger_folder
 from clipvet.jobs.vet_inputs import Inputs, Options, check_paths, encoder_of, open_inputs
 from clipvet.jobs.vet_next import command_of, fuller, next_steps
+from clipvet.jobs.vet_pairs import pairs_stage
 from clipvet.jobs.vet_plan import total
 from clipvet.jobs.vet_stages import (
     Bench,
@@ -20,7 +21,6 @@ from clipvet.jobs.vet_stages import (
     files_stage,
     inspect_stage,
     missed,
-    pairs_stage,
     reference_stage,
     text_stage,
 )
