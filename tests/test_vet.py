@@ -264,6 +264,8 @@ COPY = [stage("clean", "done", "c"), stage("encoder", "pass", "c"), stage("accur
     [
         (OWN, "use", 0),
         ([*OWN, stage("text", "not_tested")], "use", 0),  # and the page says so
+        ([*OWN, stage("text", "undecided")], "use", 0),
+        ([*OWN, stage("text", "fail")], "do_not_use", 1),
         ([stage("files", "not_tested"), OWN[1]], "undecided", 4),
         ([OWN[0], stage("encoder", "undecided")], "undecided", 4),
         ([OWN[0], stage("encoder", "not_tested")], "undecided", 4),

@@ -20,7 +20,7 @@ REFERENCE = 256  # pictures, for the comparison with a reference
 FEWER = {"masked": 2, "faint": 1, "warped": 1, "steps": 60}  # of collapse, in a quick first look
 ALIKE = 0.98  # cosine of two classes' prompts, above which the model cannot tell them apart
 SHOWN = ("clean_accuracy", "asr", "text_retrieval_recall@5", "pairs_text_retrieval_recall@5")  # numbers that are kept
-TEST_OF = {"prompts": "its learned prompts", "encoder": "its picture tower", "reference": "it"}
+TEST_OF = {"prompts": "its learned prompts", "encoder": "its picture tower", "text": "its text tower"}
 
 
 @dataclass
@@ -111,7 +111,7 @@ def inspect_stage(bench: Bench, name: str, clip: "Clip", model: str, of: str = G
         clean, compared = clean_models(null, asked, told, bench.inputs.options.alpha)
         more = notes_on_null(clean, asked.classes)
         if bench.inputs.options.quick and clean is None and name == "encoder":
-            asked = asked._replace(how=replace(asked.how, **FEWER))
+            asked = asked._replace(how=replace(asked.how, **getattr(asked.how, "quick", FEWER)))
             more.append("A quick first look: fewer searches and steps than in a full run.")
         verdict = inspected(
             asked, work, clean, bench.inputs.options.alpha, compared, model=model, weights=told, files=None
@@ -133,7 +133,7 @@ def from_verdict(name: str, title: str, verdict: "Verdict", more: Sequence[str] 
         outcome = "fail"
     elif verdict.backdoored is False and verdict.calibrated:
         found = said.partition(": ")[2].partition(" Judged:")[0]
-        outcome, said = "pass", f"Nothing found in {TEST_OF[name]}: {found}"
+        outcome, said = "pass", f"Nothing found in {TEST_OF.get(name, 'it')}: {found}"
     else:
         outcome = "undecided"
         if verdict.backdoored is False:
@@ -177,11 +177,29 @@ def reference_stage(bench: Bench, clip: "Clip", model: str) -> Stage:
     return bench.run("reference", title, make)
 
 
-def text_stage() -> Stage:
-    """The text tower, where there is an inspector for it."""
-    return missed(
-        "text", "Its text tower", "No test for text towers is built in yet: a trigger in captions would not be seen."
-    )
+def text_stage(bench: Bench, clip: "Clip", model: str) -> Stage:
+    """The text tower, by the first inspector that says that it `reads_text`."""
+    from clipvet import find
+
+    title = "Its text tower"
+    known = {n: find.load("inspectors", n) for n in find.names("inspectors")}
+    method = next((n for n, kind in known.items() if getattr(kind, "reads_text", False)), None)
+    if method is None:
+        why = "No test for text towers is built in yet: a trigger in captions would not be seen."
+        bench.stages.append(missed("text", title, why))
+        return bench.stages[-1]
+
+    def make(work: Path) -> Stage:
+        from clipvet.results import weights_hash
+
+        named = bench.inputs.options.reference
+        asked = asked_of(bench.inputs, clip, method, [f"reference={named}"] if named else [])
+        alpha, told = bench.inputs.options.alpha, weights_hash(clip)
+        clean, compared = clean_models(None, asked, told, alpha)
+        verdict = inspected(asked, work, clean, alpha, compared, model=model, weights=told, files=None)
+        return from_verdict("text", title, verdict)
+
+    return bench.run("text", title, make)
 
 
 def accuracy_stage(

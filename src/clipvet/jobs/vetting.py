@@ -114,7 +114,7 @@ def _vet(bench: Bench, files: "list[FileFinding] | None", out: Path) -> Vetting:
     inspect_stage(bench, "encoder", encoder_of(got.clip), o.model)
     if o.reference:
         reference_stage(bench, got.clip, o.model)
-    bench.stages.append(text_stage())
+    text_stage(bench, got.clip, o.model)
     if got.pairs is not None:
         pairs_stage(bench, got.clip, o.model)
     accuracy = None
