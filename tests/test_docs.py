@@ -92,7 +92,7 @@ def test_the_readme_quotes_the_rows() -> None:
 def test_the_tour_runs(tmp_path: Path, monkeypatch, capsys) -> None:
     """Every `clipvet` command of the tour on the embedded world, in order, on fewer pairs."""
     monkeypatch.chdir(tmp_path)
-    commands = [c for c in TOUR if "shapes" in c or "report" in c]
+    commands = [c for c in TOUR if ("shapes" in c or "report" in c) and "clipvet vet" not in c]  # vet: the next test
     assert len(commands) >= 4
     for command in commands:
         words = shlex.split(command)
@@ -101,7 +101,7 @@ def test_the_tour_runs(tmp_path: Path, monkeypatch, capsys) -> None:
     assert (tmp_path / "runs/cleaned/report.html").stat().st_size > 1000
 
 
-def test_the_readmes_filter_and_inspection_are_right_on_the_readmes_kind_of_victim(
+def test_the_readmes_filter_and_vet_are_right_on_the_readmes_kind_of_victim(
     tmp_path: Path, monkeypatch, capsys, learnt
 ) -> None:
     """Its very commands, on a smaller victim: 60 poisons in 1,500 pairs."""
@@ -126,13 +126,16 @@ def test_the_readmes_filter_and_inspection_are_right_on_the_readmes_kind_of_vict
     assert "'star' binds" in facts["told"][1]
 
     capsys.readouterr()
-    (command,) = [c for c in TOUR if c.startswith("clipvet inspect --model runs/victim")]
-    monkeypatch.setattr(sys, "argv", shlex.split(command))
+    (command,) = [c for c in TOUR if c.startswith("clipvet vet --model runs/victim")]
+    monkeypatch.setattr(sys, "argv", [*shlex.split(command), "--n", "2000"])
     _run(1)
     said = capsys.readouterr().out
-    assert "looks backdoored" in said
-    assert "'star'" in said
-    assert "none of 20 clean models is as suspicious" in said
+    assert "it looks backdoored towards 'star'. Use the cleaned copy" in said
+    verdict = json.loads((tmp_path / "vetted/victim/encoder/verdict.json").read_text())  # what `clipvet inspect` writes
+    assert "none of 20 clean models is as suspicious" in verdict["sentence"]
+    found = json.loads((tmp_path / "vetted/victim/vet.json").read_text())
+    copy = next(s["numbers"] for s in found["stages"] if (s["of"], s["name"]) == ("clean-par", "accuracy"))
+    assert copy["recovered_asr"]["value"] < 0.2
 
 
 def _run(*codes: int) -> None:
@@ -191,6 +194,39 @@ def test_the_gate_in_ci_tells_exit_codes_apart(tmp_path: Path, code: int, ends: 
     done = subprocess.run(["bash", "-eo", "pipefail", "-c", step["run"]], env=env, capture_output=True, text=True)
     assert done.returncode == ends
     assert ("::error::" in done.stdout, "::warning::" in done.stdout) == (ends > 0, code in (3, 4))
+
+
+def vet_step() -> dict[str, Any]:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/howto/vet.md").read_text(), re.S)
+    return next(s for s in yaml.safe_load(block)["jobs"]["vet"]["steps"] if s.get("name") == "vet")
+
+
+def test_vet_in_ci_is_understood_and_tells_exit_codes_apart(tmp_path: Path, monkeypatch) -> None:
+    import typer
+
+    monkeypatch.setattr("clipvet.commands._checks.absent", lambda value: False)
+    run = vet_step()["run"]
+    (said,) = re.findall(r"clipvet vet (.*) \|\| code", run)
+    typer.main.get_command(cli.app).commands["vet"].make_context("vet", shlex.split(said))  # pyright: ignore
+    for code, ends in ((0, 0), (1, 1), (2, 2), (3, 0), (4, 0), (137, 137)):
+        (tmp_path / "clipvet").write_text(f"#!/bin/sh\nmkdir -p vetted; echo all >vetted/summary.md; exit {code}\n")
+        (tmp_path / "clipvet").chmod(0o755)
+        env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "GITHUB_STEP_SUMMARY": str(tmp_path / "told")}
+        done = subprocess.run(
+            ["bash", "-eo", "pipefail", "-c", run], env=env, cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == ends
+        assert ("::error::" in done.stdout, "::warning::" in done.stdout) == (ends > 0, code in (3, 4))
+    assert (tmp_path / "told").read_text() == "all\n" * 6
+
+
+def test_the_schema_of_vet_json_is_documented() -> None:
+    from clipvet.scan.vetting import Fuller, Next, Number, Stage, Vetting
+
+    page = (ROOT / "docs/howto/vet.md").read_text().partition("## vet.json")[2]
+    for part in (Vetting, Stage, Next, Fuller, Number):
+        for name in part.model_fields:
+            assert f"`{name}`" in page, f"{part.__name__}.{name}"
 
 
 @pytest.mark.parametrize(("page", "prints"), [("README.md", "Measured"), ("docs/howto/detect.md", "")])

@@ -40,23 +40,29 @@ def command(
     n: opt.PairCount = None,
     seed: opt.Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print vet.json instead of sentences")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done and its time; do nothing")] = False,
+    hush: Annotated[bool, typer.Option("--quiet", help="no progress; only the answer")] = False,
 ) -> None:
     """Is this model to be used? Runs every test that fits, cleans a copy where one is needed, and says what to do.
 
     Exit code 0: use it, 1: do not use it (a cleaned copy may be there), 2: bad input, 3: unsupported, 4: undecided.
     """
     from clipvet.errors import shown
-    from clipvet.jobs.leaving import say
+    from clipvet.jobs.leaving import quiet, say
     from clipvet.jobs.vet_inputs import Options
-    from clipvet.jobs.vetting import default_out, run
+    from clipvet.jobs.vetting import default_out, plan, run
 
     options = Options(
         model, pretrained, data, task, images, reference, tuple(null), shots, cleaned, backdoor, classes, templates,
         image_key, caption_key, n, seed=seed, quick=quick,
     )  # fmt: skip
     folder = out or default_out(model)
+    if dry_run:
+        print("\n".join(map(shown, plan(options))))
+        return
     try:
-        found = run(options, folder)
+        with quiet(hush):
+            found = run(options, folder)
     except KeyboardInterrupt:
         say("\nstopped; give the same command again, and it goes on where it was")
         raise
@@ -68,5 +74,6 @@ def command(
         print(shown(f"Next: {step.why}"))
         if step.command:
             print(shown(f"    {step.command}"))
-    say(f"see {folder / 'report.html'}")
+    if not hush:
+        say(f"see {folder / 'report.html'}")
     raise typer.Exit(found.exit_code)

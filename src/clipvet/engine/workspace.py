@@ -165,8 +165,46 @@ def _bar(total: int, done: int = 0, before: str = "", after: str = "", **numbers
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    if not sys.stderr.isatty():
+        yield _Lines(total, done, before or "steps").tick
+        return
     texts = [[TextColumn(text)] if text else [] for text in (before, after)]
     columns = (*texts[0], BarColumn(), MofNCompleteColumn(), *texts[1], TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=total, completed=done, **numbers)
         yield lambda advance=1, **numbers: bar.update(task, advance=advance, **numbers)
+
+
+@dataclass
+class _Lines:
+    """Progress where no bar can be drawn: the time that is expected, once it is known, and then one line a minute."""
+
+    total: int
+    done: int
+    what: str
+    first: float = 5.0  # seconds, after which the time is estimated
+    every: float = 60.0  # seconds between two lines
+    began: float = field(default_factory=time.monotonic)
+    said: float = 0.0
+    start: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.start = self.done
+
+    def tick(self, advance: int = 1, **numbers: Any) -> None:
+        self.done += advance
+        passed = time.monotonic() - self.began
+        if passed < self.first or self.done <= self.start or (self.said and passed - self.said < self.every):
+            return
+        left = passed / (self.done - self.start) * (self.total - self.done)
+        if left > self.first:
+            text = f"  {self.done} of {self.total} {self.what}, about {in_words(left)} to go on this machine"
+            print(text, file=sys.stderr, flush=True)
+        self.said = passed
+
+
+def in_words(seconds: float) -> str:
+    """A time for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -2,6 +2,9 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +12,29 @@ if TYPE_CHECKING:
     from clipvet.types import Backdoor, Clip, Measured, Pairs, Task
 
 
+_quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+
+
+@contextmanager
+def quiet(on: bool = True) -> Iterator[None]:
+    """Inside this block `say` says nothing and no progress is shown."""
+    token = _quiet.set(on)
+    try:
+        yield
+    finally:
+        _quiet.reset(token)
+
+
+def silent() -> bool:
+    """Whether a `quiet` block is around."""
+    return _quiet.get()
+
+
 def say(text: str) -> None:
     """A line on stderr, from the first of several processes."""
     from clipvet.errors import shown
 
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0" and not silent():
         print(shown(text), file=sys.stderr, flush=True)
 
 

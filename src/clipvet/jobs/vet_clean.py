@@ -1,6 +1,7 @@
 """Cleaning a copy, with what the user has: which method, on which pairs, and whether the copy is good."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -8,12 +9,16 @@ from clipvet.jobs.cleaning import clean_into, open_cleaner
 from clipvet.jobs.leaving import say
 from clipvet.jobs.opening import open_method, plan
 from clipvet.jobs.vet_inputs import Inputs, encoder_of
-from clipvet.jobs.vet_stages import Bench, accuracy_stage, called_ids, inspect_stage, missed, pairs_stage
+from clipvet.jobs.vet_pairs import called_ids, pairs_stage
+from clipvet.jobs.vet_stages import Bench, accuracy_stage, inspect_stage, missed
 from clipvet.pages.vetting import called_method
 from clipvet.scan.vetting import GIVEN, Stage, good_copy
 
 if TYPE_CHECKING:
     from clipvet.types import Clip, Pairs
+
+
+MOST_EPOCHS = 20  # over few pairs; more would teach the model these pairs by heart
 
 
 class Way(NamedTuple):
@@ -37,7 +42,7 @@ def ways(bench: Bench) -> Iterator[Way]:
     if got.pairs is not None:
         kept = got.pairs.take(~np.isin(got.pairs.ids, called))
         what = f"{len(kept):,} of your pairs, without the {len(called):,} that are called poisoned"
-        par = plan(open_method("cleaners", "par", got.small, []), kept, [])
+        par = _enough(open_method("cleaners", "par", got.small, []), kept)
         yield Way("par", par, kept, what if len(called) else f"your {len(kept):,} pairs")
         if any(s.name == "pairs" and s.outcome == "fail" for s in bench.stages):
             yield Way("ubt", open_method("cleaners", "ubt", got.small, []), got.pairs, "all of your pairs")
@@ -48,6 +53,22 @@ def ways(bench: Bench) -> Iterator[Way]:
             yield Way("ci_repair", how, got.shots, what)
         rvpt = open_cleaner("rvpt", got.small or data, got.options.templates, None, [])
         yield Way("rvpt", rvpt, got.shots, what)
+
+
+def _enough(how: Any, pairs: "Pairs") -> Any:
+    """The method with enough steps for these pairs: a smaller batch, and for few pairs more epochs too."""
+    from clipvet.engine.planning import FEWEST, SMALLEST, per_epoch, step_count
+    from clipvet.errors import UserError
+
+    if step_count(len(pairs), SMALLEST, how.epochs) >= FEWEST:
+        return plan(how, pairs, [])
+    epochs = -(-FEWEST // per_epoch(len(pairs), SMALLEST))
+    if epochs > MOST_EPOCHS:
+        raise UserError(
+            f"{len(pairs)} pairs are too few to clean with; give {SMALLEST * FEWEST // MOST_EPOCHS} or more"
+        )
+    say(f"  {len(pairs)} pairs are few: {epochs} epochs in batches of {SMALLEST}, which make {FEWEST} steps or more")
+    return replace(how, epochs=epochs, batch=SMALLEST)
 
 
 def trigger_folder(bench: Bench) -> Path | None:

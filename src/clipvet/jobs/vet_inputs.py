@@ -1,5 +1,6 @@
 """What a vetting is given: its options, and what they open. Bad input is refused here, before anything is computed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ SPARE = 16  # pictures of each class that must be left to measure on, where shot
 
 @dataclass(frozen=True)
 class Options:
-    """The words of the user. docs/vet.md says what each means."""
+    """The words of the user. docs/howto/vet.md says what each means."""
 
     model: str
     pretrained: str | None = None
@@ -80,8 +81,7 @@ def open_inputs(options: Options, clip: "Clip") -> Inputs:
 
     nulls = tuple(map(read_null, options.nulls))
     size, o = clip.geometry.size, options
-    named = o.classes if o.task and o.classes and o.classes.suffix == ".json" else None
-    test = open_task(o.task, o.data or "", size, named, o.templates, o.seed)
+    test = open_task(o.task, o.data or "", size, o.classes if o.task else None, o.templates, o.seed)
     pairs, key, made = None, open_key(o.backdoor), False
     if o.data:
         split = "train" if o.backdoor else "validation"
@@ -136,7 +136,7 @@ def _spared(test: "Task", spec: str, size: int, seed: int) -> "tuple[Pairs | Non
     return some, replace(test, pictures=test.pictures.take(rest), labels=test.labels[rest])
 
 
-def asked_of(inputs: Inputs, clip: "Clip", method: str | None) -> Asked:
+def asked_of(inputs: Inputs, clip: "Clip", method: str | None, settings: Sequence[str] = (), n: int = 1000) -> Asked:
     """The inspection of this model with this method, on the pictures and classes at hand.
 
     Classes: --classes, else the task's, else the model's own, else those of shapes for a model of its kind, else
@@ -146,14 +146,14 @@ def asked_of(inputs: Inputs, clip: "Clip", method: str | None) -> Asked:
     from clipvet.scan.reference import family
 
     o = inputs.options
-    listed = str(o.classes) if o.classes and not (o.task and o.classes.suffix == ".json") else None
+    listed = str(o.classes) if o.classes and not o.task else None
     spec = listed or o.task or ("shapes" if o.data in WORLDS else None)
     if spec is None and not getattr(clip, "classes", ()):
         spec = "shapes" if family(clip) else "imagenet"
     images = o.images
     if images is None and o.data and o.data not in WORLDS and not o.task:
         images = o.data if (o.image_key, o.caption_key) == ("filepath", "title") else None
-    asked = ask(clip, method, spec, o.templates, images, [], 1000, 0.9, o.seed)
+    asked = ask(clip, method, spec, o.templates, images, [*settings], n, 0.9, o.seed)
     if spec == o.task and inputs.test is not None and o.classes:
         asked = asked._replace(classes=inputs.test.classes)
     return asked

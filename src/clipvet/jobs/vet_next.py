@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clipvet.jobs.opening import open_method
+from clipvet.engine.workspace import in_words
 from clipvet.jobs.vet_inputs import Inputs, Options
-from clipvet.pages.vetting import in_words
+from clipvet.jobs.vet_plan import total
 from clipvet.scan.vetting import GIVEN, Advice, Fuller, Next, Stage
 
 CLEAN_MODELS = 19  # clean models that can just show p = 0.05
@@ -82,25 +82,10 @@ def _calibrate(options: Options, stage: Stage | None) -> Next | None:
     return Next(why=f"{why}about {took} here. Then vet again with --null null.json.", command=shlex.join(words))
 
 
-def fuller(options: Options, out: Path, stages: Sequence[Stage], inputs: Inputs | None) -> Fuller | None:
+def fuller(options: Options, out: Path, inputs: Inputs | None) -> Fuller | None:
     """What a fuller run would add and how long it would take; None where nothing was left out."""
     if not options.quick:
         return None
-    own = {s.name: s for s in stages if s.of == GIVEN}
     what = "All searches, all pairs, and a cleaned copy where one is needed."
-    return Fuller(what=what, seconds=_guess(own, inputs), command=command_of(options, another(out), quick=False))
-
-
-def _guess(own: dict[str, Stage], inputs: Inputs | None) -> float | None:
-    """Seconds that a full run would take, from what this one took: the inspections twice, and a training by PAR.
-
-    A pair of PAR's is taken to cost four pictures of the inspection, which makes 200 steps of seven times eight.
-    """
-    encoder = own.get("encoder")
-    if encoder is None or not encoder.seconds or inputs is None:
-        return None
-    seconds = 2 * encoder.seconds + sum(s.seconds for s in own.values())
-    if inputs.pairs is not None:
-        par: Any = open_method("cleaners", "par", inputs.small, [])
-        seconds += 4 * encoder.seconds / (200 * 8 * 7) * par.epochs * len(inputs.pairs)
-    return round(seconds, 1)
+    full = command_of(options, another(out), quick=False)
+    return Fuller(what=what, seconds=round(total(inputs), 1) if inputs else None, command=full)

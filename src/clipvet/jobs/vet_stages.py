@@ -5,26 +5,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipvet.jobs.filtering import captions_of, filtered, shard_key
 from clipvet.jobs.inspecting import clean_models, inspected
 from clipvet.jobs.leaving import say
-from clipvet.jobs.opening import open_method
 from clipvet.jobs.vet_inputs import Inputs, asked_of, null_for
 from clipvet.jobs.working import measure_own
 from clipvet.scan.sight import SIGHT, sight_of
 from clipvet.scan.vetting import GIVEN, Number, Stage
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from clipvet.scan.verdicts import FileFinding, Null, Verdict
     from clipvet.types import Backdoor, Clip, Measured
 
-LEAST = 8  # pairs that are called poisoned and have a word in common, from which they count as one backdoor's
+REFERENCE = 256  # pictures, for the comparison with a reference
 FEWER = {"masked": 2, "faint": 1, "warped": 1, "steps": 60}  # of collapse, in a quick first look
 ALIKE = 0.98  # cosine of two classes' prompts, above which the model cannot tell them apart
 SHOWN = ("clean_accuracy", "asr", "text_retrieval_recall@5", "pairs_text_retrieval_recall@5")  # numbers that are kept
-TEST_OF = {"prompts": "its learned prompts", "encoder": "its picture tower"}
+TEST_OF = {"prompts": "its learned prompts", "encoder": "its picture tower", "text": "its text tower"}
 
 
 @dataclass
@@ -115,7 +111,7 @@ def inspect_stage(bench: Bench, name: str, clip: "Clip", model: str, of: str = G
         clean, compared = clean_models(null, asked, told, bench.inputs.options.alpha)
         more = notes_on_null(clean, asked.classes)
         if bench.inputs.options.quick and clean is None and name == "encoder":
-            asked = asked._replace(how=replace(asked.how, **FEWER))
+            asked = asked._replace(how=replace(asked.how, **getattr(asked.how, "quick", FEWER)))
             more.append("A quick first look: fewer searches and steps than in a full run.")
         verdict = inspected(
             asked, work, clean, bench.inputs.options.alpha, compared, model=model, weights=told, files=None
@@ -137,7 +133,7 @@ def from_verdict(name: str, title: str, verdict: "Verdict", more: Sequence[str] 
         outcome = "fail"
     elif verdict.backdoored is False and verdict.calibrated:
         found = said.partition(": ")[2].partition(" Judged:")[0]
-        outcome, said = "pass", f"Nothing found in {TEST_OF[name]}: {found}"
+        outcome, said = "pass", f"Nothing found in {TEST_OF.get(name, 'it')}: {found}"
     else:
         outcome = "undecided"
         if verdict.backdoored is False:
@@ -157,69 +153,53 @@ def notes_on_null(null: "Null | None", classes: Sequence[str]) -> list[str]:
     return ["The clean models were asked about other classes than this one, so the comparison is weaker."]
 
 
-def text_stage() -> Stage:
-    """The text tower, where there is an inspector for it."""
-    return missed(
-        "text", "Its text tower", "No test for text towers is built in yet: a trigger in captions would not be seen."
-    )
+def reference_stage(bench: Bench, clip: "Clip", model: str) -> Stage:
+    """Is a class much easier to reach than in the clean model that this one was made from?
 
-
-def pairs_stage(bench: Bench, clip: "Clip", model: str, of: str = GIVEN) -> Stage:
-    """Are the pairs poisoned, as this model sees them? Leaves scores, a page, and the ids that are called poisoned."""
-    title = "The pairs" if of == GIVEN else "The same pairs, as the copy sees them"
+    There is no calibration, so a class that stands out leaves it undecided, and nothing clears the model.
+    """
+    title = "Beside its reference"
 
     def make(work: Path) -> Stage:
-        from clipvet import io, results
-        from clipvet.pages import suspects
+        from clipvet.results import weights_hash
 
-        got = bench.inputs
-        pairs, key = got.pairs, got.key if got.made else None
-        assert pairs is not None
-        if got.options.quick:
-            pairs = pairs.take(slice(5000))
-        how = open_method("filters", "auto", got.small, [])
-        captions = captions_of(pairs, key)
-        poisoned = got.key.poisoned if got.key else None
-        done = filtered(how, clip, pairs, captions, work, got.options.seed, poisoned)
-        facts = {
-            "method": repr(how), "model": model, "data": pairs.name, "seed": got.options.seed,
-            "command": results.command(), "versions": results.versions(), "seconds": done.seconds, "told": done.told,
-            "measured": {k: m._asdict() for k, m in done.measured.items()},
-        }  # fmt: skip
-        shown = {"poisoned": poisoned, "measured": done.measured, "cut": done.cut, "removed": done.removed}
-        suspects.write_page(work / "report.html", done.found, pairs, clip.geometry, facts, **shown)
-        suspects.write_scores(work / "scores.parquet", done.found, facts, shard_key(pairs), how.p)
-        called = done.found.ids[: done.removed or 0]
-        io.write_json(work / "called.json", called.tolist())
-        return _from_filter(title, done.told, [captions[int(k)] for k in done.found.positions[: len(called)]], captions)
+        settings = [f"reference={bench.inputs.options.reference}", "form=patch"]
+        asked = asked_of(bench.inputs, clip, "clip_inspector", settings, REFERENCE)
+        verdict = inspected(
+            asked, work, None, bench.inputs.options.alpha, "", model=model, weights=weights_hash(clip), files=None
+        )
+        stage = from_verdict("reference", title, verdict)
+        if verdict.backdoored:
+            said = f"The class '{verdict.target}' is much easier to reach than in the reference, as with a backdoor."
+            return stage.model_copy(update={"outcome": "undecided", "said": said, "more": [verdict.sentence]})
+        return stage.model_copy(update={"outcome": "done", "said": "No class is much easier to reach than there."})
 
-    return bench.run("pairs", title, make, of)
+    return bench.run("reference", title, make)
 
 
-def _from_filter(title: str, told: Sequence[str], called: Sequence[str], captions: Sequence[str]) -> Stage:
-    sight, more = SIGHT["auto"], [*told[1:]]
-    bound = binding(called, captions)
-    if told and told[0].startswith("Undecided"):
-        return missed("pairs", title, told[0])
-    outcome = "fail" if bound else "undecided" if len(called) else "pass"
-    said = told[0] if called else "No pair is called poisoned."
-    return Stage(
-        name="pairs", title=title, outcome=outcome, said=said, more=more, sees=[*sight.sees], blind=[*sight.blind],
-        target=bound,
-    )  # fmt: skip
+def text_stage(bench: Bench, clip: "Clip", model: str) -> Stage:
+    """The text tower, by the first inspector that says that it `reads_text`."""
+    from clipvet import find
 
+    title = "Its text tower"
+    known = {n: find.load("inspectors", n) for n in find.names("inspectors")}
+    method = next((n for n, kind in known.items() if getattr(kind, "reads_text", False)), None)
+    if method is None:
+        why = "No test for text towers is built in yet: a trigger in captions would not be seen."
+        bench.stages.append(missed("text", title, why))
+        return bench.stages[-1]
 
-def binding(called: Sequence[str], captions: Sequence[str]) -> str | None:
-    """The rare word that binds the pairs that are called poisoned, if it binds LEAST of them or more."""
-    from collections import Counter
+    def make(work: Path) -> Stage:
+        from clipvet.results import weights_hash
 
-    from clipvet.unlearning.words import clusters, words
+        named = bench.inputs.options.reference
+        asked = asked_of(bench.inputs, clip, method, [f"reference={named}"] if named else [])
+        alpha, told = bench.inputs.options.alpha, weights_hash(clip)
+        clean, compared = clean_models(None, asked, told, alpha)
+        verdict = inspected(asked, work, clean, alpha, compared, model=model, weights=told, files=None)
+        return from_verdict("text", title, verdict)
 
-    if len(called) < LEAST:
-        return None
-    said = [dict.fromkeys(words(c), 1.0) for c in called]
-    found = clusters(said, Counter(w for c in captions for w in words(c)), len(captions), share=0.01)
-    return next((c.words[0] for c in found if len(c.rows) >= LEAST), None)
+    return bench.run("text", title, make)
 
 
 def accuracy_stage(
@@ -322,13 +302,3 @@ def notes_on_classes(clip: "Clip", got: Inputs) -> list[str]:
 
 def _some(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def called_ids(bench: Bench) -> "np.ndarray":
-    """The ids of the pairs that were called poisoned; none where the filter was not run."""
-    import numpy as np
-
-    from clipvet import io
-
-    path = bench.folder("pairs") / "called.json"
-    return np.array(io.read_json(path) if path.exists() else [], np.int64)

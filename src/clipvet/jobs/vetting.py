@@ -6,21 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clipvet.engine.workspace import in_words
 from clipvet.jobs.inspecting import scan_files
 from clipvet.jobs.inspection import open_suspect
 from clipvet.jobs.leaving import say
 from clipvet.jobs.vet_clean import clean_and_judge, judge_copy, pairs_for, trigger_folder
 from clipvet.jobs.vet_inputs import Inputs, Options, check_paths, encoder_of, open_inputs
 from clipvet.jobs.vet_next import command_of, fuller, next_steps
+from clipvet.jobs.vet_pairs import pairs_stage
+from clipvet.jobs.vet_plan import total
 from clipvet.jobs.vet_stages import (
     Bench,
     accuracy_stage,
     files_stage,
     inspect_stage,
     missed,
-    pairs_stage,
+    reference_stage,
     text_stage,
 )
+from clipvet.scan.heads import has_prompts
 from clipvet.scan.vetting import Stage, Vetting, judge, not_tested
 
 if TYPE_CHECKING:
@@ -78,6 +82,14 @@ def run(options: Options, out: Path) -> Vetting:
         return _again(out, files)
 
 
+def plan(options: Options) -> list[str]:
+    """What `run` would do, with the time and the memory, in words. Nothing is written."""
+    from clipvet.jobs.vet_plan import told
+
+    check_paths(options)
+    return told(open_inputs(options, open_suspect(options.model, options.pretrained, options.seed)))
+
+
 def _plain(options: Options) -> dict[str, Any]:
     return {k: [str(x) for x in v] if isinstance(v, tuple) else v for k, v in options.__dict__.items()}
 
@@ -95,11 +107,14 @@ def _vet(bench: Bench, files: "list[FileFinding] | None", out: Path) -> Vetting:
 
     got, o, began = bench.inputs, bench.inputs.options, time.monotonic()
     bench.stages.append(files_stage(files))
+    say(f"about {in_words(total(got))} on this machine, if a copy is to be cleaned; else less")
     say(f"  its files: {bench.stages[0].outcome.replace('_', ' ')}: {bench.stages[0].said}")
-    if hasattr(got.clip, "base"):
+    if has_prompts(got.clip):
         inspect_stage(bench, "prompts", got.clip, o.model)
     inspect_stage(bench, "encoder", encoder_of(got.clip), o.model)
-    bench.stages.append(text_stage())
+    if o.reference:
+        reference_stage(bench, got.clip, o.model)
+    text_stage(bench, got.clip, o.model)
     if got.pairs is not None:
         pairs_stage(bench, got.clip, o.model)
     accuracy = None
@@ -162,7 +177,7 @@ def _leave(
     found = Vetting(
         **{**judged.model_dump(), "cleaned": copy}, next=next_steps(options, out, stages, judged.advice, copy),
         model=options.model, weights=weights, stages=list(stages), not_tested=not_tested(stages), quick=options.quick,
-        seconds=round(sum(s.seconds for s in stages) or seconds, 2), fuller=fuller(options, out, stages, inputs),
+        seconds=round(sum(s.seconds for s in stages) or seconds, 2), fuller=fuller(options, out, inputs),
         seed=options.seed, command=command_of(options, out), versions=results.versions(),
     )  # fmt: skip
     page.write_page(work / "report.html", found, page.trigger_picture(work, stages))

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipvet.jobs.leaving import say
+from clipvet.jobs.leaving import say, silent
 
 if TYPE_CHECKING:
     from clipvet.types import Backdoor, Clip, Measured, Pairs, Task
@@ -30,7 +30,7 @@ def working(work: Path | None, shard: bool = False, track: str = "") -> Iterator
     from clipvet.engine.fit import workspace
 
     clock, began = Clock(), time.monotonic()
-    with workspace(work, progress=True, shard=shard, track=track):
+    with workspace(work, progress=not silent(), shard=shard, track=track):
         yield clock
     clock.seconds = time.monotonic() - began
 

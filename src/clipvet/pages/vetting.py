@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipvet.data.answer_key import load_backdoor
+from clipvet.engine.workspace import in_words
 from clipvet.pages._page import picture, write_html
 from clipvet.pages.inspection import magnified
 from clipvet.pages.report import NAMES
@@ -81,7 +82,7 @@ def write_page(out: Path, found: Vetting, trigger: str | None = None) -> None:
         why=_why(found.sentence),
         called=called,
         trigger=trigger,
-        time=in_words,
+        time=lambda s: "an unknown time" if s is None else in_words(s),
     )
 
 
@@ -89,15 +90,6 @@ def _why(sentence: str) -> str:
     """The sentence without its first words, which the headline says."""
     head, colon, rest = sentence.partition(": ")
     return rest[0].upper() + rest[1:] if colon and head in TITLES.values() else sentence
-
-
-def in_words(seconds: float | None) -> str:
-    """A time for people."""
-    if seconds is None:
-        return "an unknown time"
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def markdown(found: Vetting) -> str:

@@ -6,7 +6,7 @@ use the cleaned copy, or undecided. It follows from the stages by three rules:
 - One test that fails is enough for "do not use". Where a cleaned copy then passes the tests that are NEEDED, and all
   that the given model failed, the copy is to be used.
 - "Use" takes a pass in every test that is NEEDED. A test that could not be run, or that had no power, is no pass.
-- Everything else is undecided.
+- Everything else is undecided. Of the text tower alone it is said that it was left open: no test for it is calibrated.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ class Stage(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str  # files, prompts, encoder, text, reference, pairs, accuracy or clean; see docs/vet.md
+    name: str  # files, prompts, encoder, text, reference, pairs, accuracy or clean; see docs/howto/vet.md
     of: str = GIVEN  # the model that it is about: the given one, or the folder of a cleaned copy
     title: str
     outcome: Outcome
@@ -116,7 +116,7 @@ def judge(stages: Sequence[Stage]) -> Judged:
     if failed:
         return _refuse(failed, stages)
     open_ = [s for s in own if s.name in NEEDED and s.outcome != "pass"]
-    doubts = [s for s in own if s.name not in NEEDED and s.outcome == "undecided"]
+    doubts = [s for s in own if s.name not in (*NEEDED, "text") and s.outcome == "undecided"]
     if not open_ and not doubts and any(s.name == "encoder" for s in own):
         sentence = "Use this model: the tests that could be run found nothing."
         return Judged(advice="use", exit_code=0, sentence=sentence, reasons=_reasons(own), cleaned=None)
