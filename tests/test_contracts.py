@@ -217,6 +217,11 @@ def test_attack_returns_its_answer_key(name: str, clip: Clip, pairs: Pairs, task
         method = dataclasses.replace(method, rate=0.05)
     _, dirty, key = method.implant(clone(clip), pairs, "star", Rng(5))
     assert key.target == "star"
+    assert key.trigger is not None or key.says or len(key.poisoned)
+    if "pairs" not in method.needs and "pictures" not in method.needs:  # it changes the weights themselves
+        assert dirty is pairs
+        assert len(key.poisoned) == 0
+        return
     assert 0 < len(key.poisoned) < len(dirty)
     assert set(key.poisoned) <= set(dirty.ids)
     position = {int(i): k for k, i in enumerate(dirty.ids)}
