@@ -68,11 +68,12 @@ def command(
         "cleaned": cleaned,
     }  # fmt: skip
     with _room(out), io.scratch(out, config) as work:
-        with sharing(work) as shared, working(work) as clock:
+        with sharing(work) as shared, working(work, say_left=False) as clock:
             rng = Rng(seed).fork("filter")
             scores, told = how.judge(clip, pairs, rng) if hasattr(how, "judge") else (how.score(clip, pairs, rng), [])
             scores = scores.numpy()
         found = suspects.ranked(how, scores, pairs.ids, captions, shared.bad)
+        _check_scored(found, pairs.name, shared.bad)
         measured = {} if poisoned is None else detection(scores, np.isin(pairs.ids, poisoned))
         cut, removed = _cut(how, scores, found, share)
         facts = {
@@ -93,9 +94,8 @@ def command(
         show(measured)
     for sentence in told:
         say(sentence)
-    unreadable = f", {len(found.ids) - found.scored} unreadable" if found.scored < len(found.ids) else ""
     wrote = " and ".join(str(path) for path in (out, page, cleaned) if path)
-    say(f"scored {found.scored} pairs{unreadable} in {clock.seconds:.1f} s; wrote {wrote}")
+    say(f"scored {found.scored} pairs{_left_out(found, shared.bad)} in {clock.seconds:.1f} s; wrote {wrote}")
 
 
 def _check_options(
@@ -126,6 +126,28 @@ def _check_options(
     if (cleaned or keep == "auto") and share is None and not has_cut:
         raise UserError(f"{method} has no cut of its own; add --keep, the fraction of the pairs that --cleaned keeps")
     return share
+
+
+def _check_scored(found: "Suspects", name: str, bad: dict[int, str]) -> None:
+    """UserError where more than half of the pairs cannot be used."""
+    from clipvet.errors import UserError
+
+    lost = len(found.ids) - found.scored
+    if 2 * lost > len(found.ids) and bad:
+        first = min(bad)
+        raise UserError(
+            f"{name}: {lost} of {len(found.ids)} pairs have unreadable pictures or empty captions (first: row {first}, "
+            f"{bad[first]}); give the right columns (--image-key, --caption-key), or mend the data"
+        )
+
+
+def _left_out(found: "Suspects", bad: dict[int, str]) -> str:
+    """How many pairs have no score, and why, to be put behind the number of the others."""
+    from clipvet.data.captions import EMPTY
+
+    empty = sum(why == EMPTY for why in bad.values())
+    others = ((len(found.ids) - found.scored - empty, "unreadable"), (empty, "with empty captions"))
+    return "".join(f", {n} {what}" for n, what in others if n)
 
 
 def _at(alpha: float | None, how: Any) -> Any:
@@ -212,13 +234,14 @@ def _write_cleaned(
     """The pairs at these positions, ascending: as shards, as the rows of their table, or as a new table."""
     from clipvet import ranks
     from clipvet.data import kept
+    from clipvet.data.tables import path_of
 
     if _shard_key(pairs) and not out.suffix:
         _write_shards(out, pairs, pairs.ids[at], keep)
     elif _shard_key(pairs) or source.world(seed):
         ranks.first(lambda: _write_table(out, pairs, captions, at))
     else:
-        path, ids = Path(source.spec), pairs.ids[at]
+        path, ids = path_of(source.spec)[0], pairs.ids[at]
         ranks.first(lambda: kept.write_rows(pairs, path, ids, out, source.image_key, source.separator))
 
 
