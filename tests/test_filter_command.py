@@ -319,7 +319,7 @@ def bad(kind: str, folder: Path) -> list[object]:
         case "alike":
             return ["filter", "--data", table(folder / "in", 12, ["same"] * 12), *QUICK, *out]
         case "empty":
-            data = table(folder / "in", 12, ["", *map(str, range(11))])
+            data = table(folder / "in", 12, ["", " ", "\u200b", *[""] * 4, *map(str, range(5))])
             return ["filter", "--data", data, "--model", "shapes-vit", "--method", "cosine", *out]
         case "few":
             return [*world, "--set", "k=40", *out]
@@ -343,7 +343,13 @@ def bad(kind: str, folder: Path) -> list[object]:
     raise AssertionError(kind)
 
 
-FIX = {"alike": "--caption-key", "empty": "fill them", "few": "--set k=38", "suffix": ".parquet", "no cut": "--keep"}
+FIX = {
+    "alike": "--caption-key",
+    "empty": "7 of 12 pairs have unreadable pictures or empty captions",
+    "few": "--set k=38",
+    "suffix": ".parquet",
+    "no cut": "--keep",
+}
 FIX |= {"auto": "has no cut of its own", "alpha": "KDistance promises no rate", "rate": "--alpha 2 is not a fraction"}
 FIX |= {"keep": "fraction", "method": "have abl_loss", "another key": "give the attack's data"}
 

@@ -15,6 +15,7 @@ from clipvet.jobs.opening import open_data, open_keyed, open_method, open_model
 
 if TYPE_CHECKING:
     from clipvet.data.sources import Data
+    from clipvet.pages.suspects import Suspects
     from clipvet.types import Pairs
 
 
@@ -85,9 +86,8 @@ def command(
         show(done.measured)
     for sentence in done.told:
         say(sentence)
-    unreadable = f", {len(found.ids) - found.scored} unreadable" if found.scored < len(found.ids) else ""
     wrote = " and ".join(str(path) for path in (out, page, cleaned) if path)
-    say(f"scored {found.scored} pairs{unreadable} in {done.seconds:.1f} s; wrote {wrote}")
+    say(f"scored {found.scored} pairs{_left_out(found, done.bad)} in {done.seconds:.1f} s; wrote {wrote}")
 
 
 def _check_options(
@@ -118,6 +118,15 @@ def _check_options(
     if (cleaned or keep == "auto") and share is None and not has_cut:
         raise UserError(f"{method} has no cut of its own; add --keep, the fraction of the pairs that --cleaned keeps")
     return share
+
+
+def _left_out(found: "Suspects", bad: dict[int, str]) -> str:
+    """How many pairs have no score, and why, to be put behind the number of the others."""
+    from clipvet.data.captions import EMPTY
+
+    empty = sum(why == EMPTY for why in bad.values())
+    others = ((len(found.ids) - found.scored - empty, "unreadable"), (empty, "with empty captions"))
+    return "".join(f", {n} {what}" for n, what in others if n)
 
 
 def _at(alpha: float | None, how: Any) -> Any:
@@ -172,13 +181,14 @@ def _write_cleaned(
     """The pairs at these positions, ascending: as shards, as the rows of their table, or as a new table."""
     from clipvet import ranks
     from clipvet.data import kept
+    from clipvet.data.tables import path_of
 
     if shard_key(pairs) and not out.suffix:
         _write_shards(out, pairs, pairs.ids[at], keep)
     elif shard_key(pairs) or source.world(seed):
         ranks.first(lambda: _write_table(out, pairs, captions, at))
     else:
-        path, ids = Path(source.spec), pairs.ids[at]
+        path, ids = path_of(source.spec)[0], pairs.ids[at]
         ranks.first(lambda: kept.write_rows(pairs, path, ids, out, source.image_key, source.separator))
 
 

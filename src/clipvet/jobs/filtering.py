@@ -22,6 +22,7 @@ class Filtered(NamedTuple):
     cut: float | None  # the score above which pairs are thrown out; None: it has no cut
     removed: int | None  # how many those are
     seconds: float
+    bad: dict[int, str]  # id -> why a pair has no score
 
     @property
     def kept(self) -> "np.ndarray":
@@ -44,6 +45,7 @@ def filtered(
     """Scores the pairs with the method; a killed run goes on with what lies in `work`.
 
     poisoned: ids, if there is an answer key. share: of the pairs to keep; None: the filter's own cut, if it has one.
+    Raises UserError where more than half of the pairs cannot be used.
     """
     import numpy as np
 
@@ -52,14 +54,28 @@ def filtered(
     from clipvet.pages import suspects
     from clipvet.rng import Rng
 
-    with sharing(work) as shared, working(work) as clock:
+    with sharing(work) as shared, working(work, say_left=False) as clock:
         rng = Rng(seed).fork("filter")
         scores, told = how.judge(clip, pairs, rng) if hasattr(how, "judge") else (how.score(clip, pairs, rng), [])
         scores = scores.numpy()
     found = suspects.ranked(how, scores, pairs.ids, captions, shared.bad)
+    _check_scored(found, pairs.name, shared.bad)
     measured = {} if poisoned is None else detection(scores, np.isin(pairs.ids, poisoned))
     cut, removed = _cut(how, scores, found, share)
-    return Filtered(found, told, measured, cut, removed, clock.seconds)
+    return Filtered(found, told, measured, cut, removed, clock.seconds, shared.bad)
+
+
+def _check_scored(found: "Suspects", name: str, bad: dict[int, str]) -> None:
+    """UserError where more than half of the pairs cannot be used."""
+    from clipvet.errors import UserError
+
+    lost = len(found.ids) - found.scored
+    if 2 * lost > len(found.ids) and bad:
+        first = min(bad)
+        raise UserError(
+            f"{name}: {lost} of {len(found.ids)} pairs have unreadable pictures or empty captions (first: row {first}, "
+            f"{bad[first]}); give the right columns (--image-key, --caption-key), or mend the data"
+        )
 
 
 def captions_of(pairs: "Pairs", key: "Backdoor | None") -> Sequence[str]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from clipvet import io
+from clipvet.data.captions import EMPTY
 from clipvet.data.kept import write_table
 from clipvet.pages._page import SMALL, Axes, picture, write_html
 from clipvet.types import Geometry, Measured, Pairs
@@ -73,7 +74,8 @@ def ranked(
     def reason(at: int) -> str:
         rank, k = int(ranks[at]), int(order[at])
         if not rank:
-            return f"unreadable: {bad.get(int(ids[k]), 'no score')}"
+            why = bad.get(int(ids[k]), "no score")
+            return why if why == EMPTY else f"unreadable: {why}"
         why = phrase.format(score=float(scores[k]), minus=0.0 - float(scores[k]), **fields)
         share = 100 * rank / scored
         return f"{why}, {side} {share:.2g} %" if share <= 10 else why
