@@ -1,6 +1,6 @@
 """clipvet filter: which pairs are poisoned?"""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,12 +10,13 @@ import typer
 from clipvet.commands import _options as opt
 from clipvet.commands._leaving import check_new, say, show
 from clipvet.commands._opening import open_data, open_keyed, open_method, open_model
-from clipvet.commands._working import working
+from clipvet.commands._working import UNDECIDED, working
 
 if TYPE_CHECKING:
     from clipvet.data.sources import Data
     from clipvet.pages.suspects import Suspects
-    from clipvet.types import Backdoor, Pairs
+    from clipvet.types import Backdoor, Measured, Pairs
+    from clipvet.unlearning.judged import Judged
 
 
 def command(
@@ -52,6 +53,7 @@ def command(
     from clipvet.measures._detection import detection
     from clipvet.pages import suspects
     from clipvet.rng import Rng
+    from clipvet.unlearning.judged import Judged
 
     how, page = _at(alpha, open_method("filters", method, data, set_)), out.with_suffix(".html")
     share = _check_options(method, data, out, page, cleaned, keep, hasattr(how, "cut"))
@@ -70,32 +72,52 @@ def command(
     with _room(out), io.scratch(out, config) as work:
         with sharing(work) as shared, working(work) as clock:
             rng = Rng(seed).fork("filter")
-            scores, told = how.judge(clip, pairs, rng) if hasattr(how, "judge") else (how.score(clip, pairs, rng), [])
-            scores = scores.numpy()
+            judged = (
+                how.judge(clip, pairs, rng) if hasattr(how, "judge") else Judged(how.score(clip, pairs, rng), [], [])
+            )
+            scores = judged.scores.numpy()
         found = suspects.ranked(how, scores, pairs.ids, captions, shared.bad)
         measured = {} if poisoned is None else detection(scores, np.isin(pairs.ids, poisoned))
         cut, removed = _cut(how, scores, found, share)
         facts = {
             "method": repr(how), "model": model, "data": pairs.name, "seed": seed, "command": results.command(),
             "versions": results.versions(), "seconds": clock.seconds,
-            "measured": {k: m._asdict() for k, m in measured.items()}, "told": told,
+            "measured": {k: m._asdict() for k, m in measured.items()}, "told": judged.told,
         }  # fmt: skip
         shown = {"top": top, "poisoned": poisoned, "measured": measured, "cut": cut, "removed": removed}
+        shown["groups"] = judged.groups
         ranks.first(lambda: suspects.write_page(page, found, pairs, clip.geometry, facts, **shown))
         if cleaned:
             rows = np.sort(found.positions[removed : found.scored])
             _write_cleaned(cleaned, source, seed, pairs, captions, rows, share)
-        ranks.first(lambda: suspects.write_scores(out, found, facts, _shard_key(pairs), getattr(how, "p", None)))
+        ranks.first(lambda: suspects.write_scores(out, found, facts, **_columns(how, pairs, judged)))
+    _tell(found, measured, judged)
+    wrote = " and ".join(str(path) for path in (out, page, cleaned) if path)
+    unreadable = f", {len(found.ids) - found.scored} unreadable" if found.scored < len(found.ids) else ""
+    say(f"scored {found.scored} pairs{unreadable} in {clock.seconds:.1f} s; wrote {wrote}")
+    if not judged.decided:
+        raise typer.Exit(UNDECIDED)
+
+
+def _columns(how: Any, pairs: "Pairs", judged: "Judged") -> dict[str, Any]:
+    """What the scores' table has besides ids, scores, captions and reasons."""
+    from clipvet.pages import suspects
+
+    more: dict[str, Any] = {"key": _shard_key(pairs), "path": suspects.path_of(pairs)}
+    if hasattr(how, "p"):
+        more |= {"p": how.p, "bound": {int(i): g.words[0] for g in judged.groups for i in pairs.ids[g.rows]}}
+    return more
+
+
+def _tell(found: "Suspects", measured: "Mapping[str, Measured]", judged: "Judged") -> None:
+    """The most suspect pairs, how good the ranking is, and what follows from it."""
     for k in range(min(10, found.scored)):
         who, score = f"{found.ranks[k]:4}  id {found.ids[k]:<8}", f"{found.scores[k]:10.4f}"
         print(f"{who}  {score}  {found.captions[k][:60]}  ({found.reasons[k]})")
     if measured:
-        show(measured)
-    for sentence in told:
+        show(dict(measured))
+    for sentence in judged.told:
         say(sentence)
-    unreadable = f", {len(found.ids) - found.scored} unreadable" if found.scored < len(found.ids) else ""
-    wrote = " and ".join(str(path) for path in (out, page, cleaned) if path)
-    say(f"scored {found.scored} pairs{unreadable} in {clock.seconds:.1f} s; wrote {wrote}")
 
 
 def _check_options(
