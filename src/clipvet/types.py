@@ -293,7 +293,7 @@ class Filter(Protocol):
 
     A filter may have more members for the page of suspects. `phrase` says why a pair is suspect: a format string
     over `score`, `minus` (its negative) and the fields. `cut(scores)` is the threshold above which it drops a pair.
-    `judge`, called like `score`, gives the scores and sentences about them; `p(scores)` the p-values they stand for.
+    `judge`, called like `score`, gives a `Judged` (unlearning/judged.py); `p(scores)` the p-values they stand for.
     """
 
     needs: ClassVar[str]

@@ -1,6 +1,6 @@
 """clipvet filter: which pairs are poisoned?"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,14 +9,16 @@ import typer
 
 from clipvet.commands import _checks as checks
 from clipvet.commands import _options as opt
-from clipvet.jobs.filtering import captions_of, filtered, shard_key
+from clipvet.jobs.filtering import captions_of, columns, filtered, shard_key
 from clipvet.jobs.leaving import check_new, say, show
 from clipvet.jobs.opening import open_data, open_keyed, open_method, open_model
+from clipvet.jobs.working import UNDECIDED
 
 if TYPE_CHECKING:
     from clipvet.data.sources import Data
     from clipvet.pages.suspects import Suspects
-    from clipvet.types import Pairs
+    from clipvet.types import Measured, Pairs
+    from clipvet.unlearning.judged import Judged
 
 
 def command(
@@ -70,24 +72,31 @@ def command(
         facts = {
             "method": repr(how), "model": model, "data": pairs.name, "seed": seed, "command": results.command(),
             "versions": results.versions(), "seconds": done.seconds,
-            "measured": {k: m._asdict() for k, m in done.measured.items()}, "told": done.told,
+            "measured": {k: m._asdict() for k, m in done.measured.items()}, "told": done.judged.told,
         }  # fmt: skip
         shown = {"poisoned": poisoned, "measured": done.measured, "cut": done.cut, "removed": done.removed}
-        ranks.first(lambda: suspects.write_page(page, done.found, pairs, clip.geometry, facts, top=top, **shown))
+        shown |= {"groups": done.judged.groups, "top": top}
+        ranks.first(lambda: suspects.write_page(page, done.found, pairs, clip.geometry, facts, **shown))
         if cleaned:
             _write_cleaned(cleaned, source, seed, pairs, captions, done.kept, share)
-        p = getattr(how, "p", None)
-        ranks.first(lambda: suspects.write_scores(out, done.found, facts, shard_key(pairs), p))
+        ranks.first(lambda: suspects.write_scores(out, done.found, facts, **columns(how, pairs, done.judged)))
     found = done.found
+    _tell(found, done.measured, done.judged)
+    wrote = " and ".join(str(path) for path in (out, page, cleaned) if path)
+    say(f"scored {found.scored} pairs{_left_out(found, done.bad)} in {done.seconds:.1f} s; wrote {wrote}")
+    if not done.judged.decided:
+        raise typer.Exit(UNDECIDED)
+
+
+def _tell(found: "Suspects", measured: "Mapping[str, Measured]", judged: "Judged") -> None:
+    """The most suspect pairs, how good the ranking is, and what follows from it."""
     for k in range(min(10, found.scored)):
         who, score = f"{found.ranks[k]:4}  id {found.ids[k]:<8}", f"{found.scores[k]:10.4f}"
         print(f"{who}  {score}  {found.captions[k][:60]}  ({found.reasons[k]})")
-    if done.measured:
-        show(done.measured)
-    for sentence in done.told:
+    if measured:
+        show(dict(measured))
+    for sentence in judged.told:
         say(sentence)
-    wrote = " and ".join(str(path) for path in (out, page, cleaned) if path)
-    say(f"scored {found.scored} pairs{_left_out(found, done.bad)} in {done.seconds:.1f} s; wrote {wrote}")
 
 
 def _check_options(
