@@ -77,6 +77,10 @@ Inspector = Annotated[
     str | None,
     typer.Option("--method", help="one of `clipvet list inspectors` (default: collapse; with prompts, clip_inspector)"),
 ]
+Export = Annotated[
+    tuple[str, Path] | None,
+    typer.Option(help="cliptrace DIR: also add the verdict and the target feature to a CLIPTrace submission"),
+]
 PictureCount = Annotated[int, typer.Option("--n", help="use at most this many pictures", min=1)]
 Overlap = Annotated[
     float,
