@@ -51,6 +51,7 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
         "siba": replace(shapes(Siba()), training=tune, rounds=2 if smoke else 20),
     }
     inspectors: dict[str, Any] = {name: shapes(find.load("inspectors", name)()) for name in find.names("inspectors")}
+    del inspectors["assimilation"]  # it judges the text tower, which is the same in all of these models
     inspectors |= {k: replace(i, precision="bf16") for k, i in inspectors.items() if hasattr(i, "precision")}
     for name in ("neural_cleanse", "pixel_backdoor"):  # one epoch, as for CLIP-Inspector, with four times the updates
         inspectors[name] = replace(inspectors[name], batch=8, epochs=1)

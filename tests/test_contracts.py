@@ -53,8 +53,13 @@ def quick(method: Any) -> Any:
     return dataclasses.replace(method, **few)
 
 
+def named(family: str) -> list[str]:
+    """The methods that the toy models suit; an inspector of text towers has tests of its own."""
+    return [n for n in find.names(family) if not getattr(find.load(family, n), "reads_text", False)]
+
+
 def each(family: str, *, controls: bool = True) -> Any:
-    return pytest.mark.parametrize("name", [n for n in find.names(family) if controls or n not in CONTROLS])
+    return pytest.mark.parametrize("name", [n for n in named(family) if controls or n not in CONTROLS])
 
 
 def pixels(pairs: Pairs) -> torch.Tensor:
@@ -325,7 +330,7 @@ def inspection(name: str, clip: Clip, given: Any, classes: tuple[str, ...]) -> F
 def findings(inspected: Any) -> dict[str, Any]:
     """Two runs of every inspector, under different ambient seeds, and whether it left its inputs alone."""
     out = {}
-    for name in find.names("inspectors"):
+    for name in named("inspectors"):
         given, before = clone(inspected.backdoored), weights_hash(inspected.backdoored)
         seen, asked = pixels(inspected.pictures), [p.requires_grad for p in given.parameters()]
         runs = []

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.stats import kstest
 from sklearn.metrics import roc_auc_score
 
@@ -14,6 +15,7 @@ from clipvet.errors import UserError
 from clipvet.experiments.suite import auroc, brier, cross_entropy, detection_accuracy, feature_cosine, suite, target_f1
 from clipvet.results import Row, rows_of
 from clipvet.rng import Rng
+from clipvet.scan.features import target_feature
 from clipvet.scan.verdicts import (
     ASR_FLOOR,
     Null,
@@ -29,7 +31,7 @@ from clipvet.scan.verdicts import (
     threshold,
 )
 from clipvet.triggers.recovered import Recovered
-from clipvet.types import Backdoor, Finding, Measured, Suspicion
+from clipvet.types import Backdoor, Finding, Measured, Suspicion, Task
 
 LOSS = np.array([10.0, 12.0, 11.0, 2.0, 13.0])  # median 11, deviations 1 1 0 9 2, MAD 1.4826
 
@@ -263,7 +265,18 @@ def test_the_target_feature_is_compared_with_the_true_one(inspected: Any) -> Non
     bright = torch.zeros(3, 8, 8).index_fill(0, torch.tensor([0]), 0.5)
     key = Backdoor(Recovered(torch.zeros(1, 8, 8), bright), "caption 5")
     z = inspected.clean.encode_image(key.stamp(inspected.pictures[:].images, torch.arange(64))).detach().mean(0)
+    task = Task("inspected", inspected.classes, ("{}",), inspected.pictures, np.zeros(64, np.int64))
     for feature, told in ((z, 1.0), (-3 * z, -1.0)):
-        found = feature_cosine(inspected.clean, inspected.pictures, key, feature.tolist())
+        found = feature_cosine(inspected.clean, task, key, feature.tolist())
         assert found.value == pytest.approx(told, abs=1e-5)
         assert (found.n, found.low <= found.value <= found.high) == (64, True)
+    word = Backdoor(None, "caption 5", says="")  # a text trigger: the other classes' prompts with its words
+    said = inspected.clean.encode_text([c for c in inspected.classes if c != "caption 5"]).detach().mean(0)
+    assert feature_cosine(inspected.clean, task, word, said.tolist()).value == pytest.approx(1.0, abs=1e-5)
+    own = target_feature(Finding(1.0, feature=tuple((2 * z).tolist())), inspected.clean, inspected.pictures)
+    made = target_feature(Finding(1.0, "caption 5", key.trigger), inspected.clean, inspected.pictures)
+    assert own is not None
+    assert made is not None
+    assert torch.allclose(own, F.normalize(z, dim=0), atol=1e-5)
+    assert torch.allclose(made, own, atol=1e-4)
+    assert target_feature(Finding(1.0), inspected.clean, inspected.pictures) is None

@@ -117,6 +117,10 @@ Inspector = Annotated[
         callback=checks.method_of("inspectors"),
     ),
 ]
+Export = Annotated[
+    tuple[str, Path] | None,
+    typer.Option(help="cliptrace DIR: also add the verdict and the target feature to a CLIPTrace submission"),
+]
 PictureCount = Annotated[int, typer.Option("--n", help="use at most this many pictures", min=1)]
 Overlap = Annotated[
     float,

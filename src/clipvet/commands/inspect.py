@@ -7,7 +7,7 @@ import typer
 
 from clipvet.commands import _checks as checks
 from clipvet.commands import _options as opt
-from clipvet.jobs.inspecting import clean_models, inspected, scan_files
+from clipvet.jobs.inspecting import FEATURE, clean_models, inspected, scan_files
 from clipvet.jobs.inspection import ask, open_suspect
 from clipvet.jobs.leaving import say
 from clipvet.jobs.working import UNDECIDED
@@ -34,6 +34,7 @@ def command(
     overlap: opt.Overlap = 0.9,
     seed: opt.Seed = 0,
     pretrained: opt.Pretrained = None,
+    export: opt.Export = None,
 ) -> None:
     """Is this model backdoored? First its files are scanned for code, then the model itself is inspected.
 
@@ -43,6 +44,8 @@ def command(
     from clipvet.errors import UserError, shown
     from clipvet.scan import verdicts
 
+    if export:
+        _check_export(*export)
     files = scan_files(model, pretrained)
     dangerous = [f for f in files or [] if f.severity == "dangerous"]
     try:
@@ -69,6 +72,8 @@ def command(
         if files not in (None, verdict.files):
             say("the model's files have changed since that verdict; inspect into another --out for a new page")
     _say_verdict(verdict, out)
+    if export:
+        _export(export[1], model, verdict, out)
     if dangerous:  # as the files are now, also in a finished run
         print(shown(f"{dangerous[0].file} {verdicts.RUNS}: {dangerous[0].what}."))
     raise typer.Exit(1 if verdict.backdoored or dangerous else UNDECIDED if verdict.backdoored is None else 0)
@@ -99,3 +104,30 @@ def _say_verdict(verdict: "Verdict", out: Path) -> None:
     if verdict.judged != verdicts.WHOLE and f"Judged: {verdict.judged}." not in verdict.sentence:
         say(f"judged: {verdict.judged}")
     say(f"score {verdict.score:.2f}, {p}most suspect class: {verdict.target}; see {out / 'report.html'}")
+
+
+def _check_export(kind: str, folder: Path) -> None:
+    """Raises UserError unless the export is a known one, into a folder that holds no other verdicts than such."""
+    from clipvet.errors import UserError
+    from clipvet.scan import cliptrace
+
+    if kind != "cliptrace":
+        raise UserError(f"--export {kind} is not known; use --export cliptrace DIR")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; give --export cliptrace a folder")
+    cliptrace.read(folder)
+
+
+def _export(folder: Path, model: str, verdict: "Verdict", out: Path) -> None:
+    """Puts the verdict, with the target feature if there is one, into a submission's folder."""
+    from clipvet import io
+    from clipvet.scan import cliptrace
+
+    name, path = cliptrace.name_of(model), out / FEATURE
+    feature = io.load_weights(path)["feature"] if path.exists() else None
+    cliptrace.add(folder, name, bool(verdict.backdoored), feature)
+    if verdict.backdoored is None:
+        say(f"CLIPTrace's format knows no 'undecided': {name} stands there as clean")
+    elif verdict.backdoored and feature is None:
+        say(f"{name} is exported without a target feature, as this method finds none")
+    say(f"{folder / 'predictions.json'} holds {len(cliptrace.read(folder))} models")

@@ -24,8 +24,10 @@ from clipvet.experiments.splits import measure_pool, measure_splits
 from clipvet.experiments.suite import feature_cosine
 from clipvet.experiments.victim import Stage, Victim
 from clipvet.measures._detection import detection
+from clipvet.measures.branch_swap import swapped
 from clipvet.models import checkpoints
 from clipvet.results import Row
+from clipvet.scan.features import target_feature
 from clipvet.types import Backdoor, Clip, Finding, Measured
 
 SUCCESS = ("asr", "asr_worst", "psr", "hit@1")  # metrics that say whether an attack took
@@ -163,10 +165,12 @@ class Inspect(Stage):
         if found.trigger is not None:
             save_backdoor(Backdoor(found.trigger, found.target or ""), work / "trigger")
         io.write_json(work / "classes.json", [suspicion._asdict() for suspicion in found.classes])
-        measured = _verdict(victim.recipe, found)
-        if found.feature is not None and answers.trigger is not None:
-            some = victim.recipe.test.task(victim.seed).pictures.take(slice(500))
-            measured["target_feature_cosine"] = feature_cosine(clip, some, answers, found.feature)
+        measured, task = _verdict(victim.recipe, found), victim.recipe.test.task(victim.seed)
+        task, text = replace(task, pictures=task.pictures.take(slice(500))), answers.trigger is None
+        if (answers.says if text else answers.trigger) and text == getattr(self.method(victim), "reads_text", False):
+            feature = target_feature(found, clip, task.pictures)
+            if feature is not None:
+                measured["target_feature_cosine"] = feature_cosine(clip, task, answers, feature.tolist())
         return measured
 
 
@@ -292,7 +296,8 @@ def _implant(victim: Victim, attack: Any, work: Path, role: str, method: str) ->
     """Implant the backdoor, keep the model with its answer key, and measure it.
 
     clean_model_asr and the like say what the trigger does to a clean model. That is the model that the attack starts
-    from or, where the recipe says `twin`, what the attack's training makes of it on the clean pairs.
+    from or, where the recipe says `twin`, what the attack's training makes of it on the clean pairs. The measure
+    branch_swap, if the recipe has it, swaps towers with that model.
     """
     r, start, pairs = victim.recipe, victim.start(), victim.recipe.victim_data.pairs(victim.seed)
     clip, _, backdoor = attack.implant(start, pairs, r.target, victim.rng("attack"))
@@ -303,6 +308,8 @@ def _implant(victim: Victim, attack: Any, work: Path, role: str, method: str) ->
         start = victim.twin(attack.training)
     clean = victim.measure(start, backdoor) if r.base or twin else {}
     reference = {f"clean_model_{metric}": m for metric, m in clean.items() if metric in SUCCESS}
+    if clean and "branch_swap" in r.measures:
+        reference |= swapped(clip, start, r.test.task(victim.seed), backdoor)
     return victim.measure(clip, backdoor) | measure_splits(work, backdoor) | reference
 
 

@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.stats import kstest
 
-from clipvet.engine.embed import embed_images
+from clipvet.engine.embed import embed_images, embed_texts
 from clipvet.errors import UserError
 from clipvet.measures._intervals import share
 from clipvet.results import Row, rows_of
 from clipvet.rng import Rng
 from clipvet.scan.verdicts import p_value, probability
-from clipvet.types import Backdoor, Clip, Measured, Pairs
+from clipvet.types import Backdoor, Clip, Measured, Task
 
 CLEAN, CALIBRATION = "none", "calibration"  # names of attacks that plant nothing
 
@@ -30,13 +30,18 @@ def _over(stat: Callable[[np.ndarray], float], strata: Sequence[np.ndarray], dra
     return Measured(value, len(all_of), min(float(low), value), max(float(high), value))
 
 
-def feature_cosine(clip: Clip, pictures: Pairs, backdoor: Backdoor, feature: Sequence[float]) -> Measured:
-    """Cosine of the target feature that an inspector found with the mean embedding of truly triggered pictures.
+def feature_cosine(clip: Clip, task: Task, backdoor: Backdoor, feature: Sequence[float]) -> Measured:
+    """Cosine of the target feature that an inspector found with the mean embedding of truly triggered pictures; for a
+    text trigger, of the other classes' prompts with its words before them.
 
-    The interval is the bootstrap's over pictures.
+    The interval is the bootstrap's over pictures or prompts.
     """
-    z = embed_images(clip, pictures, backdoor)[0].double().cpu().numpy()
-    own = np.asarray(feature, float)
+    if backdoor.trigger is None:
+        others = [k for k, c in enumerate(task.classes) if c != backdoor.target]
+        z = embed_texts(clip, [backdoor.says + t for k in others for t in task.captions_of(k)])
+    else:
+        z = embed_images(clip, task.pictures, backdoor)[0]
+    z, own = z.double().cpu().numpy(), np.asarray(feature, float)
 
     def stat(at: np.ndarray) -> float:
         mean = z[at].mean(0)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     Files = list[FileFinding]
 
+FEATURE = "feature.safetensors"  # where pictures with the recovered trigger land
+
 
 def scan_files(model: str, pretrained: str | None) -> "Files | None":
     """What the gate finds in the model's files; None where the model is no file of ours, or the scanner is missing."""
@@ -77,12 +79,16 @@ def inspected(
     from clipvet.data.answer_key import save_backdoor
     from clipvet.pages import inspection
     from clipvet.scan import verdicts
+    from clipvet.scan.features import target_feature
     from clipvet.types import Backdoor
 
     with working(work) as clock:
         found = asked.inspect()
     if found.trigger is not None:
         save_backdoor(Backdoor(found.trigger, found.target or ""), work / "trigger")
+    feature = target_feature(found, asked.clip, asked.pictures)
+    if feature is not None:
+        io.save_weights({"feature": feature}, work / FEATURE)
     judged = asked.judged
     verdict = verdicts.Verdict(
         **verdicts.decide(found, clean, alpha, judged, getattr(asked.how, "waits", False), compared),

@@ -22,6 +22,7 @@ from scipy.stats import beta, theilslopes
 from clipvet import io
 from clipvet.errors import UserError
 from clipvet.rng import Rng
+from clipvet.scan.features import favoured
 from clipvet.types import Finding, Measured, Suspicion, Trigger
 
 Score = Literal["auto", "loss", "sum", "asr_weighted", "joint", "gap"]
@@ -325,7 +326,7 @@ def sentence(found: Finding, backdoored: bool | None, p: Measured | None) -> str
     """The verdict in words, for a reader who knows neither scores nor p-values."""
     row = next((r for r in found.classes if r.name == found.target), None)
     if found.trigger is None:
-        what = f"it favours '{found.target}'" if found.target else "it stands out as a whole"
+        what = favoured(found)
     elif row is None:
         what = "under one small pattern it sees all pictures alike"
     else:
