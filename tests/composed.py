@@ -167,7 +167,7 @@ def folders(draw: Any) -> dict[str, Any]:
         "prepares": draw(mostly(PREPARES, 1)), "modelled": draw(mostly(MODELLED, 1)),
         "captions": draw(st.lists(st.sampled_from(CAPTIONS), min_size=1, max_size=2)),
         "sides": draw(st.sampled_from([(N, N), (21, 37), (40, 18), (9, 16), (33, 32)])),
-        "mode": draw(mostly(["RGB", "L", "RGBA", "P"], 1)),
+        "mode": draw(mostly(["RGB", "L", "RGBA", "P", "1", "LA"], 1)),
     }  # fmt: skip
 
 
@@ -278,12 +278,8 @@ def _put(path: Path, held: dict[str, Any]) -> None:
 
 def picture(folder: Path, told: dict[str, Any]) -> Path:
     """The picture that is shown to both, in its file beside the folder."""
-    kept = (
-        told["layout"] == "transformers" or told["mode"] != "P"
-    )  # clipvet resizes a palette's colours, not its numbers
-    mode = told["mode"] if kept else "RGB"
     pixels = torch.randint(256, (*told["sides"], 4), generator=Rng(1).generator(), dtype=torch.uint8)
-    Image.fromarray(pixels.numpy()).convert(mode).save(folder.parent / "picture.png")
+    Image.fromarray(pixels.numpy()).convert(told["mode"]).save(folder.parent / "picture.png")
     return folder.parent / "picture.png"
 
 

@@ -407,11 +407,20 @@ WRAPPED = {
     "model": lambda s: {"model": s, "optimizer": {"state": {}, "param_groups": []}},
     "model_state_dict": lambda s: {"model_state_dict": s},
     "deepspeed": lambda s: {"module": {f"module.{k}": v for k, v in s.items()}, "dp_world_size": 8},
+    "nested": lambda s: {"checkpoint": {"model": {f"module.{k}": v for k, v in s.items()}},
+                         "scaler": {"scale": torch.ones(1)}},
+    "ckpt": lambda s: {"state_dict": s, "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(2)}}}],
+                       "rng": {"cpu": torch.zeros(4)}},
     "averaged": lambda s: {"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in s.items()}},
 }  # fmt: skip
 DOUBLED = {
     "several keys (state_dict, state_dict_ema)": lambda s: {"state_dict": s, "state_dict_ema": s},
     "several keys (model, ema)": lambda s: {"model": s, "ema": s},
+    "several keys (state_dict.model, state_dict.ema)": lambda s: {"state_dict": {"model": s, "ema": s}},
+    "a part of DeepSpeed's ZeRO": lambda s: {"optimizer_state_dict": {"zero_stage": 3}, "ds_version": "0.1"},
+    "an optimiser's state and no weights": lambda s: {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": []},
+    "save them with FULL_STATE_DICT": lambda s: {"_fsdp_wrapped_module._flat_param": torch.zeros(9)},
+    "merge the adapter first": lambda s: s | {"visual.proj.lora_A.weight": torch.zeros(4, 4)},
     "with and without a wrapper's prefix": lambda s: s | {f"_orig_mod.{k}": v for k, v in s.items()},
     "under the prefix 'student.', 'teacher.'": lambda s: {f"{p}.{k}": v for p in ("student", "teacher")
                                                           for k, v in s.items()},

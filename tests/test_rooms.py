@@ -24,6 +24,7 @@ FLOORS = (  # from the ground up; a room imports those below it, never one besid
     ("pages",),
     ("jobs",),
     ("commands",),
+    ("api",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 ROOT = {"__init__", "__main__", "_moved", "cli", "errors", "find", "ranks", "results", "rng", "settings", "types"}
@@ -95,7 +96,7 @@ def _arrows(found: dict[str, list[tuple[str, int]]], src: Path) -> list[str]:
         here = room_of(module, src)
         for other, line in used:
             there = room_of(other, src)
-            if here == there or module in ("cli", "__main__") or (there and there not in FLOOR):
+            if here == there or module in ("__init__", "cli", "__main__") or (there and there not in FLOOR):
                 continue
             if there == "io" and not here and module not in GROUND:
                 continue

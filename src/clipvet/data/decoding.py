@@ -67,9 +67,8 @@ def _by_transformers(geometry: Geometry, picture: Image.Image) -> Tensor:
 class FilePictures:
     """The pictures of `Pairs` that lie in files. The first frame, upright, resized as by the geometry's library.
 
-    Three things differ from open_clip and transformers: the EXIF orientation is applied, palette pictures become RGB
-    before they are resized, and 16-bit grey is scaled to 8 bits instead of clipped. Transparent pixels come out black,
-    as in open_clip, or white, as in transformers.
+    Two things differ from open_clip and transformers: the EXIF orientation is applied, and 16-bit grey is scaled to 8
+    bits instead of clipped. Transparent pixels come out black, as in open_clip, or white, as in transformers.
     """
 
     def __init__(self, paths: Sequence[str], root: Path, max_pixels: int = MAX_PIXELS):
@@ -180,7 +179,7 @@ def _picture(source: str | memory.BytesIO | Image.Image, geometry: Geometry | No
         picture.load()
         with suppress(Exception):  # a damaged EXIF block does not spoil the pixels
             ImageOps.exif_transpose(picture, in_place=True)
-        return _resized(geometry)(_eight_bit(picture))
+        return _resized(geometry)(_eight_bit(picture, geometry))
 
 
 def _check_scans(f: Any) -> None:
@@ -201,9 +200,14 @@ def _check_scans(f: Any) -> None:
         raise ValueError(f"a JPEG of {scans} scans, more than {MAX_SCANS}")
 
 
-def _eight_bit(picture: Image.Image) -> Image.Image:
-    """The picture with 8 bits, as L, LA, RGB or RGBA. Raises ValueError for modes without a known range."""
+def _eight_bit(picture: Image.Image, geometry: Geometry | None) -> Image.Image:
+    """The picture with 8 bits, as L, LA, RGB or RGBA. Raises ValueError for modes without a known range.
+
+    open_clip resizes a palette's numbers, black and white, and printing inks as they are; so they stay.
+    """
     if picture.mode in ("L", "LA", "RGB", "RGBA"):
+        return picture
+    if geometry and geometry.library == "open_clip" and picture.mode in ("1", "P", "CMYK", "YCbCr"):
         return picture
     if picture.mode.startswith("I;16"):
         return Image.fromarray(np.round(np.asarray(picture) / 257).astype(np.uint8))

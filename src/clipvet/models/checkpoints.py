@@ -138,6 +138,9 @@ def _named(model: str) -> str:
     else:
         name = f"local-dir:{model}"
     if name.startswith("local-dir:") and not (Path(name[10:]) / "open_clip_config.json").is_file():
+        if any(Path(name[10:]).glob("*.distcp")):
+            way = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR FILE"
+            raise UserError(f"{model} is a distributed checkpoint of torch's; make one file of it: {way}")
         near = difflib.get_close_matches(model, open_clip.list_models(), n=3)
         meant = f" (close: {', '.join(near)})" if near else ""
         raise UserError(

@@ -58,6 +58,8 @@ def file_for(name: str, pretrained: str | None, tag: dict) -> Path | None:
         raise UserError(
             f"{pretrained or name} could not be downloaded ({type(e).__name__}); give a weights file"
         ) from e
+    if pretrained and Path(pretrained).is_dir():
+        raise UserError(f"pretrained={pretrained} is a folder; give it as the model, or give the file of weights in it")
     if pretrained and not Path(pretrained).is_file():
         raise UserError(f"pretrained={pretrained} is neither a file nor an open_clip tag of {name}; check the path")
     return Path(pretrained) if pretrained else None
@@ -269,6 +271,10 @@ def _way_out(path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, Tenso
     """What to do about weights that do not fit. Raises Unsupported for quantised ones."""
     if quantised := next((k for k in state if k.endswith(QUANTISED)), ""):
         raise Unsupported(f"{path} holds quantised weights ({quantised[:80]}); give the float weights")
+    if flat := next((k for k in state if k.endswith("_flat_param")), ""):
+        return f"{flat[:80]} are FSDP's flattened weights: save them with FULL_STATE_DICT"
+    if lora := next((k for k in state if ".lora_" in k), ""):
+        return f"{lora[:80]} belongs to an adapter: merge the adapter first (peft: merge_and_unload)"
     anchor = next(iter(wanted))
     before = [k.removesuffix(anchor) for k in state if k.endswith(f".{anchor}")]
     if whole := [p for p in before if all(p + k in state for k in wanted)]:

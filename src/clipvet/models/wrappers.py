@@ -4,7 +4,7 @@ Stock open_clip takes off `state_dict` and `module.`; transformers takes off not
 name it does not know. So a wrapped file is unwrapped where it has one reading, and refused in transformers' layout.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,16 @@ from clipvet.errors import UserError
 
 INSIDE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")  # compile, FSDP, Fabric
 BEFORE = ("module.", "model.")  # DDP and DeepSpeed, Lightning; before all names or none
+OTHERS = {  # checkpoints without a model's weights, by the keys that tell them
+    (
+        "optimizer_state_dict",
+        "ds_version",
+    ): "a part of DeepSpeed's ZeRO; run its zero_to_fp32.py and give what that writes",
+    ("zero_stage",): "a part of DeepSpeed's ZeRO; run its zero_to_fp32.py and give what that writes",
+    ("state", "param_groups"): "an optimiser's state and no weights; give the file of the model",
+    ("optimizer",): "an optimiser's state and no weights; give the file of the model",
+    ("optimizer_state_dict",): "an optimiser's state and no weights; give the file of the model",
+}
 COUNTERS = ("n_averaged",)  # torch's AveragedModel (EMA, SWA) keeps it beside its module
 
 
@@ -44,16 +54,29 @@ def _is_state(held: Any) -> bool:
 
 
 def _under_key(path: Path, held: Any) -> Any:
-    """The one state dict in a checkpoint, whatever key it lies under."""
+    """The one state dict in a checkpoint, whatever keys it lies under."""
     if not isinstance(held, Mapping) or _is_state(held):
         return held
-    found = {str(k)[:40]: v for k, v in held.items() if _is_state(v)}
+    every = dict(_states(held))
+    found = {k: v for k, v in every.items() if any("." in str(name) for name in v)} or every  # no scales, no counters
     if len(found) > 1:
         raise UserError(
             f"{path} holds weights under several keys ({', '.join(found)}); save the ones that you deploy in a file of "
             "their own"
         )
+    if not found and (what := next((w for keys, w in OTHERS.items() if {*keys} <= {*map(str, held)}), "")):
+        raise UserError(f"{path} holds {what}")
     return next(iter(found.values()), held)
+
+
+def _states(held: Mapping[Any, Any], before: str = "", depth: int = 3) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """The state dicts in a checkpoint, by their keys (`state_dict.model`); an optimiser's own are none."""
+    for key, v in held.items():
+        name = f"{before}{str(key)[:40]}"
+        if _is_state(v):
+            yield name, v
+        elif isinstance(v, Mapping) and depth > 1 and "optim" not in name:
+            yield from _states(v, f"{name}.", depth - 1)
 
 
 def _names(path: Path, names: list[str]) -> dict[str, str]:

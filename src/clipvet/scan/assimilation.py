@@ -44,7 +44,7 @@ class Reader:
                 "tokens; give shorter class names or --templates"
             )
         place = self.net.positional_embedding
-        self.suffix = Suffix(self.net.token_embedding(tokens) + place[2 : 2 + tokens.shape[1]], end)
+        self.suffix = Suffix(self.net.token_embedding(tokens) + place[2 : 2 + tokens.shape[1]], end, end)  # no name
         self.start, self.places = self.net.token_embedding(tokens_of(clip, [""])[0][:, :1]), place[:2]
 
     def read(self, e: Float[Tensor, "k w"]) -> Float[Tensor, "k c d"]:
