@@ -108,6 +108,7 @@ def _prepared(preprocess: Any) -> dict[str, Any]:
         "ToTensor",
         "Normalize",
         "MaybeToTensor",
+        "MaybeConvertMode",
         "function",
         "_convert_to_rgb",
         "PILToTensor",
