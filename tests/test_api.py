@@ -121,6 +121,9 @@ def test_models_of_open_clip(tmp_path: Path) -> None:
     assert clipvet.load(want) is want
     with pytest.raises(UserError, match="a Linear is no model that can be read; give a path or name"):
         clipvet.load(torch.nn.Linear(2, 2))
+    net.visual.transformer.resblocks[0].mlp.gelu = torch.nn.ReLU()  # pyright: ignore
+    with pytest.raises(UserError, match="computes in another way than its shape says"):
+        clipvet.load((net, see, open_clip.get_tokenizer("shapes-vit")))
     with pytest.raises(UserError, match="no evaluation transform"):
         clipvet.load((net, lambda x: x, str.split))
 
