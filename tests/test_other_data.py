@@ -202,6 +202,8 @@ def test_templates_that_are_not_understood_are_refused(tmp_path: Path, text: str
 
 
 def test_a_template_may_begin_with_a_quoted_word(tmp_path: Path) -> None:
+    (tmp_path / "t").write_text("{}\n")
+    assert folders.read_templates(tmp_path / "t") == ("{}",)
     (tmp_path / "t").write_text('"{}" on a sign\n{} on a {}\n')
     assert folders.read_templates(tmp_path / "t") == ('"{}" on a sign', "{} on a {}")
 

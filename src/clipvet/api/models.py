@@ -8,11 +8,13 @@ from typing import Any
 import torch
 
 from clipvet.errors import UserError
-from clipvet.models import checkpoints
+from clipvet.models import building, checkpoints
 from clipvet.models.adapter import OpenClip
+from clipvet.models.weights import fill
 from clipvet.rng import Rng
 from clipvet.types import Clip
 
+FAR = 1e-4  # largest difference of a feature to the model that is built anew from its shape
 FORMS = "a path or name, (model, preprocess, tokenizer) of open_clip's, or (CLIPModel, CLIPProcessor) of transformers'"
 
 
@@ -88,8 +90,17 @@ def _from_open_clip(net: Any, preprocess: Any, tokenizer: Any, device: Any) -> C
             "give its folder, or give its name"
         ) from e
     config["quick_gelu"] = any(type(m).__name__ == "QuickGELU" for m in net.modules())
-    made = OpenClip(copy.deepcopy(net), tokenizer, {"model_cfg": config, "preprocess_cfg": _prepared(preprocess)})
-    return made.to(device).eval()
+    told = {"model_cfg": config, "preprocess_cfg": _prepared(preprocess)}
+    made = OpenClip(copy.deepcopy(net).float().cpu(), tokenizer, told).eval()
+    state = dict(made.model.state_dict())
+    again = building.configured(told, "cpu", None, state, "the model", tokenizer)
+    fill(again.model, state, Path("the model"), "its shape")
+    if not checkpoints._difference(made, again) <= FAR:
+        raise UserError(
+            f"this {type(net).__name__} computes in another way than its shape says; save it with its config and give "
+            "its folder"
+        )
+    return building.onto(made, device)
 
 
 def _ratio(block: Any) -> float:
@@ -108,6 +119,7 @@ def _prepared(preprocess: Any) -> dict[str, Any]:
         "ToTensor",
         "Normalize",
         "MaybeToTensor",
+        "MaybeConvertMode",
         "function",
         "_convert_to_rgb",
         "PILToTensor",

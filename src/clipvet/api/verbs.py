@@ -42,7 +42,7 @@ def evaluate(
     from clipvet.data.folders import check_passed_over
     from clipvet.experiments.evaluation import measure_all
 
-    clip = load(model)
+    clip = load(model, rng=Rng(seed).fork("init"))
     test, key = task_of(task, classes, templates, clip.geometry.size, seed), _key(backdoor)
     passed = check_passed_over(test, max_bad)
     return Measurements(measure_all(clip, test, key, Rng(seed).fork("measure"), max_bad=max_bad), test.name, passed)
@@ -85,7 +85,10 @@ def inspect(
 
     if isinstance(model, str):
         check_weights(model)
-    clip, told = load(model), [f"{k}={v!r}" if not isinstance(v, str) else f"{k}={v}" for k, v in settings.items()]
+    clip, told = (
+        load(model, rng=Rng(seed).fork("init")),
+        [f"{k}={v!r}" if not isinstance(v, str) else f"{k}={v}" for k, v in settings.items()],
+    )
     with tempfile.TemporaryDirectory() as folder:
         named = _file_of(classes, Path(folder)) if isinstance(classes, list | tuple) else classes and str(classes)
         there = str(images) if isinstance(images, str | Path) else None
@@ -125,7 +128,7 @@ def filter(
     from clipvet.engine.embed import sharing
     from clipvet.pages import suspects
 
-    clip = load(model)
+    clip = load(model, rng=Rng(seed).fork("init"))
     pairs = pairs_of(data, n, clip.geometry.size, seed=seed)
     how: Any = _method("filters", method, str(data) if isinstance(data, str) else "", settings)
     rng, told = Rng(seed).fork("filter"), []
@@ -166,7 +169,7 @@ def detect(
     from clipvet.jobs.inspection import classes_of, open_scan
     from clipvet.pages import suspects
 
-    clip = load(model)
+    clip = load(model, rng=Rng(seed).fork("init"))
     told = [f"{k}={v!r}" if not isinstance(v, str) else f"{k}={v}" for k, v in settings.items()]
     how = open_scan("detectors", method, clip, told)
     if isinstance(classes, list | tuple):
@@ -202,7 +205,7 @@ def train(
         >>> made.model.geometry.size
         32
     """
-    clip = load(model)
+    clip = load(model, rng=Rng(seed).fork("init"))
     world = data if isinstance(data, str) else ""
     how, pairs = _method("training", method, world, settings), pairs_of(data, n, clip.geometry.size, seed=seed)
     return _made("trained", "train", how, clip, pairs, settings, task, seed)
@@ -228,7 +231,7 @@ def clean(
         >>> made = clipvet.clean("runs/victim", "pairs.csv", "par")  # doctest: +SKIP
         >>> made.save("runs/cleaned")  # doctest: +SKIP
     """
-    clip, world = load(model), data if isinstance(data, str) else ""
+    clip, world = load(model, rng=Rng(seed).fork("init")), data if isinstance(data, str) else ""
     how = _method("cleaners", method, world, settings)
     split = "train" if "untrusted" in how.needs else "validation"
     some = 8000 if data == "shapes" and n is None and split == "validation" else n

@@ -14,6 +14,7 @@ def parse(text: str) -> list[str]:
         given = json.loads(text) if text.lstrip()[:1] in ("[", "{") else None
     except (ValueError, RecursionError):
         given = None  # a template may begin with a brace, and a Python list is read line by line
+    given = given or None  # {} alone is a template
     if isinstance(given, dict):
         if len(given) != 1:
             several = ", ".join(map(str, given))[:100]
