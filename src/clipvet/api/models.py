@@ -59,9 +59,9 @@ def load(
         return model
     parts = list(model) if isinstance(model, tuple | list) else [model]
     if len(parts) == 2 and hasattr(parts[0], "config") and hasattr(parts[1], "save_pretrained"):
-        return _from_transformers(*parts, device)
+        return _from_transformers(*parts, device)  # pyright: ignore[reportCallIssue]
     if len(parts) == 3 and hasattr(parts[0], "encode_image") and callable(parts[1]) and callable(parts[2]):
-        return _from_open_clip(*parts, device)
+        return _from_open_clip(*parts, device)  # pyright: ignore[reportCallIssue]
     raise UserError(f"a {type(model).__name__} is no model that can be read; give {FORMS}")
 
 

@@ -85,12 +85,10 @@ def inspect(
 
     if isinstance(model, str):
         check_weights(model)
-    clip, told = (
-        load(model, rng=Rng(seed).fork("init")),
-        [f"{k}={v!r}" if not isinstance(v, str) else f"{k}={v}" for k, v in settings.items()],
-    )
+    clip = load(model, rng=Rng(seed).fork("init"))
+    told = [f"{k}={v}" if isinstance(v, str) else f"{k}={v!r}" for k, v in settings.items()]
     with tempfile.TemporaryDirectory() as folder:
-        named = _file_of(classes, Path(folder)) if isinstance(classes, list | tuple) else classes and str(classes)
+        named = _file_of(classes, Path(folder)) if isinstance(classes, list | tuple) else str(classes or "") or None
         there = str(images) if isinstance(images, str | Path) else None
         held = images is not None and there is None
         asked = ask(clip, method, named, _path(templates), there, told, 1 if held else n, overlap, seed)
