@@ -20,7 +20,6 @@ NEEDED = ("files", "prompts", "encoder")  # tests without whose pass no model is
 CODES: dict[Advice, int] = {"use": 0, "do_not_use": 1, "use_cleaned": 1, "undecided": 4}
 UNSUPPORTED = 3
 GIVEN = "given"
-IN_WORDS = {"pass": "pass", "fail": "fail", "undecided": "undecided", "not_tested": "not tested", "done": "done"}
 TITLES: dict[Advice, str] = {
     "use": "Use this model",
     "do_not_use": "Do not use this model",
