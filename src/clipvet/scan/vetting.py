@@ -117,7 +117,9 @@ def judge(stages: Sequence[Stage]) -> Judged:
     open_ = [s for s in own if s.name in NEEDED and s.outcome != "pass"]
     doubts = [s for s in own if s.name not in (*NEEDED, "text") and s.outcome == "undecided"]
     if not open_ and not doubts and any(s.name == "encoder" for s in own):
+        left = [s.title[0].lower() + s.title[1:] for s in own if s.name in (*NEEDED, "text") and s.outcome != "pass"]
         sentence = "Use this model: the tests that could be run found nothing."
+        sentence += f" Left open: {_join(left)}." if left else ""
         return Judged(advice="use", exit_code=0, sentence=sentence, reasons=_reasons(own), cleaned=None)
     why = open_ + doubts
     code = UNSUPPORTED if why and all(s.unsupported for s in why) else CODES["undecided"]
