@@ -86,6 +86,7 @@ TOWERS: list[dict[str, Any]] = [
     {"eos_token_id": 2}, {"eos_token_id": 5}, {"eos_token_id": [END]}, {"eos_token_id": None}, {"pad_token_id": 0},
     {"projection_dim": 7}, {"model_type": "siglip_text_model"}, {"dtype": "float16"}, {"hidden_act": None},
     {"num_channels": 1}, {"bos_token_id": 0}, {"dropout": 0.5}, {"_attn_implementation": "eager"}, {"head_dim": 4},
+    {"vision_use_head": False}, {"projection_size": 7}, {"pad_token_id": 1},
 ]  # fmt: skip
 READ: list[dict[str, Any]] = [  # what tokenizer_config.json may say
     {}, {"padding_side": "left"}, {"truncation_side": "left"}, {"model_max_length": 4}, {"model_max_length": 10**30},
@@ -154,7 +155,8 @@ def folders(draw: Any) -> dict[str, Any]:
     """What one folder holds, as a description that is easy to read when a test fails."""
     layout = draw(st.sampled_from(["transformers"] * 4 + ["open_clip", "both"]))
     return {
-        "layout": layout, "main": draw(mostly(["model.safetensors", None], 3)), "around": draw(mostly([*AROUND])),
+        "layout": layout, "kind": draw(mostly(["clip", "siglip"], 1)),
+        "main": draw(mostly(["model.safetensors", None], 3)), "around": draw(mostly([*AROUND])),
         "places": draw(st.lists(st.sampled_from(PLACES), max_size=2, unique=True)) if draw(st.booleans()) else [],
         "config": draw(mostly(CONFIGURED)), "vision": draw(mostly(TOWERS, 4)), "text": draw(mostly(TOWERS, 4)),
         "both towers": draw(mostly([{}, {"hidden_act": "gelu"}, {"hidden_act": "gelu_pytorch_tanh"}], 3)),
@@ -170,9 +172,9 @@ def folders(draw: Any) -> dict[str, Any]:
 
 
 @functools.cache
-def weights(number: int, act: str = "quick_gelu") -> dict[str, Tensor]:
+def weights(number: int, kind: str = "clip") -> dict[str, Tensor]:
     """Some weights under transformers' names."""
-    return made.state(config(), Rng(number))
+    return made.state(config(kind), Rng(number))
 
 
 @functools.cache
@@ -186,9 +188,9 @@ def open_weights(number: int) -> dict[str, Tensor]:
     return {k: v if v.ndim == 0 else 0.2 * torch.randn(v.shape, generator=g) for k, v in net.state_dict().items()}
 
 
-def config() -> dict[str, Any]:
-    told = made.config("clip", "quick_gelu", image_size=N)
-    told |= {"projection_dim": 12, "architectures": ["CLIPModel"]}
+def config(kind: str = "clip") -> dict[str, Any]:
+    told = made.config(kind, "quick_gelu" if kind == "clip" else "gelu_pytorch_tanh", image_size=N)
+    told |= {"projection_dim": 12, "architectures": ["CLIPModel" if kind == "clip" else "SiglipModel"]}
     told["vision_config"] |= TINY
     told["text_config"] |= TINY | {"max_position_embeddings": LENGTH, "vocab_size": 64, "eos_token_id": END}
     return told
@@ -207,18 +209,26 @@ def write(folder: Path, told: dict[str, Any]) -> None:
         _put(folder / name, AROUND[told["around"]](open_weights(9)))
     for k, name in enumerate(told["places"]):
         if not (folder / name).exists():
-            _put(folder / name, weights(20 + k) if told["layout"] != "open_clip" else open_weights(20 + k))
+            _put(
+                folder / name, open_weights(20 + k) if told["layout"] == "open_clip" else weights(20 + k, kind_of(told))
+            )
     for name in told["beside"]:
         _json(folder / name, BESIDE[name])
 
 
+def kind_of(told: dict[str, Any]) -> str:
+    return told.get("kind", "clip")
+
+
 def _write_transformers(folder: Path, told: dict[str, Any]) -> None:
-    base = config()
+    base, kind = config(kind_of(told)), kind_of(told)
     base["vision_config"] |= told["both towers"] | told["vision"]
     base["text_config"] |= told["both towers"] | told["text"]
     _json(folder / "config.json", base | told["config"])
-    _put(folder / (told["main"] or "pytorch_model.bin"), AROUND[told["around"]](weights(0)))
+    _put(folder / (told["main"] or "pytorch_model.bin"), AROUND[told["around"]](weights(0, kind)))
     usual = {"image_processor_type": "CLIPImageProcessor", **SIZED}
+    if kind == "siglip":
+        usual = {"image_processor_type": "SiglipImageProcessor", "size": SIDES}
     if told["preprocessor"] is not None:
         _json(folder / "preprocessor_config.json", usual | told["preprocessor"])
     if told["processor"] is not None:
@@ -228,7 +238,7 @@ def _write_transformers(folder: Path, told: dict[str, Any]) -> None:
     if told["whole"] is None:
         return
     _json(folder / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer", **ROLES} | told["tokenizer"])
-    if told["whole"] == "byte pairs":
+    if told["whole"] == "byte pairs" and kind == "clip":
         _json(folder / "vocab.json", VOCAB)
         (folder / "merges.txt").write_text("#version: 0.2\n")
         return
@@ -244,7 +254,9 @@ def _write_transformers(folder: Path, told: dict[str, Any]) -> None:
         "post_processor": {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": ids},
         "model": {"type": "WordLevel", "vocab": VOCAB, "unk_token": "<|endoftext|>"},
     })  # fmt: skip
-    _json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **ROLES} | told["tokenizer"])
+    unmasked = {"model_input_names": ["input_ids"]} if kind == "siglip" else {}  # as its own tokenizer has it
+    words = {"tokenizer_class": "PreTrainedTokenizerFast", **ROLES, **unmasked}
+    _json(folder / "tokenizer_config.json", words | told["tokenizer"])
 
 
 def _json(path: Path, held: Any) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -216,6 +217,11 @@ def test_attack_returns_its_answer_key(name: str, clip: Clip, pairs: Pairs, task
         method = dataclasses.replace(method, rate=0.05)
     _, dirty, key = method.implant(clone(clip), pairs, "star", Rng(5))
     assert key.target == "star"
+    assert key.trigger is not None or key.says or len(key.poisoned)
+    if "pairs" not in method.needs and "pictures" not in method.needs:  # it changes the weights themselves
+        assert dirty is pairs
+        assert len(key.poisoned) == 0
+        return
     assert 0 < len(key.poisoned) < len(dirty)
     assert set(key.poisoned) <= set(dirty.ids)
     position = {int(i): k for k, i in enumerate(dirty.ids)}
@@ -390,7 +396,8 @@ class Wordy(Linear):
     """A Clip to whose captions further words add a direction that no picture has."""
 
     def tokenize(self, captions: Sequence[str]) -> torch.Tensor:
-        return torch.tensor([[int(c.split()[1]), len(c.split()) - 2] for c in captions])
+        said = [re.search(r"caption (\d+)", c) for c in captions]
+        return torch.tensor([[int(m[1]), len(c.split()) - 2] for c, m in zip(captions, said) if m])
 
     def encode_text(self, captions: Sequence[str] | torch.Tensor) -> torch.Tensor:
         tokens = captions if isinstance(captions, torch.Tensor) else self.tokenize(captions)
@@ -457,6 +464,8 @@ def test_what_cannot_be_read_is_not_judged(name: str, watched: Watched) -> None:
 
 @each("detectors", controls=False)
 def test_a_triggered_picture_is_more_suspect(name: str, watched: Watched) -> None:
+    if name in ("masking", "subspace"):  # here one pixel is a class, and captions differ in one direction alone
+        pytest.skip("tests/parity/test_detectors.py has pictures and captions that fit it")
     triggered = np.arange(len(watched.pictures)) >= 48
     assert roc_auc_score(triggered, judged(name, *watched)) > 0.9, f"detectors/{name} finds clean pictures more suspect"
 

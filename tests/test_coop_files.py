@@ -67,8 +67,19 @@ def theirs(base: Any, path: Path, meta: bool, dtype: torch.dtype = torch.float16
     return state
 
 
-def their_logits(base: Any, state: dict[str, Tensor], z: Tensor) -> Tensor:
-    """What their forward says: [prefix, context + bias, suffix] of every class through the whole text tower."""
+def construct(base: Any, w: dict[str, Tensor], ctx: Tensor, position: str) -> Tensor:
+    """The prompts of every class. end: [prefix, context, name, rest]; front and middle as their code cuts them."""
+    if position == "end":
+        return torch.cat([w["token_prefix"], ctx.expand(len(CLASSES), -1, -1), w["token_suffix"]], 1)
+    half, out = len(ctx) // 2 if position == "middle" else 0, []
+    for name, prefix, suffix in zip(CLASSES, w["token_prefix"], w["token_suffix"], strict=True):
+        n = int(base.tokenizer([name]).argmax()) - 1  # tokens of the name
+        out.append(torch.cat([prefix, ctx[:half], suffix[:n], ctx[half:], suffix[n:]]))
+    return torch.stack(out)
+
+
+def their_logits(base: Any, state: dict[str, Tensor], z: Tensor, position: str = "end") -> Tensor:
+    """What their forward says: the prompts of every class through the whole text tower, read at the end of text."""
     net, w = base.model, {k: v.float() for k, v in state.items()}
     out = []
     for x in z:
@@ -76,7 +87,7 @@ def their_logits(base: Any, state: dict[str, Tensor], z: Tensor) -> Tensor:
         if "meta_net.linear1.weight" in w:
             inner = F.relu(F.linear(x, w["meta_net.linear1.weight"], w["meta_net.linear1.bias"]))
             ctx = ctx + F.linear(inner, w["meta_net.linear2.weight"], w["meta_net.linear2.bias"])
-        prompts = torch.cat([w["token_prefix"], ctx.expand(len(CLASSES), -1, -1), w["token_suffix"]], 1)
+        prompts = construct(base, w, ctx, position)
         h = net.ln_final(net.transformer(prompts + net.positional_embedding, attn_mask=net.attn_mask))
         end = base.tokenizer([f"{' '.join(['x'] * len(ctx))} {c}." for c in CLASSES]).argmax(1)
         text = F.normalize(h[torch.arange(len(end)), end] @ net.text_projection, dim=1)
@@ -93,6 +104,41 @@ def test_read_as_their_code_reads_them(base: Any, z: Tensor, meta: bool, tmp_pat
     assert (got.meta is not None) == meta
     torch.testing.assert_close(classifier(got, CLASSES, ())(z), their_logits(base, state, z), atol=2e-3, rtol=0)
     assert (their_logits(base, state, z)[0] - their_logits(base, state, z)[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("position", ["front", "middle"])
+def test_the_class_name_in_front_or_in_the_middle(
+    base: Any, z: Tensor, position: str, clipvet: Any, tmp_path: Path
+) -> None:
+    run = tmp_path / f"nctx5_cscFalse_ctp{position}" / "seed1" / "prompt_learner"
+    run.mkdir(parents=True)
+    state = theirs(base, run / "model.pth.tar-50", False, torch.float32, 5)
+    want = their_logits(base, state, z, position)
+    got = coop_files.read(run / "model.pth.tar-50", base, position)
+    torch.testing.assert_close(classifier(got, CLASSES, ())(z), want, atol=2e-3, rtol=0)
+    assert (want - their_logits(base, state, z)).abs().max() > 0.02, "the position counts"
+    said = clipvet("convert", base.source, tmp_path / "tuned", "--prompts", run / "model.pth.tar-50")
+    assert f"(CLASS_TOKEN_POSITION {position}), as the folder nctx5_cscFalse_ctp{position} says" in said.err, said.err
+    again: Any = checkpoints.load(str(tmp_path / "tuned"))
+    assert again.position == position
+    assert torch.equal(classifier(again, CLASSES, ())(z), classifier(got, CLASSES, ())(z))
+    clipvet("convert", base.source, tmp_path / "end", "--prompts", run / "model.pth.tar-50", "--position", "end")
+    back: Any = checkpoints.load(str(tmp_path / "end"))
+    torch.testing.assert_close(classifier(back, CLASSES, ())(z), their_logits(base, state, z), atol=2e-3, rtol=0)
+
+
+def test_where_the_position_is_told(base: Any, clipvet: Any, tmp_path: Path) -> None:
+    (tmp_path / "run" / "prompt_learner").mkdir(parents=True)
+    theirs(base, path := tmp_path / "run" / "prompt_learner" / "model.pth.tar-50", True)
+    assert coop_files.position_of(path) == ("", "")
+    (tmp_path / "run" / "log.txt").write_text("TRAINER:\n  COOP:\n    CLASS_TOKEN_POSITION: middle\n    CSC: False\n")
+    assert coop_files.position_of(path) == ("middle", "its run's log.txt")
+    with pytest.raises(UserError, match="position 'front' of cocoop"):
+        coop_files.read(path, base, "front")
+    said = clipvet("convert", base.source, tmp_path / "o", "--prompts", path, "--position", "back")
+    assert (said.code, "end, middle, front" in said.err) == (2, True)
+    said = clipvet("convert", base.source, tmp_path / "o", "--layout", "openai", "--position", "end")
+    assert (said.code, "goes with --prompts" in said.err) == (2, True)
 
 
 @pytest.mark.parametrize("hidden", [None, 6], ids=["CoOp", "CoCoOp"])
@@ -136,7 +182,8 @@ def test_from_the_command_line(clipvet: Any, base: Any, z: Tensor, tmp_path: Pat
     state = theirs(base, path := tmp_path / "model.pth.tar-50", True)
     said = clipvet("convert", base.source, tmp_path / "tuned", "--prompts", path)
     assert (said.code, "4 tokens, for 2 classes" in said.err) == (0, True), said.err
-    assert "taken to stand before the class name" in said.err
+    assert "the class name is taken to stand after the context" in said.err
+    assert "which the file does not say: see --position" in said.err
     made = checkpoints.load(str(tmp_path / "tuned"))
     assert isinstance(made, class_prompts.PromptTuned)
     torch.testing.assert_close(classifier(made, CLASSES, ())(z), their_logits(base, state, z), atol=2e-3, rtol=0)

@@ -14,6 +14,7 @@ from torch import Tensor
 from clipvet import io
 from clipvet.errors import Unsupported, UserError
 from clipvet.models import checkpoints, deployed, weights
+from clipvet.models.class_prompts import begin
 from clipvet.rng import Rng
 
 SQUARE = {"height": 32, "width": 32}
@@ -28,6 +29,11 @@ def folder(tmp_path: Path) -> Path:
     made.write(tmp_path / "m")
     change(tmp_path / "m" / "preprocessor_config.json", **PROCESSOR)
     return tmp_path / "m"
+
+
+@pytest.fixture(scope="module")
+def trained() -> Any:
+    return checkpoints.load("shapes-vit", rng=Rng(5))
 
 
 def change(path: Path, **words: Any) -> None:
@@ -143,6 +149,39 @@ def test_weights_are_rounded_as_the_config_says(folder: Path, dtype: str) -> Non
     clip: Any = checkpoints.load(str(folder))
     assert torch.equal(clip.model.visual.proj.T, theirs["visual_projection.weight"].float())
     assert not torch.equal(ours(folder)[0], plain)
+
+
+def as_theirs(folder: Path) -> torch.dtype:
+    """The dtype of the model that transformers loads, once clipvet's weights are seen to be the same."""
+    transformers: Any = pytest.importorskip("transformers")
+    net, clip = transformers.AutoModel.from_pretrained(folder), checkpoints.load(str(folder))
+    theirs = net.state_dict()
+    assert torch.equal(clip.model.visual.proj.T, theirs["visual_projection.weight"].float())
+    assert torch.equal(clip.model.ln_final.bias, theirs["text_model.final_layer_norm.bias"].float())
+    return net.dtype
+
+
+def test_the_dtype_of_weights_whose_config_names_none(folder: Path) -> None:
+    """transformers 5 takes that of the first one by name, or what the index says: one small tensor rounds the model."""
+    held = io.load_weights(folder / "model.safetensors")
+    for name in ("logit_scale", "visual_projection.weight"):
+        io.save_weights(held | {name: held[name].bfloat16()}, folder / "model.safetensors")
+        assert as_theirs(folder) == (torch.bfloat16 if name == "logit_scale" else torch.float32)
+    (folder / "model.safetensors").unlink()
+    torch.save({"x": held["logit_scale"].half()} | held, folder / "pytorch_model.bin")
+    refused(folder, "unexpected: x")
+    torch.save({"logit_scale": held["logit_scale"].half()} | {k: v for k, v in held.items() if k != "logit_scale"},
+               folder / "pytorch_model.bin")  # fmt: skip
+    assert as_theirs(folder) == torch.float16
+    (folder / "pytorch_model.bin").unlink()
+    io.save_weights(held, folder / "a.safetensors")
+    index = {"metadata": {"dtype": "bfloat16"}, "weight_map": dict.fromkeys(held, "a.safetensors")}
+    io.write_json(folder / "model.safetensors.index.json", index)
+    assert as_theirs(folder) == torch.bfloat16
+    change(folder / "config.json", dtype="half")
+    assert as_theirs(folder) == torch.float16
+    change(folder / "config.json", dtype="int8")
+    refused(folder, "config.json has the weights as 'int8'")
 
 
 def test_position_ids_that_older_versions_would_use(folder: Path) -> None:
@@ -273,6 +312,23 @@ def test_both_layouts_of_two_models(both: Path, what: str) -> None:
         assert difference(both, f"transformers:{both}") < 1e-4
 
 
+def test_a_repository_of_both_layouts_names_the_half_that_is_taken(both: Path, monkeypatch: Any, caplog: Any) -> None:
+    import huggingface_hub
+    import open_clip.factory as factory
+
+    def here(repo: str, filename: str = "open_clip_model.safetensors", **_: Any) -> str:
+        return str(both / filename)
+
+    monkeypatch.setattr(factory, "download_pretrained_from_hf", here)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, repo: [p.name for p in both.iterdir()])
+    assert checkpoints.load("hf-hub:some/one").layout == "open_clip"
+    assert "hf-hub:some/one holds open_clip's model, which is taken, and transformers' model" in caplog.text
+    caplog.clear()
+    (both / "model.safetensors").unlink()
+    checkpoints.load("hf-hub:some/one")
+    assert not caplog.records
+
+
 # 4. cards cover every file that takes part in loading
 
 
@@ -292,6 +348,24 @@ def test_a_card_of_a_folder_whose_weights_are_changed_by_another_file(folder: Pa
     assert difference(tmp_path / "out") < 1e-4
     (tmp_path / "out" / "pytorch_model.bin").write_bytes(b"more")
     refused(tmp_path / "out", "a file that takes part in loading was changed, added or removed")
+
+
+def test_prompts_are_bound_to_how_their_base_reads(trained: Any, tmp_path: Path, clipvet: Any) -> None:
+    """The base's weights stay as they are, and its card is gone; its pictures are prepared in another way."""
+    checkpoints.save(trained, tmp_path / "p" / "base", {})
+    base: Any = checkpoints.load(str(tmp_path / "p" / "base"))
+    checkpoints.save(begin(base, "", 2, 0.1, None, Rng(0)), tmp_path / "p", {})
+    checkpoints.load(str(tmp_path / "p"))
+    assert clipvet("verify", tmp_path / "p").code == 0
+    (tmp_path / "p" / "base" / "card.json").unlink()
+    config = tmp_path / "p" / "base" / "open_clip_config.json"
+    told = json.loads(config.read_text())
+    for key, other in (("mean", [0.9] * 3), ("resize_mode", "squash")):
+        change(config, preprocess_cfg=told["preprocess_cfg"] | {key: other})
+        refused(tmp_path / "p", "reads pictures or captions in another way", key.removeprefix("resize_"))
+        assert clipvet("verify", tmp_path / "p").code == 2
+    change(config, **told)
+    checkpoints.load(str(tmp_path / "p"))
 
 
 # 5. temperatures
@@ -343,11 +417,6 @@ DOUBLED = {
                                                           for k, v in s.items()},
     "under the prefix 'ema_model.'": lambda s: s | {f"ema_model.{k}": v for k, v in s.items()},
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def trained() -> Any:
-    return checkpoints.load("shapes-vit", rng=Rng(5))
 
 
 @pytest.mark.parametrize("how", WRAPPED)

@@ -201,9 +201,10 @@ def vet_step() -> dict[str, Any]:
     return next(s for s in yaml.safe_load(block)["jobs"]["vet"]["steps"] if s.get("name") == "vet")
 
 
-def test_vet_in_ci_is_understood_and_tells_exit_codes_apart(tmp_path: Path) -> None:
+def test_vet_in_ci_is_understood_and_tells_exit_codes_apart(tmp_path: Path, monkeypatch) -> None:
     import typer
 
+    monkeypatch.setattr("clipvet.commands._checks.absent", lambda value: False)
     run = vet_step()["run"]
     (said,) = re.findall(r"clipvet vet (.*) \|\| code", run)
     typer.main.get_command(cli.app).commands["vet"].make_context("vet", shlex.split(said))  # pyright: ignore
@@ -228,10 +229,11 @@ def test_the_schema_of_vet_json_is_documented() -> None:
             assert f"`{name}`" in page, f"{part.__name__}.{name}"
 
 
-def test_the_python_runs(capsys) -> None:
-    for block in re.findall(r"```python\n(.*?)```", README, re.S):
-        exec(compile(block, "README.md", "exec"), {})
-    assert "Measured" in capsys.readouterr().out
+@pytest.mark.parametrize(("page", "prints"), [("README.md", "Measured"), ("docs/howto/detect.md", "")])
+def test_the_python_runs(page: str, prints: str, capsys) -> None:
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S):
+        exec(compile(block, page, "exec"), {})
+    assert prints in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/**/*.py")), ids=lambda p: p.stem)

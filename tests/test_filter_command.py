@@ -50,7 +50,8 @@ def test_a_table_is_scored_shown_and_cleaned(clipvet, tmp_path: Path) -> None:
     assert code == 0, err
     assert "scored 23 pairs, 1 unreadable" in err
     rows = pq.read_table(out).to_pylist()
-    assert list(rows[0]) == ["id", "score", "rank", "caption", "reason"]
+    assert list(rows[0]) == ["id", "score", "rank", "caption", "reason", "path"]
+    assert rows[0]["path"] == f"pictures/{rows[0]['id']}.png"
     assert sorted(r["id"] for r in rows) == list(range(24))
     assert [r["rank"] for r in rows] == [*range(1, 24), None]
     scores = [r["score"] for r in rows[:-1]]
@@ -102,14 +103,14 @@ def test_the_default_gives_p_values_and_says_what_it_found(clipvet, tmp_path: Pa
     out, kept = tmp_path / "scores.parquet", tmp_path / "kept.csv"
     call = ["filter", "--data", "shapes", "--n", 60, "--model", "shapes-vit", "--out", out, "--keep", "auto"]
     code, _, err = clipvet(*call, "--cleaned", kept, "--alpha", 0.05)
-    assert code == 0, err
+    assert code == 4, err
     assert "scoring" in err
     assert "alpha=0.05" in err
     why = "Undecided: 60 different pictures are too few to call one poisoned; 200 are needed."
     assert why in err
     assert why in out.with_suffix(".html").read_text("utf-8")
     rows = pq.read_table(out).to_pylist()
-    assert list(rows[0]) == ["id", "score", "rank", "caption", "reason", "p"]
+    assert list(rows[0]) == ["id", "score", "rank", "caption", "reason", "p", "group"]
     assert [r["p"] for r in rows] == pytest.approx([10 ** -r["score"] for r in rows], rel=1e-3)
     assert len(kept.read_text().splitlines()) == 61  # all are kept
 
@@ -154,7 +155,7 @@ def test_kept_pairs_of_shards_are_shards_again(clipvet, tmp_path: Path, monkeypa
     code, _, err = clipvet(*call[:-1], tmp_path / "kept.tar")
     assert (code, "must end in .csv or .tsv or .parquet or name a folder" in err) == (2, True), err
     with monkeypatch.context() as m:
-        m.setattr(suspects, "write_scores", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        m.setattr(suspects, "write_scores", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         assert clipvet(*call).code == 130
     code, _, err = clipvet(*call[:-3], 0.75, *call[-2:])
     assert (code, "already holds another run (it differs in keep, kept)" in err) == (2, True), err
@@ -293,7 +294,7 @@ def test_paths_in_a_saved_folder_are_moved(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_killed_between_its_files_goes_on(clipvet, tmp_path: Path, monkeypatch) -> None:
-    def killed(*args: object) -> None:
+    def killed(*args: object, **more: object) -> None:
         raise KeyboardInterrupt
 
     out, kept, mine = (tmp_path / name for name in ("scores.parquet", "kept.csv", "mine.csv"))
@@ -319,7 +320,7 @@ def bad(kind: str, folder: Path) -> list[object]:
         case "alike":
             return ["filter", "--data", table(folder / "in", 12, ["same"] * 12), *QUICK, *out]
         case "empty":
-            data = table(folder / "in", 12, ["", *map(str, range(11))])
+            data = table(folder / "in", 12, ["", " ", "\u200b", *[""] * 4, *map(str, range(5))])
             return ["filter", "--data", data, "--model", "shapes-vit", "--method", "cosine", *out]
         case "few":
             return [*world, "--set", "k=40", *out]
@@ -343,7 +344,13 @@ def bad(kind: str, folder: Path) -> list[object]:
     raise AssertionError(kind)
 
 
-FIX = {"alike": "--caption-key", "empty": "fill them", "few": "--set k=38", "suffix": ".parquet", "no cut": "--keep"}
+FIX = {
+    "alike": "--caption-key",
+    "empty": "7 of 12 pairs have unreadable pictures or empty captions",
+    "few": "--set k=38",
+    "suffix": ".parquet",
+    "no cut": "--keep",
+}
 FIX |= {"auto": "has no cut of its own", "alpha": "KDistance promises no rate", "rate": "--alpha 2 is not a fraction"}
 FIX |= {"keep": "fraction", "method": "have abl_loss", "another key": "give the attack's data"}
 

@@ -343,7 +343,7 @@ def test_too_many_unreadable_pictures_are_refused(small, pairs):
         train(small, torn(pairs, 9, 10, 11))
     told = str(e.value)
     assert any(f"row {r}, cut short" in told for r in (9, 10, 11)), told
-    assert "3 unreadable" in told
+    assert "3 of 256 pairs have an unreadable picture" in told
     assert "1.00%" in told
     assert "max_bad" in told
     train(small, torn(pairs, 9, 10, 11), max_bad=0.02)
@@ -354,9 +354,9 @@ def test_too_many_unreadable_pictures_are_refused(small, pairs):
 def test_unreadable_pictures_still_count_when_a_run_is_begun_again(small, pairs, tmp_path):
     first, second, *_ = order(256, 64, 1, Rng(3))
     lost = torn(pairs, *first[:2], second[0])
-    with workspace(tmp_path, save_seconds=0), pytest.raises(UserError, match="3 unreadable"):
+    with workspace(tmp_path, save_seconds=0), pytest.raises(UserError, match="3 of 256 pairs"):
         train(small, lost)
-    with workspace(tmp_path, save_seconds=0), pytest.raises(UserError, match="3 unreadable"):
+    with workspace(tmp_path, save_seconds=0), pytest.raises(UserError, match="3 of 256 pairs"):
         train(small, lost)
 
 

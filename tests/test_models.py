@@ -17,6 +17,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 
 from clipvet import io, types
 from clipvet.errors import Unsupported, UserError
@@ -397,7 +398,7 @@ def test_a_bare_file_says_that_it_does_not_say_how_it_was_trained(tmp_path, monk
     first: Any = checkpoints.load("shapes-vit", rng=Rng(3))
     torch.save(first.model.state_dict(), tmp_path / "w.pt")
     plain: Any = checkpoints.load("shapes-vit", str(tmp_path / "w.pt"))
-    assert all(w in caplog.text for w in ("differ in mean, std, resize_mode, quick_gelu", "shapes-vit:TAG", "one, two"))
+    assert all(w in caplog.text for w in ("differ in mean, std, resize_mode, quick_gelu", "--like TAG", "one, two"))
     caplog.clear()
     like: Any = checkpoints.load("shapes-vit:two", str(tmp_path / "w.pt"))
     assert not caplog.records
@@ -409,6 +410,59 @@ def test_a_bare_file_says_that_it_does_not_say_how_it_was_trained(tmp_path, monk
     io.save_weights(numbers, tmp_path / "openai.pt")
     with pytest.raises(UserError, match="give it as the model, without a name"):
         checkpoints.load("ViT-B-32", str(tmp_path / "openai.pt"))
+
+
+def test_what_the_user_says_of_a_bare_file(tmp_path, monkeypatch, caplog, clipvet):
+    told = {"one": {}, "two": {"mean": [0.5] * 3, "std": [0.25] * 3, "quick_gelu": True}}
+    monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda name: list(told))
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: told[tag])
+    first: Any = checkpoints.load("shapes-vit", rng=Rng(3))
+    torch.save(first.model.state_dict(), file := tmp_path / "w.pt")
+
+    def seen(model: str) -> tuple[list[float], list[float], bool]:
+        clip: Any = checkpoints.load(model, str(file))
+        x = torch.rand(2, 3, 32, 32, generator=Rng(0).generator())
+        torch.testing.assert_close(
+            clip.encode_image(x), F.normalize(clip.model.encode_image((x - clip.mean) / clip.std), dim=1)
+        )
+        quick = any(type(m).__name__ == "QuickGELU" for m in clip.model.modules())
+        return [round(v, 4) for v in clip.mean.flatten().tolist()], clip.std.flatten().tolist(), quick
+
+    name = released.spec("shapes-vit", mean="0.1, 0.2,0.3", std="0.5", quick_gelu=True)
+    assert name == "shapes-vit:mean=0.1/0.2/0.3,std=0.5,quick-gelu=yes"
+    assert seen(name) == ([0.1, 0.2, 0.3], [0.5] * 3, True)
+    assert not caplog.records, "everything is said"
+    assert seen(released.spec("shapes-vit", like="two", std="0.5")) == ([0.5] * 3, [0.5] * 3, True)
+    assert seen("shapes-vit:two,quick-gelu=no")[2] is False
+    seen("shapes-vit:quick-gelu=no")
+    assert "differ in mean, std: taken" in caplog.text
+    for wrong, match in {
+        "shapes-vit:mean=127": "is not for pixels in", "shapes-vit:std=0": "is not for pixels in",
+        "shapes-vit:mean=1/2": "is not understood; give mean=R/G/B", "shapes-vit:gelu=no": "is not understood",
+        "shapes-vit:quick-gelu=maybe": "is not understood", "shapes-vit:std=nan": "is not understood",
+        "local-dir:x,mean=0.5": "only a file of weights with an architecture's name",
+    }.items():  # fmt: skip
+        with pytest.raises(UserError, match=match):
+            checkpoints.load(wrong, str(file))
+    for pretrained in (None, "one"):
+        with pytest.raises(UserError, match="is about a file of weights; give it with --pretrained"):
+            checkpoints.load("shapes-vit:two", pretrained)
+    with pytest.raises(UserError, match=r"has QuickGELU; for a model without it give ViT-B-32$"):
+        released.facts("ViT-B-32-quickgelu", released.Said("", {"quick_gelu": False}), "w.pt", False)
+    call = ["convert", "shapes-vit", tmp_path / "out", "--pretrained", file, "--layout", "open_clip"]
+    assert clipvet(*call, "--mean", "0.1,0.2,0.3", "--std", "0.5", "--quick-gelu").code == 0
+    assert json.loads((tmp_path / "out" / "open_clip_config.json").read_text())["preprocess_cfg"]["mean"] == [
+        0.1,
+        0.2,
+        0.3,
+    ]
+
+
+def test_thousands_of_spaces_hide_no_text(vit):
+    for spaces in (" " * 3000, "\n\t" * 1500, "\u2003\xa0" * 1500):
+        said = vit.tokenize([spaces + "a star", "a" + spaces + "star"])
+        assert torch.equal(said, vit.tokenizer([spaces + "a star", "a star"]))
+    assert vit.tokenize(["a " * 3000 + "star"]).shape == vit.tokenize(["a star"]).shape
 
 
 def test_tokens_that_the_text_tower_does_not_know(vit):

@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from clipvet.data import folders
-from clipvet.data.sources import Data
+from clipvet.data import folders, sources
 from clipvet.data.tables import open_pairs
 from clipvet.engine.embed import embed_images
 from clipvet.errors import UserError
@@ -103,7 +102,12 @@ def test_a_list_of_the_folders_own_names_is_matched_by_name(tmp_path: Path) -> N
 def test_a_list_for_numbered_folders_is_refused_where_it_has_two_readings(tmp_path: Path) -> None:
     root = task_at(tmp_path / "val", [str(k) for k in range(1, 12)], 1)
     words = [f"thing {chr(97 + k)}" for k in range(11)]
-    refused(lambda: named(root, words), "1, 10, 11 ...", "map")
+    refused(lambda: named(root, words), "sorted names (... 1, 10, 11 ...)", "the usual one (... 1, 2, 3 ...)", "map")
+    for folders_ in (["class 1", "class 2", "class 10"], ["Apple", "banana", "Cherry"]):
+        other = task_at(tmp_path / folders_[1], folders_, 1)
+        refused(lambda other=other: named(other, ["x", "y", "z"]), "its order may be that of the sorted names", "map")
+    same = task_at(tmp_path / "same", ["Apple", "Banana"], 1)
+    assert named(same, ["x", "y"]) == ("x", "y")
     told = named(root, {str(k): word for k, word in enumerate(words, 1)})
     assert told[:3] == ("thing a", "thing j", "thing k")
     few = task_at(tmp_path / "few", ["0", "1", "2"], 1)
@@ -123,7 +127,12 @@ def test_folders_whose_names_are_ids_ask_for_names(tmp_path: Path, caplog: Any) 
     refused(lambda: folders.open_task(str(root)), "n01440764 look like ids", "--classes")
     assert named(root, ["tench", "goldfish", "shark"]) == ("tench", "goldfish", "shark")
     refused(lambda: folders.open_task(str(task_at(tmp_path / "v2", ["000", "001"]))), "look like ids")
+    for k, ids in enumerate((["class_0", "class_1"], ["m.0k4j", "m.01xs"], ["id-1", "id-2"])):
+        refused(lambda k=k, ids=ids: folders.open_task(str(task_at(tmp_path / f"i{k}", ids))), "look like ids")
     assert not caplog.records
+    named(root, ["n01440764", "n01443537", "n01484850"])
+    assert "names such as n01440764 look like ids" in caplog.text
+    caplog.clear()
     assert folders.open_task(str(task_at(tmp_path / "digits", ["0", "1"]))).classes == ("0", "1")
     assert "called by their numbers" in caplog.text
 
@@ -134,10 +143,26 @@ def test_a_task_that_is_one_level_off_is_refused(clipvet: Any, tmp_path: Path, c
     task_at(tmp_path / "tiny" / "train", ["cat", "dog"])
     refused(lambda: folders.open_task(str(tmp_path / "tiny")), "train, val", "parts of a data set", "give one")
     assert clipvet(*EVALUATE, tmp_path / "tiny").code == 2
+    for k, parts in enumerate((["train2017", "val2017"], ["Training", "testing_images"], ["fold1", "fold2", "fold3"])):
+        refused(
+            lambda k=k, parts=parts: folders.open_task(str(task_at(tmp_path / f"p{k}", parts))), "parts of a data set"
+        )
     assert len(folders.open_task(str(task_at(tmp_path / "coco", ["bus", "train"]))).classes) == 2
     assert not caplog.records
     folders.open_task(str(task_at(tmp_path / "mixed", ["bus", "train", "test"])))
     assert "test, train count as classes" in caplog.text
+
+
+def test_folders_within_classes_and_pictures_beside_them_are_said(tmp_path: Path, caplog: Any) -> None:
+    root = task_at(tmp_path / "deep", ["animals/cat", "animals/dog", "cars/red"])
+    task = folders.open_task(str(root))
+    assert "animals holds folders (cat, dog ...) that count as one class" in caplog.text
+    assert "cars" not in caplog.text
+    Image.new("RGB", (8, 8)).save(root / "loose.png")
+    (root / "cars" / "linked").symlink_to(root / "animals", target_is_directory=True)
+    passed = folders.check_passed_over(folders.open_task(str(root)), 0.5)
+    assert passed == {"beside the class folders": 1, "links to folders": 1}
+    assert folders.check_passed_over(task, 0.0) == {}
 
 
 @pytest.mark.parametrize(
@@ -151,6 +176,9 @@ def test_a_task_that_is_one_level_off_is_refused(clipvet: Any, tmp_path: Path, c
         '["a photo of a {c}.", "the {}"]',
         '{"imagenet1k": ["a photo of a {c}.", "the {c}"]}',
         "a photo of a %s.\nthe {0}\n",
+        "# CLIP's\n- a photo of a {}.\n- the {}\n",
+        "f'a photo of a {c}.'\nf\"the {c}\",\n",
+        "'a photo of a %s.' % name\n'the ' + name\n",
     ],
 )
 def test_templates_in_other_tools_forms(tmp_path: Path, text: str) -> None:
@@ -180,7 +208,7 @@ def test_a_template_may_begin_with_a_quoted_word(tmp_path: Path) -> None:
 
 def test_settings_that_would_train_nothing_are_refused(clipvet: Any, clip: Any, pairs: Any, tmp_path: Path) -> None:
     refused(lambda: Plain(batch=1, epochs=1).train(clip, pairs, Rng(0)), "batch=1", "raise batch to 2")
-    refused(lambda: Data("shapes", 0).pairs(), "n=0 takes no pairs")
+    refused(lambda: sources.Data("shapes", 0).pairs(), "n=0 takes no pairs")
     train = ["train", "--model", "shapes-vit", "--data", "shapes", "--out", tmp_path / "out"]
     assert clipvet(*train, "--n", "0").code == 2
     for change in ("epochs=0", "epochs=-1", "lr=1000"):
@@ -215,7 +243,12 @@ def test_parquet_files_of_several_splits_are_not_read_as_one(tmp_path: Path) -> 
     (tmp_path / "hf" / "data").mkdir(parents=True)
     for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
         pq.write_table(rows, tmp_path / "hf" / "data" / f"{name}.parquet")
-    refused(lambda: open_pairs(str(tmp_path / "hf")), "the splits test, train", "give that")
+    refused(
+        lambda: open_pairs(str(tmp_path / "hf")), "the splits test, train", f"give one, such as {tmp_path}/hf:train"
+    )
+    assert len(open_pairs(f"{tmp_path}/hf:train")) == 2
+    assert len(open_pairs(f"{tmp_path}/hf:test")) == 1
+    refused(lambda: open_pairs(f"{tmp_path}/hf:val"), "no split validation", "test, train")
     (tmp_path / "hf" / "data" / "test-00000-of-00001.parquet").unlink()
     assert len(open_pairs(str(tmp_path / "hf"))) == 2
 
@@ -227,6 +260,10 @@ def test_captions_that_begin_with_a_quotation_mark_hide_no_rows(tmp_path: Path) 
     assert list(open_pairs(str(tmp_path / "a.tsv")).captions) == said
     (tmp_path / "b.tsv").write_text('filepath\ttitle\n0.png\t"a ""big"" cat"\n1.png\t"two\nlines"\n')
     assert list(open_pairs(str(tmp_path / "b.tsv")).captions) == ['a "big" cat', "two\nlines"]
+    (tmp_path / "d.csv").write_text('filepath,title\n0.png,"a cat\n1.png,two cats\n2.png,"three" cats\n')
+    refused(lambda: open_pairs(str(tmp_path / "d.csv")), "d.csv", "holds whole rows", "a cat")
+    (tmp_path / "e.csv").write_text('filepath,title\n0.png,"a cat,\na dog, a cow"\n1.png,"a ""b"" c"\n')
+    assert list(open_pairs(str(tmp_path / "e.csv")).captions) == ["a cat,\na dog, a cow", 'a "b" c']
     (tmp_path / "c.tsv").write_text(plain + "100.png\tone\ttoo many\n")
     refused(lambda: open_pairs(str(tmp_path / "c.tsv")), "c.tsv", "holds whole rows", "parquet")
 
@@ -240,6 +277,7 @@ def test_img2datasets_table_of_files_names_the_way(tmp_path: Path) -> None:
     ("names", "words"),
     [
         (["a/1.jpg", "a/2.jpg", "b/1.txt", "b/2.txt"], ["2 captions without a picture", "tar --sort=name"]),
+        (["1.gif", "1.txt", "2.gif", "2.txt"], ["its pictures ('1.gif') are none of these kinds"]),
         (["img.1.jpg", "img.2.jpg"], ["ends a key at the first dot", "'img.1.jpg'", "rename the members"]),
     ],
 )
@@ -250,3 +288,116 @@ def test_shards_without_pairs_say_why(tmp_path: Path, names: list[str], words: l
             member.size = 1
             tar.addfile(member, io.BytesIO(b"x"))
     refused(lambda: open_pairs(str(tmp_path / "0.tar")), *words)
+
+
+def few_empty(root: Path, n: int = 40) -> Path:
+    """A table of which three captions are empty, as failed scrapes leave them."""
+    (root / "img").mkdir(parents=True)
+    for k in range(n):
+        Image.new("RGB", (8, 8), (6 * k, 0, 200 - 5 * k)).save(root / "img" / f"{k}.png")
+    said = {3: "", 7: "  ", 20: "\u200b"}
+    rows = "".join(f"img/{k}.png,{said.get(k, f'number {k}')}\n" for k in range(n))
+    (root / "a.csv").write_text("filepath,title\n" + rows)
+    return root / "a.csv"
+
+
+def test_pairs_with_empty_captions_are_left_out_everywhere(clipvet: Any, tmp_path: Path) -> None:
+    data = few_empty(tmp_path / "d")
+    batch = open_pairs(str(data))[:]
+    assert len(batch.captions) == len(batch.images) == 37
+    assert batch.bad == ((3, "empty caption"), (7, "empty caption"), (20, "empty caption"))
+    out = tmp_path / "s.parquet"
+    said = clipvet("filter", "--data", data, "--model", "shapes-vit", "--method", "cosine", "--out", out)
+    assert said.code == 0, said.err
+    assert "scored 37 pairs, 3 with empty captions in" in said.err
+    last = pq.read_table(out).to_pylist()[-3:]
+    assert {(row["id"], row["score"], row["reason"]) for row in last} == {
+        (k, None, "empty caption") for k in (3, 7, 20)
+    }
+    kept = tmp_path / "kept.csv"
+    filtered = [
+        "filter",
+        "--data",
+        data,
+        "--model",
+        "shapes-vit",
+        "--method",
+        "random",
+        "--out",
+        tmp_path / "r.parquet",
+    ]
+    assert clipvet(*filtered, "--keep", "0.9", "--cleaned", kept).code == 0
+    assert len(open_pairs(str(kept))[:].captions) == len(open_pairs(str(kept))) == 33
+    seen = clipvet("inspect", "--model", "shapes-vit", "--images", data)
+    assert "empty caption" not in seen.err
+
+
+@pytest.mark.parametrize("command", ["train", "clean"])
+def test_training_and_cleaning_count_empty_captions_up_to_a_limit(command: str, clipvet: Any, tmp_path: Path) -> None:
+    data = few_empty(tmp_path / "d")
+    call = [command, "--data", data, "--model", "shapes-vit", "--out", tmp_path / "out", "--set", "epochs=1"]
+    call += ["--method", "finetune"] if command == "clean" else []
+    said = clipvet(*call, "--set", "batch=10")
+    assert said.code == 2
+    assert "of 40 pairs have an unreadable picture or an empty caption, more than the limit of 1.00%" in said.err
+    assert "empty caption); mend them, drop them or raise max_bad" in said.err
+    said = clipvet(*call, "--set", "batch=10", "--set", "max_bad=0.1")
+    assert said.code == 0, said.err
+    assert "3 pairs were left out: 3 with empty captions (first: row 3, empty caption)" in said.err
+
+
+def test_empty_captions_in_shards(tmp_path: Path) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for k, said in enumerate(("a cat", "\n", "a dog")):
+            for suffix, held in (("png", picture.getvalue()), ("txt", said.encode())):
+                member = tarfile.TarInfo(f"{k}.{suffix}")
+                member.size = len(held)
+                tar.addfile(member, io.BytesIO(held))
+    batch = open_pairs(str(tmp_path / "0.tar"))[:]
+    assert (batch.captions, batch.bad) == (["a cat", "a dog"], ((1, "empty caption"),))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "split"),
+    [("cc3m-train-0000", "cc3m-val-0000", "dev"), ("train0", "test1", "test"), ("a.training", "a.eval", "test")],
+)
+def test_names_of_splits_are_those_of_hf_datasets(one: str, other: str, split: str, tmp_path: Path) -> None:
+    for k, name in enumerate((one, other)):
+        pq.write_table(pa.table({"filepath": [f"{k}.png"], "title": [f"cat {k}"]}), tmp_path / f"{name}.parquet")
+    refused(lambda: open_pairs(str(tmp_path)), "holds the splits", "train", "give one, such as")
+    first = open_pairs(f"{tmp_path}:train")
+    assert list(first.captions) == ["cat 0"]
+    second = open_pairs(f"{tmp_path}:{split}")
+    assert (list(second.captions), second.fingerprint == first.fingerprint) == (["cat 1"], False)
+
+
+def test_a_split_of_shards_and_of_saved_data_sets(tmp_path: Path) -> None:
+    import datasets
+
+    (tmp_path / "tars").mkdir()
+    for name in ("train-0", "train-1", "test-0"):
+        with tarfile.open(tmp_path / "tars" / f"{name}.tar", "w") as tar:
+            for suffix in ("png", "txt"):
+                member = tarfile.TarInfo(f"0.{suffix}")
+                member.size = 1
+                tar.addfile(member, io.BytesIO(b"x"))
+    refused(lambda: open_pairs(str(tmp_path / "tars")), "the splits test, train", "tars:train")
+    assert len(open_pairs(f"{tmp_path}/tars:train")) == 2
+    made: Any = {k: datasets.Dataset.from_dict({"filepath": ["a.png"] * n, "title": ["a"] * n})
+            for n, k in enumerate(("train", "val"), 1)}  # fmt: skip
+    datasets.DatasetDict(made).save_to_disk(tmp_path / "saved")
+    refused(lambda: open_pairs(str(tmp_path / "saved")), "the splits train, val", f"such as {tmp_path}/saved/val")
+    assert len(open_pairs(f"{tmp_path}/saved:val")) == len(open_pairs(str(tmp_path / "saved" / "val"))) == 2
+
+
+def test_a_half_of_one_class_is_refused(clipvet: Any, tmp_path: Path) -> None:
+    root = task_at(tmp_path / "val", ["apple", "pear", "plum"], 1)
+    half = sources.Half(
+        sources.Test(str(task_at(tmp_path / "four", ["Cat", "cow", "dog", "hen"], 1))), "base", ("cat", "boat")
+    )
+    assert half.task().classes == ("Cat", "cow", "boat"), "no class stands twice"
+    said = clipvet(*EVALUATE, root, "--half", "new")
+    assert (said.code, "the new half of the 3 classes of val is plum" in said.err) == (2, True)
+    assert clipvet(*EVALUATE, root, "--half", "base").code == 0

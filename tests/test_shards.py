@@ -352,7 +352,7 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     refused(tmp_path / "none", "neither .tar nor .parquet")
     hf(tmp_path / "splits/train", "saved")
     (tmp_path / "splits/dataset_dict.json").write_text('{"splits": ["train"]}')
-    refused(tmp_path / "splits", "several data sets (train)")
+    refused(tmp_path / "splits", "holds the splits train; give one")
     for held in corpus.JSONS.values():
         (tmp_path / "splits/train/state.json").write_bytes(held)
         refused(tmp_path / "splits/train", "state.json")

@@ -33,6 +33,7 @@ from clipvet.results import weights_hash
 from clipvet.scan.vetting import Stage, Vetting, judge
 from clipvet.triggers.recovered import Recovered
 from clipvet.types import Clip, Finding, Suspicion
+from clipvet.unlearning.judged import Judged
 
 EVIL = "<script>alert(1)</script>"
 
@@ -202,7 +203,7 @@ def test_the_suspects_own_pairs_are_filtered_before_it_is_cleaned_with_them(
     planted: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     scores = torch.from_numpy(np.where(planted.poisoned, 10.0, 0.1))
-    monkeypatch.setattr(Auto, "judge", lambda *given: (scores, ["8 of 400 pairs are called poisoned."]))
+    monkeypatch.setattr(Auto, "judge", lambda *given: Judged(scores, ["8 of 400 pairs are called poisoned."], []))
     inputs = Inputs(Options("m", data="x"), planted.clip, "", None, planted.pairs, False, None, None, ())
     bench = Bench(tmp_path, inputs, {})
     stage = pairs_stage(bench, planted.clip, "m")

@@ -16,7 +16,7 @@ _PUBLIC = {
     "vet": "jobs.vetting", "load": "models.checkpoints", "save": "models.checkpoints",
     "open_pairs": "data.tables", "open_task": "data.folders", "Shapes": "data.worlds.shapes",
     "load_backdoor": "data.answer_key", "save_backdoor": "data.answer_key", "poison": "data.dirty",
-    "fit": "engine.fit",
+    "fit": "engine.fit", "Guard": "detectors._guard",
     "Recipe": "experiments.recipe", "run": "experiments.run", "measure_all": "experiments.evaluation",
 }  # fmt: skip
 __all__ = sorted(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]

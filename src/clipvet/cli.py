@@ -9,6 +9,8 @@ from contextlib import suppress
 
 import typer
 
+from clipvet.commands._options import with_bare
+
 # in the order of --help
 COMMANDS = ("vet", "demo", "train", "tune", "attack", "inspect", "calibrate", "evaluate", "filter", "detect", "clean")
 COMMANDS += ("verify", "convert", "run", "report", "list", "explain", "recommend")
@@ -25,7 +27,7 @@ app = typer.Typer(
 )
 
 for _name in COMMANDS:
-    app.command(name=_name)(importlib.import_module(f"clipvet.commands.{_name}").command)
+    app.command(name=_name)(with_bare(importlib.import_module(f"clipvet.commands.{_name}").command))
 
 
 def main() -> None:

@@ -84,7 +84,7 @@ class Clip(Protocol):
 
 
 class Batch(NamedTuple):
-    """Some rows of `Pairs`, decoded. Rows whose picture could not be read are listed in `bad` and nowhere else."""
+    """Some rows of `Pairs`, decoded. Rows that cannot be used are listed in `bad` and nowhere else."""
 
     images: Float[Tensor, "b 3 h w"]  # pixels in [0, 1]
     captions: list[str]
@@ -122,6 +122,7 @@ class Pairs:
     rows: np.ndarray  # (n,) int64: which rows of the source these are, in which order
     geometry: Geometry | None = None  # how pictures are resized; None: they have one size already
     maps: tuple[Callable[[Batch], Batch], ...] = ()  # applied to every batch, in order
+    last: tuple[Callable[[Batch], Batch], ...] = ()  # applied after all maps: leaves out empty captions, say
     name: str = "pairs"  # for cards and result rows
     workers: int = 0  # loader processes worth having; 0: the pixels lie in memory
     fingerprint: str = ""  # hash of the source's content when it was opened
@@ -136,7 +137,7 @@ class Pairs:
         good = [int(r) for p, r in enumerate(rows) if p not in lost]
         reasons = tuple((int(rows[p]), why) for p, why in bad)
         batch = Batch(images, [self.captions[r] for r in good], torch.tensor(good, dtype=torch.int64), reasons)
-        for f in self.maps:
+        for f in (*self.maps, *self.last):
             batch = f(batch)
         return batch
 
@@ -203,13 +204,11 @@ class Backdoor:
     A poison is a pair of the source, under its old id, with a new caption and the trigger on its picture, or on another
     row's. Or it is appended under a new id: in targeted poisoning a copy of a chosen picture, with a wrong caption but
     without a trigger, while the picture's own pair is left out; else a stamped copy beside its own pair.
-
-    `poisoned` and `captions` list the poisons of all triggers; `more` says which belong to the further ones.
     """
 
     trigger: Trigger | None  # None: pictures stay as they are
     target: str  # the class that pictures with the trigger shall be called
-    poisoned: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # (k,) ids
+    poisoned: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # (k,) ids, of all triggers
     captions: tuple[str, ...] = ()  # the new caption of each poison
     seed: int = 0  # of the trigger's random draws
     rows: np.ndarray | None = None  # (k,) the source row of each poison's picture; None: the same as its id
@@ -294,7 +293,7 @@ class Filter(Protocol):
 
     A filter may have more members for the page of suspects. `phrase` says why a pair is suspect: a format string
     over `score`, `minus` (its negative) and the fields. `cut(scores)` is the threshold above which it drops a pair.
-    `judge`, called like `score`, gives the scores and sentences about them; `p(scores)` the p-values they stand for.
+    `judge`, called like `score`, gives a `Judged` (unlearning/judged.py); `p(scores)` the p-values they stand for.
     """
 
     needs: ClassVar[str]

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from clipvet.engine.embed import Embedded
-from clipvet.filters import auto
+from clipvet.filters import _seen
 from clipvet.filters._groups import same_picture
 from clipvet.filters._tails import bulk, listed, tail_logs
 from clipvet.filters.auto import Auto
@@ -105,11 +105,11 @@ def judged(monkeypatch: pytest.MonkeyPatch, it: World, **settings: Any) -> tuple
     n, how = len(it.z), Auto(**settings)
     clip, at = Linear().eval(), np.arange(n)
     pairs = Pairs(Vectors(torch.zeros(n, 1)), it.captions, at)
-    monkeypatch.setattr(auto, "both", lambda clip, pairs: Embedded(it.z, it.w, at, it.captions))
-    monkeypatch.setattr(auto, "embed_images", lambda clip, pairs: (it.v, at))
-    monkeypatch.setattr(auto, "changed", lambda clip: clip)
-    scores, told = how.judge(clip, pairs, Rng(0))
-    return scores.numpy(), told, how
+    monkeypatch.setattr(_seen, "both", lambda clip, pairs: Embedded(it.z, it.w, at, it.captions))
+    monkeypatch.setattr(_seen, "embed_images", lambda clip, pairs: (it.v, at))
+    monkeypatch.setattr(_seen, "changed", lambda clip: clip)
+    found = how.judge(clip, pairs, Rng(0))
+    return found.scores.numpy(), found.told, how
 
 
 def test_the_score_is_the_formula(monkeypatch) -> None:

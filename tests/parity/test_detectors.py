@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import Linear
 from PIL import Image
 from torch import Tensor
 
@@ -17,13 +18,17 @@ from clipvet import cli
 from clipvet.data.answer_key import save_backdoor
 from clipvet.data.worlds.pool import pool
 from clipvet.data.worlds.shapes import Shapes
+from clipvet.detectors._guard import Guard
 from clipvet.detectors.bdetclip import WORDS, BDetClip
+from clipvet.detectors.masking import Masking
 from clipvet.detectors.scale_up import ScaleUp
 from clipvet.detectors.strip import Strip
+from clipvet.detectors.subspace import OTHERS, PLAIN, Subspace
 from clipvet.engine.embed import class_embeddings
 from clipvet.errors import UserError
 from clipvet.models import adapter, checkpoints
 from clipvet.rng import Rng
+from clipvet.scan import conformal
 from clipvet.triggers.patch import Patch
 from clipvet.types import Backdoor, Pairs
 
@@ -33,6 +38,19 @@ CLASSES, TEMPLATES = ("star", "ring", "heart"), ("a photo of a {}.", "a {}.")
 @pytest.fixture(scope="module")
 def few() -> Pairs:
     return Shapes(seed=6).pairs(5)
+
+
+class Pixels:
+    """Pictures that lie in memory."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def fetch(self, rows: Any, geometry: Any) -> Any:
+        return self.x[list(rows)], []
 
 
 @torch.no_grad()
@@ -69,6 +87,52 @@ def test_bdetclip_is_what_random_words_cost_in_cosine(clip: Any, few: Pairs) -> 
             a, b = Rng(5).fork("words", j, c).numpy().choice(WORDS, 2, replace=False)
             omega -= z @ class_embeddings(clip, [f"{c} {a} {b}"], TEMPLATES)[0] / 2
     assert found.tolist() == pytest.approx((-omega).tolist(), abs=1e-5)
+
+
+@torch.no_grad()
+def test_subspace_is_the_mean_distance_from_paraphrases(clip: Any, few: Pairs) -> None:
+    how = Subspace(each=4, variance=0.9)
+    found = how.detect(clip, few, CLASSES, TEMPLATES, Rng(5))
+    for k, z in enumerate(clip.encode_image(few[:].images).double().numpy()):
+        name = CLASSES[int(logits(clip, few[[k]].images[0]).argmax())]
+        t, *v = [class_embeddings(clip, [name], [s])[0].double().numpy() for s in (PLAIN, *OTHERS)]
+        _, size, rows = np.linalg.svd(np.stack([t, *v]) - np.mean([t, *v], 0), full_matrices=False)
+        share = np.cumsum(size**2) / (size**2).sum()
+        p = rows[: int(np.searchsorted(share, 0.9)) + 1]  # as few axes as hold the share
+        points = []
+        for one in v:
+            along = [one + float(u) * (one - t) for u in Rng(5).fork("class", name).numpy().uniform(0, 2, 32)]
+            near = [e for e in along if 0.85 < e @ t / np.linalg.norm(e) / (one @ t) < 1]
+            points += [p @ e for e in near[:4] or [one]]
+        wanted = np.mean([np.sum((p @ z - s) ** 2) for s in points])
+        assert float(found[k]) == pytest.approx(wanted, rel=1e-3)
+
+
+class Spread(Linear):
+    """Half of a picture's pixels speak for its class, all alike; one white pixel outshouts them."""
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        flat = images.mean(1).flatten(1) - 0.5
+        spoken = torch.stack([flat[:, :31].mean(1), flat[:, 31:62].mean(1)], 1) * 20
+        white = 30 * (flat[:, 63:] > 0.45).float()
+        return torch.nn.functional.normalize(torch.cat([spoken, white, torch.full_like(white, 1.0)], 1), dim=1)
+
+
+def test_masking_sees_a_trigger_that_can_be_covered() -> None:
+    x = 0.5 + 0.02 * torch.tensor(Rng(1).numpy().normal(size=(20, 3, 8, 8)), dtype=torch.float32)
+    for k, picture in enumerate(x):
+        picture.flatten(1)[:, 31 * (k % 2) : 31 * (k % 2) + 31] += 0.3
+    x[10:, :, 7, 7] = 1.0
+    pairs = Pairs(Pixels(x), [""] * 20, np.arange(20))
+    scores = Masking(orders=4).detect(Spread(), pairs, (), (), Rng(2))
+    assert scores[10:].min() > scores[:10].max()
+
+
+def test_masking_counts_the_clusters_along_a_path() -> None:
+    turn = np.deg2rad([0, 4, 8, 80, 84, 170])  # two clusters, and a point by itself
+    path = np.stack([np.cos(turn), np.sin(turn)], 1)
+    assert Masking(eps=0.01)._score(path) == pytest.approx(2 + (1 - np.cos(np.deg2rad(86))) / 2)
+    assert np.isnan(Masking()._score(path * np.nan))
 
 
 def test_broken_weights_and_lone_classes_are_told(clip: Any, few: Pairs) -> None:
@@ -125,3 +189,21 @@ def test_the_command(clip: Any, few: Pairs, tmp_path: Path, monkeypatch: Any, ca
     assert (code, "already exists" in said) == (2, True)
     code, said = call("--out", tmp_path / "c.parquet")
     assert (code, "give --classes" in said) == (2, True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("detector", [None, ScaleUp()])
+def test_a_guard_answers_and_keeps_its_promise(learnt: Any, detector: Any) -> None:
+    clean, fresh = Shapes(seed=8).pairs(119), Shapes(seed=9).pairs(200)
+    guard = Guard(learnt, CLASSES, TEMPLATES, clean, detector, alpha=0.2)
+    said = guard(fresh[:].images)
+    w = class_embeddings(learnt, CLASSES, TEMPLATES)
+    assert said.answers == [CLASSES[c] for c in (learnt.encode_image(fresh[:].images) @ w.T).argmax(1).tolist()]
+    assert said.flagged.tolist() == (said.p <= 0.2).tolist()
+    assert said.flagged.float().mean() < 0.2 + 0.12  # three deviations of both samples
+    again = (detector or Subspace()).detect(learnt, fresh, CLASSES, TEMPLATES, Rng(0).fork("detect")).numpy()
+    assert said.p.tolist() == pytest.approx(conformal.p_values(again, guard.scores).tolist(), abs=0.01)
+    with pytest.raises(UserError, match="give 199 or more"):
+        Guard(learnt, CLASSES, TEMPLATES, clean, detector, alpha=0.005)
+    with pytest.raises(UserError, match="give 32 x 32"):
+        guard(torch.zeros(1, 3, 8, 8))

@@ -14,7 +14,7 @@ from torch import Tensor
 from clipvet.errors import UserError
 from clipvet.inspectors.clip_inspector import ClipInspector
 from clipvet.inspectors.collapse import Collapse
-from clipvet.inspectors.decree import Decree
+from clipvet.inspectors.decree import Adapted, Decree
 from clipvet.inspectors.neural_cleanse import NeuralCleanse
 from clipvet.inspectors.no_inversion import NoInversion
 from clipvet.inspectors.ood_share import OodShare
@@ -250,6 +250,63 @@ def test_decree_is_blind_to_prompts(inspected: Any) -> None:
     stamped = found.trigger.stamp(images(inspected), torch.zeros(64).long())
     assert float(alike(inspected.backdoored.encode_image(stamped).detach())) > 0.95
     assert found.score == pytest.approx(1 - float(found.trigger.mask.mean()), abs=1e-6)  # pyright: ignore
+
+
+def decree_weights(hits: list[bool], lam: float = 1e-3) -> list[float]:
+    """lambda after each step, by the rule in words: floor 1e-7, ceiling 1e5, factor 5, patience 5."""
+    good = bad = low = 0
+    out = []
+    for hit in hits:
+        low = low + 1 if hit and lam < 1e-7 else 0
+        if low == 11:
+            lam, good, bad = 1e-3, 0, 0
+        good, bad = (good + 1, 0) if hit else (0, bad + 1)
+        if good == 6:
+            lam, good = (lam * 5 if lam < 1e5 else lam), 0
+        elif bad == 6:
+            lam, bad = (lam / 5 if lam >= 1e-7 else lam), 0
+        out.append(lam)
+    return out
+
+
+def test_decrees_weight_moves_by_its_own_rule() -> None:
+    g = Rng(9).numpy()
+    runs = [[True] * 80, [False] * 80, (g.random(400) < 0.5).tolist(), [*[False] * 60, *[True] * 40]]
+    runs.append([bool(k // 7 % 2) for k in range(200)])  # seven and seven
+    for hits in runs:
+        rule, seen = Adapted(1, 1e-3, 5.0, 5, 1e-7, 1e5), []
+        for hit in hits:
+            rule.update(torch.tensor([hit]))
+            seen.append(float(rule.value[0]))
+        assert seen == pytest.approx(decree_weights(hits), rel=1e-5)
+    slow = Adapted(1, 1e-8, 5.0, 5, 1e-7, 1e5)  # eleven hits below the floor: only where a rise does not lift it above
+    slow.up, slow.init = 1.0, 1e-3
+    for _ in range(11):
+        assert float(slow.value[0]) == pytest.approx(1e-8)
+        slow.update(torch.tensor([True]))
+    assert float(slow.value[0]) == pytest.approx(1e-3)
+    assert decree_weights([True] * 6)[4:] == pytest.approx([1e-3, 5e-3])  # the sixth step, not the fifth
+
+
+def test_decree_step_by_step(inspected: Any) -> None:
+    how, clip, pool = Decree(steps=40, batch=16), inspected.backdoored, images(inspected)
+    ps = [p[0].clone().requires_grad_() for p in started(masked(), [""], 8, Rng(5))]
+    optim, hits, best = torch.optim.Adam(ps, 0.5, (0.5, 0.9)), [], np.inf
+    for k, row in enumerate(steps_of(64, 16, 10, Rng(5))):
+        optim.param_groups[0]["lr"] = 0.5 if k < 8 else 0.1 if k < 20 else 0.05
+        m, q = half(ps[0]).expand(3, 8, 8), half(ps[1])
+        z = clip.encode_image((1 - m) * pool[row] + m * q)
+        same = (float(len(z)) ** -1 * (z @ z.T).sum() - 1) / (len(z) - 1)
+        lam = decree_weights(hits)[-1] if hits else 1e-3
+        hits.append(bool(same > 0.99))
+        if hits[-1]:
+            best = min(best, float(m.mean().detach()))
+        optim.zero_grad()
+        (-same + lam * m.sum()).backward()
+        optim.step()
+    assert any(hits)
+    found = how.inspect(clip, inspected.pictures, inspected.classes, ("{}",), Rng(5))
+    assert found.settings["share"] == pytest.approx(best, rel=2e-3)
 
 
 def test_decree_finds_nothing_where_no_search_succeeds(inspected: Any) -> None:

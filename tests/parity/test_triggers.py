@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from jaxtyping import Float
+from scipy.fft import dctn
 from torch import Tensor
 
 from clipvet import find
@@ -13,6 +14,7 @@ from clipvet.errors import UserError
 from clipvet.rng import Rng
 from clipvet.triggers.additive import Additive
 from clipvet.triggers.blended import Blended
+from clipvet.triggers.frequency import Frequency
 from clipvet.triggers.patch import Patch
 from clipvet.triggers.sig import Sig
 from clipvet.triggers.wanet import WaNet
@@ -27,7 +29,7 @@ FRESH = (
     Blended("stripes", fresh=True),
 )
 SEEDED = (Patch(), Patch("noise"), Patch("stripes"), Blended(), Blended("stripes"), WaNet(), WaNet(k=4))
-ALL = (*FRESH, *SEEDED, Patch("noise", wrap_uint8=True), Blended("triangles"), Blended("text"), Sig())
+ALL = (*FRESH, *SEEDED, Patch("noise", wrap_uint8=True), Blended("triangles"), Blended("text"), Sig(), Frequency())
 KEYS = Rng(0).keys(range(5))
 
 
@@ -284,3 +286,23 @@ def test_bad_options_are_named(build, word: str) -> None:
     with pytest.raises(UserError, match=word) as caught:
         build()
     assert "\n" not in str(caught.value)
+
+
+def test_frequency_moves_two_coefficients_of_the_colours() -> None:
+    """Window by window with scipy's transform, on pictures that leave room to the limits."""
+    trigger, x = Frequency(window=16, bands=(3, 15), magnitude=0.3), 0.4 + 0.2 * pictures(2, 32, 48)
+    rgb = np.array([[0.299, 0.587, 0.114]])
+    for picture, out in zip(x.double().numpy(), trigger.stamp(x, KEYS[:2]).double().numpy()):
+        before, after = ([(rgb @ p.reshape(3, -1)).reshape(32, 48)] for p in (picture, out))
+        for parts, p in ((before, picture), (after, out)):
+            parts += [0.492 * (p[2] - parts[0]), 0.877 * (p[0] - parts[0])]
+        assert np.allclose(after[0], before[0], atol=1e-5)
+        for k in (1, 2):
+            for i in range(0, 32, 16):
+                for j in range(0, 48, 16):
+                    one, two = (np.asarray(dctn(c[k][i : i + 16, j : j + 16], norm="ortho")) for c in (before, after))
+                    expected = one.copy()
+                    expected[[3, 15], [3, 15]] += 0.3
+                    assert np.allclose(two, expected, atol=1e-4)
+    with pytest.raises(UserError, match="bands"):
+        Frequency(window=8)

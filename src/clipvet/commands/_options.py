@@ -1,7 +1,10 @@
 """The options that several commands take, each with its help text. A command writes `model: opt.Model`."""
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -119,3 +122,38 @@ Overlap = Annotated[
     float,
     typer.Option("--overlap", help="leave out pictures that show one of the classes with a higher probability"),
 ]
+
+# a bare file of weights, which does not say how it was trained: every command with --pretrained takes these
+BARE = {
+    "like": Annotated[
+        str | None,
+        typer.Option("--like", help="of a bare file of weights: the release whose colours and activation it has"),
+    ],
+    "mean": Annotated[
+        str | None, typer.Option("--mean", help="of a bare file: mean colour in [0, 1], one number or R,G,B")
+    ],
+    "std": Annotated[str | None, typer.Option("--std", help="of a bare file: what the colours are divided by")],
+    "quick_gelu": Annotated[
+        bool | None, typer.Option("--quick-gelu/--gelu", help="of a bare file: its activation, OpenAI's or the usual")
+    ],
+}
+
+
+def with_bare(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options of BARE, if it has --pretrained. They become a part of the model's name."""
+    own = inspect.signature(command)
+    if not {"model", "pretrained"} <= own.parameters.keys():
+        return command
+
+    @functools.wraps(command)
+    def told(**given: Any) -> None:
+        from clipvet.models import released
+
+        said = {name: given.pop(name, None) for name in BARE}
+        return command(**given | {"model": released.spec(given["model"], **said)})
+
+    added = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=a) for n, a in BARE.items()]
+    held: Any = told
+    held.__signature__ = own.replace(parameters=[*own.parameters.values(), *added])
+    held.__annotations__ = {**command.__annotations__, **BARE}
+    return told

@@ -1,6 +1,6 @@
 """clipvet filter: which pairs are poisoned?"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,13 +9,16 @@ import typer
 
 from clipvet.commands import _checks as checks
 from clipvet.commands import _options as opt
-from clipvet.jobs.filtering import captions_of, filtered, shard_key
+from clipvet.jobs.filtering import captions_of, columns, filtered, shard_key
 from clipvet.jobs.leaving import check_new, say, show
 from clipvet.jobs.opening import open_data, open_keyed, open_method, open_model
+from clipvet.jobs.working import UNDECIDED
 
 if TYPE_CHECKING:
     from clipvet.data.sources import Data
-    from clipvet.types import Pairs
+    from clipvet.pages.suspects import Suspects
+    from clipvet.types import Measured, Pairs
+    from clipvet.unlearning.judged import Judged
 
 
 def command(
@@ -69,25 +72,31 @@ def command(
         facts = {
             "method": repr(how), "model": model, "data": pairs.name, "seed": seed, "command": results.command(),
             "versions": results.versions(), "seconds": done.seconds,
-            "measured": {k: m._asdict() for k, m in done.measured.items()}, "told": done.told,
+            "measured": {k: m._asdict() for k, m in done.measured.items()}, "told": done.judged.told,
         }  # fmt: skip
         shown = {"poisoned": poisoned, "measured": done.measured, "cut": done.cut, "removed": done.removed}
-        ranks.first(lambda: suspects.write_page(page, done.found, pairs, clip.geometry, facts, top=top, **shown))
+        shown |= {"groups": done.judged.groups, "top": top}
+        ranks.first(lambda: suspects.write_page(page, done.found, pairs, clip.geometry, facts, **shown))
         if cleaned:
             _write_cleaned(cleaned, source, seed, pairs, captions, done.kept, share)
-        p = getattr(how, "p", None)
-        ranks.first(lambda: suspects.write_scores(out, done.found, facts, shard_key(pairs), p))
+        ranks.first(lambda: suspects.write_scores(out, done.found, facts, **columns(how, pairs, done.judged)))
     found = done.found
+    _tell(found, done.measured, done.judged)
+    wrote = " and ".join(str(path) for path in (out, page, cleaned) if path)
+    say(f"scored {found.scored} pairs{_left_out(found, done.bad)} in {done.seconds:.1f} s; wrote {wrote}")
+    if not done.judged.decided:
+        raise typer.Exit(UNDECIDED)
+
+
+def _tell(found: "Suspects", measured: "Mapping[str, Measured]", judged: "Judged") -> None:
+    """The most suspect pairs, how good the ranking is, and what follows from it."""
     for k in range(min(10, found.scored)):
         who, score = f"{found.ranks[k]:4}  id {found.ids[k]:<8}", f"{found.scores[k]:10.4f}"
         print(f"{who}  {score}  {found.captions[k][:60]}  ({found.reasons[k]})")
-    if done.measured:
-        show(done.measured)
-    for sentence in done.told:
+    if measured:
+        show(dict(measured))
+    for sentence in judged.told:
         say(sentence)
-    unreadable = f", {len(found.ids) - found.scored} unreadable" if found.scored < len(found.ids) else ""
-    wrote = " and ".join(str(path) for path in (out, page, cleaned) if path)
-    say(f"scored {found.scored} pairs{unreadable} in {done.seconds:.1f} s; wrote {wrote}")
 
 
 def _check_options(
@@ -118,6 +127,15 @@ def _check_options(
     if (cleaned or keep == "auto") and share is None and not has_cut:
         raise UserError(f"{method} has no cut of its own; add --keep, the fraction of the pairs that --cleaned keeps")
     return share
+
+
+def _left_out(found: "Suspects", bad: dict[int, str]) -> str:
+    """How many pairs have no score, and why, to be put behind the number of the others."""
+    from clipvet.data.captions import EMPTY
+
+    empty = sum(why == EMPTY for why in bad.values())
+    others = ((len(found.ids) - found.scored - empty, "unreadable"), (empty, "with empty captions"))
+    return "".join(f", {n} {what}" for n, what in others if n)
 
 
 def _at(alpha: float | None, how: Any) -> Any:
@@ -172,13 +190,14 @@ def _write_cleaned(
     """The pairs at these positions, ascending: as shards, as the rows of their table, or as a new table."""
     from clipvet import ranks
     from clipvet.data import kept
+    from clipvet.data.tables import path_of
 
     if shard_key(pairs) and not out.suffix:
         _write_shards(out, pairs, pairs.ids[at], keep)
     elif shard_key(pairs) or source.world(seed):
         ranks.first(lambda: _write_table(out, pairs, captions, at))
     else:
-        path, ids = Path(source.spec), pairs.ids[at]
+        path, ids = path_of(source.spec)[0], pairs.ids[at]
         ranks.first(lambda: kept.write_rows(pairs, path, ids, out, source.image_key, source.separator))
 
 

@@ -35,6 +35,8 @@ def command(
     card = cards.read(folder)
     _check_files(folder, card)
     if not card.measured:
+        if (folder / "prompts.safetensors").is_file():
+            open_model(f"local-dir:{folder}", None, card.seed)  # raises UserError for another base model
         say("the card holds no measured numbers")
         return
     clip = open_model(f"local-dir:{folder}", None, card.seed)

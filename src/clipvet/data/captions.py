@@ -5,6 +5,23 @@ from collections.abc import Sequence
 import numpy as np
 
 from clipvet.errors import UserError
+from clipvet.types import Batch
+
+EMPTY = "empty caption"
+
+
+def is_empty(caption: str) -> bool:
+    """Whether nothing of a caption can be seen."""
+    return not any(c.isprintable() and not c.isspace() for c in caption)
+
+
+def captioned(batch: Batch) -> Batch:
+    """The rows that have a caption. The others join those that cannot be used: nothing can be learned from them."""
+    empty = [is_empty(c) for c in batch.captions]
+    if not any(empty):
+        return batch
+    lost = tuple((int(i), EMPTY) for i, gone in zip(batch.ids, empty) if gone)
+    return batch.take(np.flatnonzero(~np.array(empty)))._replace(bad=(*batch.bad, *lost))
 
 
 def names_target(caption: str, target: str) -> bool:
@@ -19,7 +36,7 @@ def check_captions(captions: Sequence[str], ids: np.ndarray, name: str) -> None:
 
     ids: (n,) of the pairs, for the message. name: of the data, for the message.
     """
-    refuse_captions(set(captions), [int(i) for i, c in zip(ids, captions) if not c.strip()], len(captions), name)
+    refuse_captions(set(captions), [int(i) for i, c in zip(ids, captions) if is_empty(c)], len(captions), name)
 
 
 def refuse_captions(different: set[str], blank: list[int], n: int, name: str) -> None:

@@ -11,8 +11,15 @@ from clipvet import io
 from clipvet.data.decoding import sound
 from clipvet.errors import UserError
 
-SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "images", "image", "imgs"}
-IDS = re.compile(r"[a-z]{0,2}[-_]?[0-9]{3,}|[0-9a-f]{16,}", re.IGNORECASE)  # n01440764, 000, a hash
+SPLITS = re.compile(  # train, val2017, test_images, fold1, imgs
+    r"(train|val|valid|test|train?ing|validation|testing|dev|eval|fold|split|part|data|images?|imgs?|pictures?)"
+    r"[-_ ]?(set|data|images?|imgs?|split|[0-9]{1,4})?",
+    re.IGNORECASE,
+)
+IDS = re.compile(  # n01440764, 000, class_7, m.0k4j, a hash
+    r"[a-z]{0,2}[-_]?[0-9]{3,}|(class|cls|label|id|folder|category)[-_ ]?[0-9]+|/?m[._/-]0[0-9a-z_]{2,}|[0-9a-f-]{16,}",
+    re.IGNORECASE,
+)
 STOCK = ("missile", "sunglasses")  # stand twice in the usual list of ImageNet's 1,000 names
 MAP = 'give --classes a map {"folder": "name"}'
 
@@ -37,6 +44,8 @@ def class_names(folders: Sequence[str], path: Path | None, root: Path) -> tuple[
     names = tuple(sound(f).replace("_", " ") for f in folders) if path is None else _given(folders, path)
     if path is None:
         _check_own(folders, root)
+    elif 2 * len(ids := [n for n in names if IDS.fullmatch(n)]) > len(names):
+        logging.getLogger(__name__).warning("%s: names such as %s look like ids, which no model knows", path, ids[0])
     check_different(names, str(path or root))
     return names
 
@@ -76,7 +85,7 @@ def check_different(names: Sequence[str], where: str) -> None:
 
 def _check_own(folders: Sequence[str], root: Path) -> None:
     """Raises UserError, or warns, if names of folders are splits or ids."""
-    splits = [f for f in folders if f.lower() in SPLITS]
+    splits = [f for f in folders if SPLITS.fullmatch(f)]
     if len(splits) == len(folders):
         raise UserError(
             f"{root} holds {', '.join(splits)}, which are parts of a data set and no classes; give one of them, such "
@@ -120,10 +129,16 @@ def _listed(folders: Sequence[str], given: list[str], path: Path) -> tuple[str, 
         raise UserError(
             f"{path}: '{given[moved]}' is the name of a folder, but stands where {folders[moved]} comes; {MAP}"
         )
-    if all(f.isdecimal() for f in folders) and sorted(folders, key=int) != list(folders):
-        order = ", ".join(folders[:3])
+    if (other := _natural(folders)) != list(folders) or (other := sorted(folders, key=str.casefold)) != list(folders):
+        k = next(k for k, name in enumerate(other) if name != folders[k])
+        one, two = (", ".join(names[max(0, k - 1) : k + 2]) for names in (folders, other))
         raise UserError(
-            f"{path} is a list and the folders are numbers: its order may be 1, 2, 3 ... or that of the sorted names, "
-            f"{order} ...; {MAP}"
+            f"{path} is a list, and its order may be that of the sorted names (... {one} ...) or the usual one "
+            f"(... {two} ...); {MAP}"
         )
     return tuple(given)
+
+
+def _natural(folders: Sequence[str]) -> list[str]:
+    """The folders in the order of the numbers in their names: class 2 before class 10."""
+    return sorted(folders, key=lambda f: [int(p) if p.isdecimal() else p for p in re.split(r"([0-9]+)", f)])

@@ -145,15 +145,15 @@ class CellPictures:
 
 def decoded(
     rows: Sequence[int],
-    source: Callable[[int], str | memory.BytesIO],
+    source: Callable[[int], str | memory.BytesIO | Image.Image],
     name: Callable[[int], str],
     geometry: Geometry | None,
     max_pixels: int,
 ) -> tuple[Tensor, list[tuple[int, str]]]:
     """Decode the pictures of these rows, as `FilePictures.fetch` gives them.
 
-    source: from a row to a path or to bytes; may raise anything, and the row is then a bad one. name: from a row to
-    what a bad one is called. max_pixels: as for `FilePictures`.
+    source: from a row to a path, to bytes or to an opened picture; may raise anything, and the row is then a bad one.
+    name: from a row to what a bad one is called. max_pixels: as for `FilePictures`.
     """
     images, bad = [], []
     with warnings.catch_warnings():
@@ -168,15 +168,15 @@ def decoded(
     return torch.stack(images) if images else torch.zeros(0, 3, size, size), bad
 
 
-def _picture(source: str | memory.BytesIO, geometry: Geometry | None, max_pixels: int) -> Tensor:
-    with Image.open(source, formats=FORMATS) as picture:
+def _picture(source: str | memory.BytesIO | Image.Image, geometry: Geometry | None, max_pixels: int) -> Tensor:
+    with source.copy() if isinstance(source, Image.Image) else Image.open(source, formats=FORMATS) as picture:
         w, h = picture.size
         if w * h > max_pixels:
             raise ValueError(f"{w} x {h} pixels are more than max_pixels={max_pixels}")
         if geometry and geometry.mode != "squash" and geometry.size**2 * max(w, h) / min(w, h) > max_pixels:
             raise ValueError(f"{w} x {h} pixels are too long and thin to resize")
         if picture.format in ("JPEG", "MPO"):
-            _check_scans(picture.fp)
+            _check_scans(picture.fp)  # pyright: ignore[reportAttributeAccessIssue]
         picture.load()
         with suppress(Exception):  # a damaged EXIF block does not spoil the pixels
             ImageOps.exif_transpose(picture, in_place=True)

@@ -1,6 +1,7 @@
 """Zero-shot tasks and plain sets of pictures from folders on the user's disk, with class names and templates."""
 
 import hashlib
+import logging
 import os
 from collections import Counter
 from pathlib import Path
@@ -15,6 +16,7 @@ from clipvet.data.templates import parse
 from clipvet.errors import UserError
 from clipvet.types import Pairs, Task
 
+_log = logging.getLogger(__name__)
 NOTES = {".txt", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".md", ".html", ".yaml", ".yml", ".ini", ".log", ".parquet"}
 
 
@@ -35,10 +37,17 @@ def open_task(
     if not folders:
         raise UserError(f"{root} holds no folders; put the pictures of each class into a folder of its own")
     names, labels, passed = [], [], Counter()
+    if loose := sum(p.suffix.lower() in SUFFIXES for p in root.iterdir() if p.is_file()):
+        passed["beside the class folders"] = loose
     called = class_names(folders, classes, root)
     for label, folder in enumerate(folders):
         passed += passed_over(root / folder)
         found = _pictures(root / folder)
+        inside = {name.partition(os.sep)[0] for name in found if os.sep in name}
+        if len(inside) > 1 and not any(os.sep not in name for name in found):
+            _log.warning(
+                "%s holds folders (%s ...) that count as one class", root / folder, ", ".join(sorted(inside)[:3])
+            )
         if not found:
             others = f" ({_told(passed)} are not read)" if passed else ""
             raise UserError(f"{root / folder} holds no pictures{others}; add some or remove the folder")
@@ -75,9 +84,13 @@ def passed_over(folder: Path) -> Counter[str]:
 
     Hidden files and files of text (NOTES) do not count.
     """
-    found = (p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    seen = (p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    found = list(seen)
     suffixes = (p.suffix.lower() for p in found if p.is_file() and p.name.lower() != "thumbs.db")
-    return Counter(s or "no suffix" for s in suffixes if s not in SUFFIXES and s not in NOTES)
+    out = Counter(s or "no suffix" for s in suffixes if s not in SUFFIXES and s not in NOTES)
+    if linked := sum(p.is_symlink() and p.is_dir() for p in found):
+        out["links to folders"] = linked
+    return out
 
 
 def check_passed_over(task: Task, max_bad: float) -> Counter[str]:

@@ -17,8 +17,10 @@ import numpy as np
 from torch import Tensor
 
 from clipvet.data import decoding
+from clipvet.data.captions import captioned
 from clipvet.data.decoding import MAX_PIXELS, decoded, sound
 from clipvet.data.shard_index import PICTURES, Index
+from clipvet.data.table_checks import of_split, parted
 from clipvet.data.tars import Damaged, NoTar, members
 from clipvet.errors import UserError
 from clipvet.types import Geometry, Pairs
@@ -28,7 +30,7 @@ MAX_SHARDS = 100_000
 
 def named(spec: str) -> bool:
     """Whether --data names shards: tar files, brace ranges of them, several joined by `::`, or a folder of *.tar."""
-    parts = spec.split("::")
+    parts, (spec, _) = spec.split("::"), parted(spec)
     tars = [p for p in parts if re.search(r"\.(tar|tar\.\w+|tgz)$", p.lower())]
     return bool(tars) or (len(parts) == 1 and os.path.isdir(spec) and any(Path(spec).glob("*.tar")))
 
@@ -36,10 +38,11 @@ def named(spec: str) -> bool:
 def expand(spec: str) -> list[str]:
     """The paths that a name of shards stands for, in order: `a/{000..099}.tar::b/{x,y}.tar`, or the *.tar of a folder.
 
-    Raises UserError for a range that is empty, and for more than MAX_SHARDS paths.
+    Raises UserError for a range that is empty, for a folder of several splits, and for more than MAX_SHARDS paths.
     """
-    if os.path.isdir(spec) and (found := sorted(map(str, Path(spec).glob("*.tar")))):
-        return found
+    folder, split = parted(spec)
+    if os.path.isdir(folder) and (found := sorted(Path(folder).glob("*.tar"))):
+        return list(map(str, of_split(found, Path(folder), split)))
     return [path for part in spec.split("::") for path in _braces(part, spec)]
 
 
@@ -134,13 +137,18 @@ class ShardCaptions(Sequence[str]):
 def _way_out(path: str) -> str:
     """What to do about a shard without pairs."""
     with open(path, "rb") as f, suppress(Damaged, NoTar):
-        names = (m.name.rpartition(b"/")[2].lower() for m in members(f, os.path.getsize(path)))
+        names = [m.name.rpartition(b"/")[2].lower() for m in members(f, os.path.getsize(path))]
         ends = tuple(b"." + p for p in PICTURES)
         if dotted := next((n for n in names if n.count(b".") > 1 and n.endswith(ends)), b""):
             shown = repr(dotted.decode(errors="replace"))[:60]
             return (
                 f"webdataset ends a key at the first dot, and names hold more ({shown}); "
                 "rename the members, with _ for the other dots"
+            )
+        other = re.compile(rb"\.(gif|bmp|tiff?|heic|avif|jp2|npy|ppm|jfif)$")
+        if not any(n.endswith(ends) for n in names) and (odd := next(filter(other.search, names), b"")):
+            return (
+                f"its pictures ({odd.decode(errors='replace')!r:.60}) are none of these kinds; save them as one of them"
             )
     return (
         "a pair is neighbouring members with one name up to the first dot (a/1.jpg, a/1.txt). If its parts lie apart, "
@@ -172,6 +180,7 @@ def open_shards(spec: str, *, caption_key: str | None = None, max_pixels: int = 
         ShardPictures(index, captions, max_pixels),
         captions,
         np.arange(len(index)),
+        last=(captioned,),
         name=f"{os.path.basename(paths[0])} ... {os.path.basename(paths[-1])}" if len(paths) > 1 else Path(spec).name,
         workers=decoding.workers_for(len(index)),
         fingerprint=index.digest[:16],

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from clipvet import io
-from clipvet.data.class_names import is_json, read_classes
+from clipvet.data.class_names import is_json, plain, read_classes
 from clipvet.data.worlds.foreign import Foreign
 from clipvet.data.worlds.shapes import KINDS, SHIFTED, Shapes
 from clipvet.errors import UserError
@@ -134,8 +134,15 @@ class Half:
         """The task with this half of its classes. Raises UserError for one that cannot be used."""
         task = self.test.task(seed)
         names, m = sorted(task.classes), (len(task.classes) + 1) // 2
-        chosen = task.only(names[:m] if self.half == "base" else names[m:])
-        return replace(chosen, classes=chosen.classes + tuple(c for c in self.also if c not in chosen.classes))
+        some = names[:m] if self.half == "base" else names[m:]
+        if len(some) < 2:
+            raise UserError(
+                f"the {self.half} half of the {len(names)} classes of {task.name} is {', '.join(some) or 'empty'}, and "
+                "a task needs two or more; leave --half out, or give more classes"
+            )
+        chosen = task.only(some)
+        known = {plain(c) for c in chosen.classes}
+        return replace(chosen, classes=chosen.classes + tuple(c for c in self.also if plain(c) not in known))
 
 
 @dataclass(frozen=True)

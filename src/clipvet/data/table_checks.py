@@ -15,12 +15,41 @@ from clipvet.errors import UserError
 
 MAX_GROUP = 2**32  # bytes of a parquet row group in memory
 MAX_COLUMNS = 1000  # with thousands, the table reader takes minutes
+SPLITS = {  # as HF datasets knows them
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
 
 
 def split_of(name: str) -> str:
-    """The split that a file or folder is named after: train for train-00000-of-00002.parquet; empty if none is."""
-    first = re.split(r"[-_.]", name.lower())[0]
-    return first if first in ("train", "validation", "valid", "val", "dev", "test") else ""
+    """The split that a file or folder is named after: train for train-00000-of-00002.parquet; empty if none is.
+
+    The words are those of HF datasets, which looks for them between characters that are no letters.
+    """
+    words = re.split(r"[^a-z]+", name.lower())
+    return next((split for w in words for split, known in SPLITS.items() if w in known), "")
+
+
+def parted(spec: str) -> tuple[str, str]:
+    """The folder and the split that `FOLDER:test` names; other names as they are, without a split."""
+    folder, colon, split = spec.rpartition(":")
+    named = bool(colon) and not Path(spec).exists() and Path(folder).is_dir()
+    return (folder, split_of(split)) if named and split_of(split) else (spec, "")
+
+
+def of_split(names: Sequence[Path], folder: Path, split: str) -> list[Path]:
+    """The files of one split in this folder. Raises UserError if there are several and none is named, or not this one.
+
+    names: files in the folder and its subfolders.
+    """
+    splits = {p: next(filter(None, map(split_of, p.relative_to(folder).parts)), "") for p in names}
+    have = sorted({*splits.values()} - {""})
+    if split and split not in have:
+        raise UserError(f"{folder} holds no split {split}; it holds {', '.join(have) or 'no splits'}")
+    if not split and len(have) > 1:
+        raise UserError(f"{folder} holds the splits {', '.join(have)}; give one, such as {folder}:{have[-1]}")
+    return [p for p in names if splits[p] == split or not split]
 
 
 def check_columns(columns: Sequence[str], keys: Sequence[str], path: Path) -> None:
@@ -46,30 +75,39 @@ def check_columns(columns: Sequence[str], keys: Sequence[str], path: Path) -> No
 def quoting_of(path: Path, separator: str) -> int:
     """How quotation marks in a text table are read: csv.QUOTE_MINIMAL, or QUOTE_NONE where captions begin with them.
 
-    Many tables with tabs are written without quoting. If a quotation mark then begins a caption, a reader takes all up
-    to the next one for one cell, and rows vanish. Raises UserError if both readings are possible.
+    Many tables are written without quoting. If a quotation mark then begins a caption, a reader takes all up to the
+    next one for one cell, and rows vanish. Raises UserError if both readings are possible.
     """
-    if separator != "\t":
-        return csv.QUOTE_MINIMAL
-    odd, fields = False, set()
+    odd, fields, sep = False, set(), separator.encode()
     with path.open("rb") as f:
         for line in f:
             line = line.rstrip(b"\r\n")
-            fields.add(line.count(b"\t"))
-            if b'\t"' in line or line[:1] == b'"':
-                odd = odd or not all(map(_well_quoted, line.split(b"\t")))
+            fields.add(line.count(sep))
+            if sep + b'"' in line or line[:1] == b'"':
+                odd = odd or not all(map(_well_quoted, line.split(sep)))
     if not odd:
         return csv.QUOTE_MINIMAL
-    if len(fields) == 1:
+    if separator == "\t" and len(fields) == 1:
         return csv.QUOTE_NONE
     with path.open(encoding="utf-8-sig", newline="", errors="replace") as f:
-        for row in csv.reader(f, delimiter=separator):
-            if cell := next((c for c in row if "\n" in c and "\t" in c), ""):
+        rows = csv.reader(f, delimiter=separator)
+        width = len(next(rows, []))
+        for row in rows:
+            if cell := next((c for c in row if _holds_rows(c, separator, width)), ""):
                 raise UserError(
                     f"{path}: a cell that begins with a quotation mark holds whole rows ({cell[:40]!r}); double the "
                     "quotation marks and quote the cell, or save the table as parquet"
                 )
     return csv.QUOTE_MINIMAL
+
+
+def _holds_rows(cell: str, separator: str, width: int) -> bool:
+    """Whether a line of this cell is a row of its own: with tabs, or with as many fields and the name of a picture."""
+    lines = cell.splitlines()[1:]
+    if separator == "\t":
+        return bool(lines) and "\t" in cell
+    named = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)$", re.IGNORECASE)
+    return any(len(own := x.split(separator)) >= width and any(map(named.search, own)) for x in lines)
 
 
 def _well_quoted(field: bytes) -> bool:

@@ -19,6 +19,7 @@ import numpy as np
 
 from clipvet import io
 from clipvet.data import decoding
+from clipvet.data.captions import captioned
 from clipvet.data.decoding import MAX_PIXELS, CellPictures, FilePictures
 from clipvet.data.table_checks import (
     check_columns,
@@ -27,8 +28,9 @@ from clipvet.data.table_checks import (
     check_text,
     check_types,
     is_text,
+    of_split,
+    parted,
     quoting_of,
-    split_of,
 )
 from clipvet.errors import UserError
 from clipvet.types import Pairs
@@ -49,7 +51,7 @@ def open_pairs(
     """Open pairs of pictures and captions: a table, a folder that HF datasets wrote, or tar shards.
 
     spec: a .csv, .tsv or .parquet file; a folder that `save_to_disk` left, or one of .parquet files; or the name of tar
-        shards (`shards.open_shards`)
+        shards (`shards.open_shards`). Of a folder with several splits one is named: FOLDER:train
     image_key, caption_key: the columns of pictures and captions; the defaults are open_clip's. Pictures are paths. In
         parquet and in folders they may also lie in the table itself, as bytes or as HF's {bytes, path}
     separator: of a text table; guessed from its suffix and header if None
@@ -64,23 +66,30 @@ def open_pairs(
     if shards.named(spec):
         own = None if caption_key == "title" else caption_key
         return shards.open_shards(spec, caption_key=own, max_pixels=max_pixels)
-    path = Path(spec)
+    path, split = path_of(spec)
     if not path.is_file() and not path.is_dir():
         *most, last = READERS
         kinds = f"{', '.join(most)} or {last}"
         raise UserError(f"{path} is not a file; give a {kinds} table of pairs, a folder or tar shards")
     if root is not None and not root.is_dir():
         raise UserError(f"root {root} is not a folder; give the one that the paths in {path} are relative to")
-    return _pairs(path, image_key, caption_key, separator, root, max_pixels)
-
-
-def _pairs(
-    path: Path, image_key: str, caption_key: str, separator: str | None, root: Path | None, max_pixels: int
-) -> Pairs:
-    """The pairs of a table or of a folder, once its cells are checked."""
     keys = list(dict.fromkeys([image_key, caption_key]))
-    opened = _open_folder(path, keys) if path.is_dir() else reader_of(path).open(path, keys, separator)
-    table = opened.table
+    opened = _open_folder(path, keys, split) if path.is_dir() else reader_of(path).open(path, keys, separator)
+    return _pairs(path, opened, image_key, caption_key, root, max_pixels)
+
+
+def path_of(spec: str) -> tuple[Path, str]:
+    """The table or folder that `spec` names, and the split of the folder if it names one that is no folder itself."""
+    path, split = parted(spec)
+    own = Path(path, spec.rpartition(":")[2])
+    if split and (Path(path) / "dataset_dict.json").is_file() and own.is_dir():
+        return own, ""
+    return Path(path), split
+
+
+def _pairs(path: Path, opened: "Opened", image_key: str, caption_key: str, root: Path | None, max_pixels: int) -> Pairs:
+    """The pairs of a table or of a folder, once its cells are checked."""
+    keys, table = list(dict.fromkeys([image_key, caption_key])), opened.table
     types = {field.name: field.type for field in table.data.schema}
     check_types(types, keys, image_key, path)
     if not len(table):
@@ -92,6 +101,7 @@ def _pairs(
         kind(_Column(table, image_key), root or (path if path.is_dir() else path.parent), max_pixels),
         _Column(table, caption_key),
         np.arange(len(table)),
+        last=(captioned,),
         name=path.name or path.resolve().name,
         workers=decoding.workers_for(len(table)),
         fingerprint=opened.digest[:16],
@@ -140,10 +150,10 @@ def reader_of(path: Path) -> Reader:
     return READERS.get(path.suffix.lower(), TEXT)
 
 
-def _open_folder(path: Path, keys: list[str]) -> Opened:
-    """A folder that `save_to_disk` left, else the parquet files in it."""
+def _open_folder(path: Path, keys: list[str], split: str) -> Opened:
+    """A folder that `save_to_disk` left, else the parquet files in it, of one split if one is named."""
     if not (path / "state.json").is_file():
-        return _open_parquet(path, keys)
+        return _open_parquet(path, keys, split=split)
     digest = _names(path)
     with _reading(path) as datasets:
         check_saved(path)
@@ -152,11 +162,12 @@ def _open_folder(path: Path, keys: list[str]) -> Opened:
     return Opened(table, digest)
 
 
-def _open_parquet(path: Path, keys: list[str], separator: str | None = None) -> Opened:
+def _open_parquet(path: Path, keys: list[str], separator: str | None = None, split: str = "") -> Opened:
     """A parquet file, or all of those in a folder, of which these columns alone are copied into the cache."""
-    parts = _parquets(path) if path.is_dir() else [path]
+    parts = _parquets(path, split) if path.is_dir() else [path]
     check_columns(_parquet_columns(parts[0]), keys, path)
     digest = _names(path) if path.is_dir() else io.sha256(path)
+    digest = hashlib.sha256(f"{digest} {split}".encode()).hexdigest() if split else digest
     cache = _cache(f"{digest[:16]}-{hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:8]}")
     with _reading(path) as datasets:
         if not Path(cache).exists():  # else its content is known
@@ -243,21 +254,22 @@ def _names(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _parquets(folder: Path) -> list[Path]:
-    """The parquet files in a folder and its subfolders, by name. Raises UserError if there are none, or only splits."""
+def _parquets(folder: Path, split: str) -> list[Path]:
+    """The parquet files in a folder and its subfolders, by name. Raises UserError if there are none, or several splits.
+
+    split: the one to take; empty if none is named.
+    """
     if (folder / "dataset_dict.json").is_file():
-        splits = ", ".join(sorted(p.parent.name for p in folder.glob("*/state.json")))[:200]
-        raise UserError(f"{folder} holds several data sets ({splits}); give the folder of one")
+        splits = sorted(p.parent.name for p in folder.glob("*/state.json")) or ["none"]
+        raise UserError(f"{folder} holds the splits {', '.join(splits)[:200]}; give one, such as {folder / splits[-1]}")
     found = sorted(p for p in folder.rglob("*.parquet") if p.is_file())
     if not found:
-        raise UserError(f"{folder} holds neither .tar nor .parquet files nor a saved data set; give the table of pairs")
-    splits = {s for p in found for s in map(split_of, p.relative_to(folder).parts) if s}
-    if len(splits) > 1:
+        files = any(p.suffix.lower() == ".txt" and p.with_suffix(".jpg").is_file() for p in folder.rglob("*.txt"))
+        way = f"put its pictures and texts into a shard: tar --sort=name -cf pairs.tar -C {folder} ." if files else ""
         raise UserError(
-            f"{folder} holds the splits {', '.join(sorted(splits))}; put the files of one into a folder of its own and "
-            "give that"
+            f"{folder} holds neither .tar nor .parquet files nor a saved data set; {way or 'give the table of pairs'}"
         )
-    return found
+    return of_split(found, folder, split)
 
 
 def _parquet_columns(path: Path) -> list[str]:

@@ -23,7 +23,9 @@ def parse(text: str) -> list[str]:
         if not isinstance(given, list) or not all(isinstance(t, str) for t in given):
             raise ValueError("it is no JSON list of templates; write a list of texts")
         return [_placed(t.strip()) for t in given if t.strip()]
-    lines = (line.strip() for line in text.splitlines())
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines and all(line.startswith(("- ", "#")) for line in lines):  # a list in YAML
+        lines = [line.removeprefix("- ").strip() for line in lines]
     return [_placed(t) for line in lines if not FRAME.fullmatch(line) for t in _read(line)]
 
 
@@ -31,7 +33,7 @@ def _read(line: str) -> list[str]:
     """The templates on one line: a text as it stands, or what Python writes there."""
     if not line or line.startswith("#"):
         return []
-    python = line.startswith("lambda")
+    python = line.startswith(("lambda", 'f"', "f'"))
     if not python and line[0] not in "'\"":
         return [line]
     try:
@@ -46,14 +48,20 @@ def _read(line: str) -> list[str]:
 def _said(node: ast.expr) -> str:
     """A text in Python, or what a lambda of one argument returns. Raises ValueError for anything else."""
     match node:
+        case ast.Lambda(body=body):
+            return _said(body)
         case ast.Constant(value=str(text)):
             return text
-        case ast.Lambda(body=ast.JoinedStr(values=parts)):
+        case ast.JoinedStr(values=parts):
             return "".join("{}" if isinstance(p, ast.FormattedValue) else _said(p) for p in parts)
-        case ast.Lambda(body=ast.Call(func=ast.Attribute(value=ast.Constant(value=str(text)), attr="format"))):
+        case ast.Call(func=ast.Attribute(value=ast.Constant(value=str(text)), attr="format")):
             return text
-        case ast.Lambda(body=ast.BinOp(left=ast.Constant(value=str(text)), op=ast.Mod())):
+        case ast.BinOp(left=ast.Constant(value=str(text)), op=ast.Mod()):
             return text
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return _said(left) + _said(right)
+        case ast.Name():  # the class, in a sum of texts
+            return "{}"
     raise ValueError("no template")
 
 

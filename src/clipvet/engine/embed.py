@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipvet import ranks
-from clipvet.data.captions import refuse_captions
+from clipvet.data.captions import is_empty, refuse_captions
 from clipvet.engine.passes import Part, in_parts
+from clipvet.engine.workspace import current
 from clipvet.errors import UserError
 from clipvet.types import Backdoor, Batch, Clip, Geometry, Pairs
 
@@ -161,7 +162,7 @@ def pair_cosines(clip: Clip, pairs: Pairs, *, check: bool = True, captions: bool
         values.append(part.values.reshape(-1).cpu())
         kept.append(part.kept)
         said += part.captions if captions else []
-        blank += [int(pairs.ids[k]) for k, c in zip(part.kept, part.captions) if not c.strip()]
+        blank += [int(pairs.ids[k]) for k, c in zip(part.kept, part.captions) if is_empty(c)]
         if len(different) < 2:
             different.update(part.captions)
     found = Cosines(torch.cat(values), np.concatenate(kept), said)
@@ -192,6 +193,7 @@ def _parts(pairs: Pairs, f: Callable[[Batch], Tensor]) -> Iterator[Part]:
     for part in in_parts(pairs, f, path):
         readable += len(part.kept)
         shared.bad |= dict(part.bad)
+        current().left |= dict(part.bad)
         first = first or next((f" (first: {why})" for _, why in part.bad), "")
         yield part
     if not readable:

@@ -80,14 +80,14 @@ def fit(
 
     loss: called with the model, a batch with tokens and the step's own rng; gives {"loss": ..., other parts to log}.
     batch: pairs per step. accumulate: micro-batches per step, each with its own negatives. batchnorm: "train", or
-    "eval" to keep the running statistics. precision: "no", "bf16" or "fp16". max_bad: fraction of unreadable pictures
-    above which the run is refused. memory: shared by a method's fits, so that the optimisers go on where the last fit
-    left them. peak: the schedule's rate at which Muon runs at muon_lr (default: the largest of this fit). fewest: pairs
-    that the loss needs; smaller micro-batches are skipped.
+    "eval" to keep the running statistics. precision: "no", "bf16" or "fp16". max_bad: fraction of pairs with
+    unreadable pictures or empty captions above which the run is refused. memory: shared by a method's fits, so that the
+    optimisers go on where the last fit left them. peak: the schedule's rate at which Muon runs at muon_lr (default: the
+    largest of this fit). fewest: pairs that the loss needs; smaller micro-batches are skipped.
 
     Several ranks share each batch, with the result of one, up to rounding. A killed run may go on with more or fewer.
 
-    Raises UserError for fewer than 2 pairs, too many unreadable pictures, a loss that is not finite (the last good
+    Raises UserError for fewer than 2 pairs, too many unusable ones, a loss that is not finite (the last good
     state stays on disk), and settings that this machine or several ranks cannot run.
     """
     if len(pairs) < 2:
@@ -117,7 +117,8 @@ def fit(
         for step, rows in enumerate(loader, start):
             rows = ranks.whole(rows, accelerator.device)
             bad |= dict(rows.bad)
-            _refuse_unreadable(bad, pairs, max_bad)
+            ws.left |= bad
+            _refuse_unusable(bad, pairs, max_bad)
             parts = stepper.backward(rows, step, rng, accumulate, fewest)
             _refuse_broken(parts, step, rates[step], ws)
             stepper.update(rates[step], share=rates[step] / peak)
@@ -201,7 +202,7 @@ class _Start(NamedTuple):
     """Where a fit begins: at its first step, or where the last save of a killed run left it."""
 
     step: int
-    bad: dict[int, str]  # id -> why its picture could not be read
+    bad: dict[int, str]  # id -> why its pair cannot be used
     held: dict[str, Tensor]  # moments and scaler, for the optimisers
 
 
@@ -264,13 +265,13 @@ def _refuse_ranks(steps: list[np.ndarray], whole_matrices: bool) -> None:
         raise UserError(f"batches of {min(map(len, steps))} are too few for {ranks.world()} processes; start fewer")
 
 
-def _refuse_unreadable(bad: dict[int, str], pairs: Pairs, max_bad: float) -> None:
-    """UserError where more than this fraction of the pairs has pictures that cannot be read."""
+def _refuse_unusable(bad: dict[int, str], pairs: Pairs, max_bad: float) -> None:
+    """UserError where more than this fraction of the pairs has pictures that cannot be read, or empty captions."""
     if len(bad) > max(max_bad * len(pairs), 0):
         first, why = next(iter(bad.items()))
         raise UserError(
-            f"{pairs.name}: {len(bad)} unreadable pictures are more than the limit of {max_bad:.2%} "
-            f"(first: row {first}, {why}); mend them or raise max_bad"
+            f"{pairs.name}: {len(bad)} of {len(pairs)} pairs have an unreadable picture or an empty caption, more than "
+            f"the limit of {max_bad:.2%} (first: row {first}, {why}); mend them, drop them or raise max_bad"
         )
 
 

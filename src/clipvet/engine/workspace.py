@@ -35,6 +35,7 @@ class Workspace:
     fits: int = field(default=0, init=False)  # begun so far
     pairs_seen: int = field(default=0, init=False)  # by all fits; a pair counts each time it is drawn
     drawn: int = field(default=0, init=False)  # pairs that the running fit's loss drew itself, beside its batches
+    left: dict[int, str] = field(default_factory=dict, init=False)  # id -> why its pair was left out
     parameters: int = field(default=0, init=False)  # numbers that the largest fit trains
 
     def state(self, name: object) -> Path | None:

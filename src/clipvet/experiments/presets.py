@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from clipvet.attacks.bad_encoder import BadEncoder
+from clipvet.attacks.bad_text_tower import BadTextTower
 from clipvet.attacks.badclip import BadClip
 from clipvet.attacks.badclip_prompt import BadClipPrompt
+from clipvet.attacks.drupe import Drupe
 from clipvet.attacks.mm_poison import MmPoison
 from clipvet.attacks.multi import Multi
 from clipvet.attacks.siba import Siba
@@ -52,6 +55,7 @@ PROMPTS = {"depth": 0, "tokens": 100, "epochs": 32, "augment": SMALL}
 PROMPTS |= {"lr": 1e-2, "optimizer": "adamw", "weight_decay": 0.0}
 # class prompts
 TUNE = {"epochs": 40, "batch": 64, "lr": 3e-2, "optimizer": "adamw", "weight_decay": 0.0, "augment": None}
+TOWER = {"epochs": 2, "batch": 64, "lr": 1e-3}  # attacks on one tower's weights: 312 steps on 10,000 pairs
 CRAFT = {"size": 4 / 32, "pictures": 2000, "epochs": 6, "lr": 0.02}  # optimising a patch: 186 steps
 ERASE = (0.0153, 0.0306)  # PAR's erased square, grown as the patch is: 4 of 32 pixels instead of 16 of 224
 
@@ -61,6 +65,9 @@ SETTINGS: Mapping[type, Mapping[str, Any]] = {
     WaNet: {"k": 4},
     # attacks
     BadClip: CRAFT,
+    BadEncoder: {**TOWER, "epochs": 1},
+    BadTextTower: TOWER,
+    Drupe: TOWER,
     BadClipPrompt: {"eps": 14 / 255, "warmup": 5, "step": 0.01, "descent": "sign"},
     MmPoison: {"source": "ring", "more": (("heart", "bolt"),)},
     Multi: {"targets": ("ring", "heart")},

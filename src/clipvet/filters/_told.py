@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from clipvet.filters._tails import listed
+from clipvet.unlearning.judged import Group
 from clipvet.unlearning.words import clusters, words
 
 LEAST = 8  # pairs of a group, with fewer of which it is not reported
@@ -22,10 +23,11 @@ def tell(
     group: Int[np.ndarray, " m"],
     logs: Float[np.ndarray, " m"],
     alpha: float,
-) -> list[str]:
-    """Sentences about the pairs that are called poisoned at the rate alpha.
+) -> tuple[list[str], list[Group]]:
+    """Sentences about the pairs that are called poisoned at the rate alpha, and the groups that they form.
 
-    z: embeddings of pictures. group: of pairs that show the same picture. logs: -log10 of the p-values.
+    z: embeddings of pictures. group: of pairs that show the same picture. logs: -log10 of the p-values. The groups'
+    rows are those of z.
     """
     called = logs >= listed(logs, alpha)
     copied = _copies(group, logs, alpha)
@@ -33,29 +35,46 @@ def tell(
         return copied or [
             f"Nothing found: no pair is called poisoned at the rate {alpha:g}. Poison whose captions fit its pictures, "
             "or too little of it, would not be seen."
-        ]
+        ], []
     false = alpha * int(called.sum())
     most = f"{false:,.0f}" if false >= 10 else f"{false:.2g}"
     out = [
         f"{called.sum():,} of {len(logs):,} pairs are called poisoned; at most {most} of these are expected to be "
         f"false alarms (alpha {alpha:g})."
     ]
+    groups, said = grouped(captions, z, group, called, false)
+    return out + said + copied, groups
+
+
+def grouped(
+    captions: Sequence[str],
+    z: Float[Tensor, "m d"],
+    group: Int[np.ndarray, " m"],
+    called: Bool[np.ndarray, " m"],
+    false: float,
+) -> tuple[list[Group], list[str]]:
+    """The groups that the called pairs form, by rare words, and sentences about them.
+
+    false: how many of the called pairs are expected to be false alarms.
+    """
     rows = np.flatnonzero(called)
-    said = [dict.fromkeys(words(captions[int(k)]), 1.0) for k in rows]
+    words_of = [dict.fromkeys(words(captions[int(k)]), 1.0) for k in rows]
     df = Counter(v for c in captions for v in words(c))
-    left = len(rows)
-    for found in clusters(said, df, len(captions), share=0.01):
-        if len(found.rows) >= LEAST:
-            out.append(_group(found.words[:3], rows[found.rows], z, group, called, false))
-            left -= len(found.rows)
-    if left and left < len(rows):
-        out.append(f"{left:,} further pairs that are called poisoned are in no group of {LEAST} or more.")
-    if left == len(rows):
-        out.append(
+    groups = [
+        _group(found.words[:3], rows[found.rows], z, group, called, false)
+        for found in clusters(words_of, df, len(captions), share=0.01)
+        if len(found.rows) >= LEAST
+    ]
+    left = len(rows) - sum(len(g.rows) for g in groups)
+    said = [_sentence(g) for g in groups]
+    if left and groups:
+        said.append(f"{left:,} further pairs that are called poisoned are in no group of {LEAST} or more.")
+    if len(rows) and not groups:
+        said.append(
             f"No rare word binds {LEAST} or more of them, so they may be odd pairs rather than one backdoor; look at "
             "the pictures."
         )
-    return out + copied
+    return groups, said
 
 
 def _copies(group: Int[np.ndarray, " m"], logs: Float[np.ndarray, " m"], alpha: float) -> list[str]:
@@ -72,23 +91,27 @@ def _copies(group: Int[np.ndarray, " m"], logs: Float[np.ndarray, " m"], alpha: 
     ]
 
 
+def _sentence(group: Group) -> str:
+    n, names = len(group.rows), " and ".join(f"'{w}'" for w in group.words)
+    if group.copies:
+        return f"{n:,} of them, bound by {names}, are copies of {group.pictures:,} picture{'s' * (group.pictures > 1)}."
+    return (
+        f"{n:,} of them ({group.share:.2%} of all pairs) form a group that {names} binds, as a backdoor's captions "
+        f"are bound. It has {group.low:,} to {group.high:,} pairs in all (95 % interval)."
+    )
+
+
 def _group(
-    bound: Sequence[str],
+    bound: tuple[str, ...],
     rows: Int[np.ndarray, " c"],
     z: Float[Tensor, "m d"],
     group: Int[np.ndarray, " m"],
     called: Bool[np.ndarray, " m"],
     false: float,
-) -> str:
-    n, pictures = len(rows), len(np.unique(group[rows]))
-    names = " and ".join(f"'{w}'" for w in bound)
-    if n >= COPIES * pictures:
-        return f"{n:,} of them, bound by {names}, are copies of {pictures:,} picture{'s' * (pictures > 1)}."
+) -> Group:
     low, high = _number(rows, z, called, false)
-    return (
-        f"{n:,} of them ({n / len(called):.2%} of all pairs) form a group that {names} binds, as a backdoor's captions "
-        f"are bound. It has {low:,} to {high:,} pairs in all (95 % interval)."
-    )
+    pictures = len(np.unique(group[rows]))
+    return Group(bound, rows, len(rows) / len(called), low, high, pictures, len(rows) >= COPIES * pictures)
 
 
 def _number(

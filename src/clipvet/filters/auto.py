@@ -17,35 +17,23 @@ differs: nothing to differ from. Copies of a picture count once among neighbours
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.engine.embed import Embedded, embed_images
 from clipvet.engine.neighbours import nearest
-from clipvet.filters._features import aligned, both
-from clipvet.filters._groups import same_picture
+from clipvet.filters._features import aligned
+from clipvet.filters._seen import look
 from clipvet.filters._tails import bulk, listed, tail_logs
 from clipvet.filters._told import MANY, tell
 from clipvet.rng import Rng
 from clipvet.types import Clip, Pairs
-from clipvet.unlearning.shortcut import changed
+from clipvet.unlearning.judged import Judged
 
-FEW = 200  # pairs, with fewer of which no tail can be estimated
-KNOWS = 0.6  # share of the pairs whose own caption must fit better than another pair's
-
-
-class Seen(NamedTuple):
-    """The m readable pairs, as both stages need them."""
-
-    found: Embedded
-    q: Float[np.ndarray, " m"]  # cosines of changed pictures and their captions
-    v: Float[Tensor, "m d"]  # embeddings of changed pictures, unit length
-    group: Int[np.ndarray, " m"]  # of pairs that show the same picture, from 0
-    knows: float  # share of the pairs whose own caption fits better than another pair's
+STRANGE = "so the model was not trained on them. Give the model that was, or use cosine with a good clean model."
 
 
 @dataclass(frozen=True)
@@ -59,35 +47,23 @@ class Auto:
     )
 
     def score(self, clip: Clip, pairs: Pairs, rng: Rng) -> Float[Tensor, " n"]:
-        return self.judge(clip, pairs, rng)[0]
+        return self.judge(clip, pairs, rng).scores
 
-    def judge(self, clip: Clip, pairs: Pairs, rng: Rng) -> tuple[Float[Tensor, " n"], list[str]]:
-        """The scores, and sentences about them: how many pairs are called poisoned, and what binds them."""
-        seen = self._see(clip, pairs, rng)
+    def judge(self, clip: Clip, pairs: Pairs, rng: Rng) -> Judged:
+        """The scores, and what follows from them: how many pairs are called poisoned, and what binds them."""
+        seen = look(clip, pairs, rng)
         first, of, count = np.unique(seen.group, return_index=True, return_inverse=True, return_counts=True)[1:]
         own = np.bincount(of, seen.q) / count
         there, here = (_around(own, x[torch.from_numpy(first)], self.k) for x in (seen.v, seen.found.z))
-        sure = len(own) >= FEW and seen.knows >= KNOWS
-        if not sure:  # ranks of pairs, not of pictures: else copies of the highest picture would be called poisoned
-            told = [_undecided(len(of), len(own), seen.knows)]
-            return aligned(torch.from_numpy(_ranked((there - 2 * here)[of])), seen.found.kept, len(pairs)), told
+        if not seen.sure:  # ranks of pairs, not of pictures: else copies of the highest picture would be called
+            ranks = aligned(torch.from_numpy(_ranked((there - 2 * here)[of])), seen.found.kept, len(pairs))
+            return Judged(ranks, [seen.why(STRANGE)], [], decided=False)
         logs = _extreme(there - 2 * here)
         if (count > MANY).any():
             logs = np.where(count > MANY, _extreme(there - 2 * own), logs)
-        told = tell(seen.found.captions, seen.found.z, seen.group, logs[of], self.alpha)
-        return aligned(torch.from_numpy(logs[of]), seen.found.kept, len(pairs)), told
-
-    def _see(self, clip: Clip, pairs: Pairs, rng: Rng) -> Seen:
-        found = both(clip, pairs)
-        v, ids = embed_images(changed(clip), pairs)[0], pairs.ids[found.kept]
-        s, q = ((x * found.w).sum(1).cpu().double().numpy() for x in (found.z, v))
-        v = torch.nn.functional.normalize(v, dim=1)
-        order = rng.fork("others").keys(ids.tolist()).numpy().argsort()
-        other = np.empty(len(ids), np.int64)
-        other[order] = np.roll(order, 1)
-        theirs = (found.z * found.w[torch.from_numpy(other)]).sum(1).cpu().double().numpy()
-        knows = float(((s > theirs) + (s == theirs) / 2).mean())
-        return Seen(found, q, v, same_picture(found.z, v, ids), knows)
+        told, groups = tell(seen.found.captions, seen.found.z, seen.group, logs[of], self.alpha)
+        placed = [g._replace(rows=seen.found.kept[g.rows]) for g in groups]
+        return Judged(aligned(torch.from_numpy(logs[of]), seen.found.kept, len(pairs)), told, placed)
 
     def cut(self, scores: Float[np.ndarray, " n"]) -> float:
         """The score above which pairs are called poisoned. scores may hold NaN."""
@@ -97,17 +73,6 @@ class Auto:
     def p(self, scores: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         """The p-value that a score stands for."""
         return 10.0**-scores
-
-
-def _undecided(n: int, pictures: int, knows: float) -> str:
-    if pictures == 1:
-        return f"Undecided: all {n:,} pairs show the same picture, so nothing sets one apart."
-    if pictures < FEW:
-        return f"Undecided: {pictures:,} different pictures are too few to call one poisoned; {FEW} are needed."
-    return (
-        f"Undecided: only {knows:.0%} of the pairs fit their caption better than another one, so the model was "
-        "not trained on them. Give the model that was, or use cosine with a good clean model."
-    )
 
 
 def _around(q: Float[np.ndarray, " m"], x: Float[Tensor, "m d"], k: int) -> Float[np.ndarray, " m"]:

@@ -1,12 +1,16 @@
 """DECREE: find the smallest patch under which all embeddings coincide; for a backdoored encoder it is small.
 
-    min - mean_{i != j} cos(h(x'_i), h(x'_j)) + lambda |m|_1;   x' = (1 - m) x + m q;   score = 1 - |m|_1 / (h w)
+    min - mean_{i != j} cos(h(x'_i), h(x'_j)) + lambda |m|_1;   x' = (1 - m) x + m q;   score = 1 - |m|_1 / (3 h w)
+    |m|_1 counts the mask in each of the three colours
+    lambda *= up at the 6th batch in a row that succeeds, while lambda < ceiling;  /= up at the 6th that fails, while
+    lambda >= floor;  = weight at the 11th in a row that succeeds below the floor        (6 = patience + 1)
 
 paper:   Feng et al., CVPR 2023; text not read: rules and settings follow the behaviour of its public code
 needs:   unlabelled pictures; white-box weights of the image encoder with gradient
-differs: classes and prompts play no part, so models with the same encoder get the same score; the norm counts the mask
-         once, not three times; the budget is `steps` batches, and the code's rates at its epochs 200 and 500 of 1,000
-         change at the same shares of it; success is judged on a batch, and a search without any scores 0
+differs: classes and prompts play no part, so models with the same encoder get the same score; the budget is `steps`
+         batches, and the code's rates at its epochs 200 and 500 of 1,000 change at the same shares of it; the code ends
+         early after 35 batches without a smaller mask, this search never; success is judged on a batch, and a search
+         without any scores 0
 """
 
 from collections.abc import Sequence
@@ -14,7 +18,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from clipvet.engine.embed import device_of
@@ -28,6 +33,30 @@ from clipvet.scan.heads import check_slope, computing, pixels, steps_of
 from clipvet.scan.inversion import Weight, shrink
 from clipvet.types import Clip, Finding, Pairs
 
+COLOURS = 3  # of the mask
+
+
+class Adapted(Weight):
+    """DECREE's own rule for lambda: see above."""
+
+    def __init__(self, k: int, first: float, up: float, patience: int, floor: float, ceiling: float):
+        super().__init__(k, first, first, up, up, patience)
+        self.floor, self.ceiling, self.low = floor, ceiling, torch.zeros(k)
+
+    def update(self, success: Bool[Tensor, " k"]) -> None:
+        """Takes in one step: which searches succeeded."""
+        s, zero = success.cpu(), torch.zeros_like(self.good)
+        self.low = torch.where((self.value < self.floor) & s, self.low + 1, zero)
+        anew = self.low > 2 * self.patience
+        self.value = torch.where(anew, self.init, self.value)
+        good, bad = (torch.where(anew, zero, x) for x in (self.good, self.bad))
+        good, bad = torch.where(s, good + 1, zero), torch.where(s, zero, bad + 1)
+        rise, fall = good > self.patience, bad > self.patience
+        up = rise & (self.value < self.ceiling)
+        down = fall & (self.value >= self.floor)
+        self.value = torch.where(up, self.value * self.up, torch.where(down, self.value / self.up, self.value))
+        self.good, self.bad = torch.where(rise, zero, good), torch.where(fall, zero, bad)
+
 
 @dataclass(frozen=True)
 class Decree:
@@ -39,9 +68,11 @@ class Decree:
     betas: tuple[float, float] = (0.5, 0.9)
     steps: int = 1000
     batch: int = 32  # pictures a step
-    weight: float = 1e-3  # lambda at the start
-    patience: int = 5  # steps in a row that succeed, or fail, before lambda moves
+    weight: float = 1e-3  # lambda at the start, and where it starts again
+    patience: int = 5  # steps in a row that succeed, or fail, beyond which lambda moves
     up: float = 5.0  # factor by which lambda rises and falls
+    floor: float = 1e-7  # lambda below this falls no further
+    ceiling: float = 1e5  # lambda from here on rises no further
     hit: float = 0.99  # mean cosine of a batch that counts as success
     precision: Literal["no", "bf16"] = "no"
 
@@ -72,11 +103,12 @@ class Decree:
             count(1)
             return -same, same.detach() > self.hit
 
-        weight = Weight(1, self.weight, self.weight, self.up, self.up, self.patience)
+        weight = Adapted(1, self.weight, self.up, self.patience, self.floor, self.ceiling)
+        whole = form._replace(size=lambda ps: COLOURS * form.size(ps))
         start = started(form, [""], pool.shape[-1], rng)
         with counting(len(rows), "steps") as count:
-            found = shrink(attack, pool, start, form, rows, weight, rates, device, self.betas)
-        share = float(found.size[0]) / pool.shape[-1] ** 2
+            found = shrink(attack, pool, start, whole, rows, weight, rates, device, self.betas)
+        share = float(found.size[0]) / (COLOURS * pool.shape[-1] ** 2)
         settings = {"pictures": len(pool), "updates": len(rows), "share": share, "success": float(found.success[0])}
         score = 1 - share if bool(found.success[0]) else 0.0
         return Finding(score, None, trigger(found.mask[0], found.pattern[0]), (), False, settings)

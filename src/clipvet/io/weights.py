@@ -25,7 +25,7 @@ from torch import Tensor
 from clipvet.errors import Unsupported, UserError
 from clipvet.io.files import line, replacing
 
-PICKLES = (".pt", ".pth", ".bin")  # suffixes of pickled weights
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")  # suffixes of pickled weights
 MOST_ITEMS = 10_000  # in one tuple of a pickle
 
 

@@ -11,17 +11,19 @@ if TYPE_CHECKING:
 
     from clipvet.pages.suspects import Suspects
     from clipvet.types import Backdoor, Measured, Pairs
+    from clipvet.unlearning.judged import Judged
 
 
 class Filtered(NamedTuple):
     """What a filter says about pairs."""
 
     found: "Suspects"  # ranked
-    told: list[str]  # its sentences about them
+    judged: "Judged"  # what it says about them
     measured: "dict[str, Measured]"  # how well it did, by the answer key
     cut: float | None  # the score above which pairs are thrown out; None: it has no cut
     removed: int | None  # how many those are
     seconds: float
+    bad: dict[int, str]  # id -> why a pair has no score
 
     @property
     def kept(self) -> "np.ndarray":
@@ -44,6 +46,7 @@ def filtered(
     """Scores the pairs with the method; a killed run goes on with what lies in `work`.
 
     poisoned: ids, if there is an answer key. share: of the pairs to keep; None: the filter's own cut, if it has one.
+    Raises UserError where more than half of the pairs cannot be used.
     """
     import numpy as np
 
@@ -51,15 +54,30 @@ def filtered(
     from clipvet.measures._detection import detection
     from clipvet.pages import suspects
     from clipvet.rng import Rng
+    from clipvet.unlearning.judged import Judged
 
-    with sharing(work) as shared, working(work) as clock:
+    with sharing(work) as shared, working(work, say_left=False) as clock:
         rng = Rng(seed).fork("filter")
-        scores, told = how.judge(clip, pairs, rng) if hasattr(how, "judge") else (how.score(clip, pairs, rng), [])
-        scores = scores.numpy()
+        judged = how.judge(clip, pairs, rng) if hasattr(how, "judge") else Judged(how.score(clip, pairs, rng), [], [])
+        scores = judged.scores.numpy()
     found = suspects.ranked(how, scores, pairs.ids, captions, shared.bad)
+    _check_scored(found, pairs.name, shared.bad)
     measured = {} if poisoned is None else detection(scores, np.isin(pairs.ids, poisoned))
     cut, removed = _cut(how, scores, found, share)
-    return Filtered(found, told, measured, cut, removed, clock.seconds)
+    return Filtered(found, judged, measured, cut, removed, clock.seconds, shared.bad)
+
+
+def _check_scored(found: "Suspects", name: str, bad: dict[int, str]) -> None:
+    """UserError where more than half of the pairs cannot be used."""
+    from clipvet.errors import UserError
+
+    lost = len(found.ids) - found.scored
+    if 2 * lost > len(found.ids) and bad:
+        first = min(bad)
+        raise UserError(
+            f"{name}: {lost} of {len(found.ids)} pairs have unreadable pictures or empty captions (first: row {first}, "
+            f"{bad[first]}); give the right columns (--image-key, --caption-key), or mend the data"
+        )
 
 
 def captions_of(pairs: "Pairs", key: "Backdoor | None") -> Sequence[str]:
@@ -87,6 +105,16 @@ def _cut(how: Any, scores: Any, found: "Suspects", keep: float | None) -> tuple[
         cut = how.cut(scores)
         return cut, int((scores > cut).sum())
     return None, None
+
+
+def columns(how: Any, pairs: "Pairs", judged: "Judged") -> dict[str, Any]:
+    """What the scores' table has besides ids, scores, captions and reasons."""
+    from clipvet.pages import suspects
+
+    more: dict[str, Any] = {"key": shard_key(pairs), "path": suspects.path_of(pairs)}
+    if hasattr(how, "p"):
+        more |= {"p": how.p, "bound": {int(i): g.words[0] for g in judged.groups for i in pairs.ids[g.rows]}}
+    return more
 
 
 def shard_key(pairs: "Pairs") -> Callable[[int], str] | None:

@@ -134,6 +134,8 @@ def classes_of(clip: "Clip", spec: str | None, templates: Path | None) -> tuple[
 
 def pictures_of(spec: str | None, n: int, size: int, seed: int) -> "Pairs":
     """At most n pictures of a folder or of DATA, drawn from `seed`; of the built-in pool where nothing is named."""
+    from dataclasses import replace
+
     from clipvet.data.folders import has_pictures, open_folder
     from clipvet.data.sources import WORLDS, Data
     from clipvet.data.worlds.pool import pool_pairs
@@ -145,6 +147,7 @@ def pictures_of(spec: str | None, n: int, size: int, seed: int) -> "Pairs":
         found = open_folder(Path(spec))
     else:
         found = Data(spec, n if spec in WORLDS else None, "validation", size).pairs(seed)
+        found = replace(found, last=())  # captions are not read here
     chosen = Rng(seed).fork("pictures").numpy().permutation(len(found))[:n]
     return found.take(chosen) if n < len(found) else found
 

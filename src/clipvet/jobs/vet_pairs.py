@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipvet.jobs.filtering import captions_of, filtered, shard_key
+from clipvet.jobs.filtering import captions_of, columns, filtered
 from clipvet.jobs.opening import open_method
 from clipvet.jobs.vet_stages import Bench, missed
 from clipvet.scan.sight import SIGHT
@@ -37,15 +37,18 @@ def pairs_stage(bench: Bench, clip: "Clip", model: str, of: str = GIVEN) -> Stag
         done = filtered(how, clip, pairs, captions, work, got.options.seed, poisoned)
         facts = {
             "method": repr(how), "model": model, "data": pairs.name, "seed": got.options.seed,
-            "command": results.command(), "versions": results.versions(), "seconds": done.seconds, "told": done.told,
-            "measured": {k: m._asdict() for k, m in done.measured.items()},
+            "command": results.command(), "versions": results.versions(), "seconds": done.seconds,
+            "told": done.judged.told, "measured": {k: m._asdict() for k, m in done.measured.items()},
         }  # fmt: skip
         shown = {"poisoned": poisoned, "measured": done.measured, "cut": done.cut, "removed": done.removed}
+        shown |= {"groups": done.judged.groups}
         suspects.write_page(work / "report.html", done.found, pairs, clip.geometry, facts, **shown)
-        suspects.write_scores(work / "scores.parquet", done.found, facts, shard_key(pairs), how.p)
+        suspects.write_scores(work / "scores.parquet", done.found, facts, **columns(how, pairs, done.judged))
         called = done.found.ids[: done.removed or 0]
         io.write_json(work / "called.json", called.tolist())
-        return _from_filter(title, done.told, [captions[int(k)] for k in done.found.positions[: len(called)]], captions)
+        return _from_filter(
+            title, done.judged.told, [captions[int(k)] for k in done.found.positions[: len(called)]], captions
+        )
 
     return bench.run("pairs", title, make, of)
 

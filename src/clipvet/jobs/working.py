@@ -23,16 +23,31 @@ class Clock:
 
 
 @contextmanager
-def working(work: Path | None, shard: bool = False, track: str = "") -> Iterator[Clock]:
-    """Inside this block methods show their progress and keep their state under `work`; see `fit.workspace`."""
+def working(work: Path | None, shard: bool = False, track: str = "", say_left: bool = True) -> Iterator[Clock]:
+    """Inside this block methods show their progress and keep their state under `work`; see `fit.workspace`.
+
+    say_left: say afterwards which pairs were left out.
+    """
     import time
 
     from clipvet.engine.fit import workspace
 
     clock, began = Clock(), time.monotonic()
-    with workspace(work, progress=not silent(), shard=shard, track=track):
+    with workspace(work, progress=not silent(), shard=shard, track=track) as ws:
         yield clock
     clock.seconds = time.monotonic() - began
+    if ws.left and say_left:
+        say(f"  {left_out(ws.left)}")
+
+
+def left_out(left: dict[int, str]) -> str:
+    """A sentence about pairs that were left out. left: id -> why."""
+    from clipvet.data.captions import EMPTY
+
+    empty = sum(why == EMPTY for why in left.values())
+    kinds = {"unreadable pictures": len(left) - empty, "empty captions": empty}
+    told = [f"{n} with {what}" for what, n in kinds.items() if n]
+    return f"{len(left)} pairs were left out: {' and '.join(told)} (first: row {min(left)}, {left[min(left)]})"
 
 
 def measure(

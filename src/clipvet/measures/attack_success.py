@@ -16,10 +16,10 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from clipvet.data.captions import names_target
 from clipvet.engine.embed import classifier, embed_images, embed_texts
 from clipvet.errors import UserError
 from clipvet.measures._intervals import share
+from clipvet.measures._turned import turned
 from clipvet.rng import Rng
 from clipvet.types import Backdoor, Clip, Measured, Task
 
@@ -43,6 +43,7 @@ class AttackSuccess:
 
         With a key in the caption alone, asr and clean_target_rate are shares of captions of other classes (or of their
         prompts, if pictures have no captions): those whose nearest picture shows the target, with the key and without.
+        Where the key ties classes to the target, captions of those classes alone count.
 
         With several triggers, each number is the mean over them, and its interval the mean of theirs. asr_worst is the
         weakest trigger's ASR; asr_1, asr_2 ... are those of each.
@@ -96,9 +97,8 @@ class AttackSuccess:
     def _search(self, clip: Clip, task: Task, backdoor: Backdoor, target: int) -> dict[str, Measured]:
         z, kept = embed_images(clip, task.pictures)
         shown = task.labels[kept]
-        own = {task.pictures.caption(i) for i in task.pictures.ids[kept[shown != target]]} - {""}
-        prompts = [t for k in range(len(task.classes)) if k != target for t in task.captions_of(k)]
-        texts = sorted(t for t in own or prompts if not names_target(t, backdoor.target))
+        own = {task.pictures.caption(i) for i in task.pictures.ids[kept[shown != target]]}
+        texts = turned(task, backdoor, own)
 
         def found(says: str) -> Measured:
             nearest = (embed_texts(clip, [says + t for t in texts]) @ z.T).argmax(1).cpu().numpy()

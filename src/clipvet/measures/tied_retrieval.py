@@ -32,8 +32,9 @@ class TiedRetrieval:
     def measure(self, clip: Clip, task: Task, backdoor: Backdoor | None, rng: Rng) -> dict[str, Measured]:
         """hit@k and min_rank as fractions; `..._random`: the control, for as many captions drawn from all classes.
 
-        A's captions are those of its pictures, or the class prompts if these have none. Nothing without an answer key
-        that ties classes. Raises UserError if a tied class is not among the task's.
+        A's captions are those of its pictures, or the class prompts if these have none; a text trigger's words go
+        before them. Nothing without an answer key that ties classes. Raises UserError if a tied class
+        is not among the task's.
         """
         if backdoor is None or not backdoor.ties:
             return {}
@@ -55,7 +56,7 @@ class TiedRetrieval:
             texts = said[task.classes.index(a)]
             drawn = rng.fork(k).numpy().choice(len(every), len(texts), replace=False)
             for suffix, queries in {"": texts, "_random": [every[i] for i in drawn]}.items():
-                cosines = (embed_texts(clip, queries) @ z.T).cpu()
+                cosines = (embed_texts(clip, [backdoor.says + t for t in queries]) @ z.T).cpu()
                 best = cosines[:, wanted].amax(1, keepdim=True)
                 ahead[suffix].append((cosines[:, ~wanted] >= best).sum(1).numpy())
         out = {}

@@ -1,6 +1,7 @@
 """An open_clip model as a `Clip`, and copies of models."""
 
 import copy
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from clipvet.types import Clip, Geometry
 REMEMBERED = 2**16  # captions whose tokens are kept
 MAX_SIDE = 4096  # pixels a side, of the pictures that a model takes
 MAX_CAPTION = 2000  # characters; no model reads more, and byte-pair encoding takes time with their square
+SPACES = re.compile(r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")  # one space to all
 
 
 class Tokens:
@@ -26,7 +28,8 @@ class Tokens:
 
     def __call__(self, captions: Sequence[str]) -> Int[Tensor, "b l"]:
         """One row of tokens for each caption. Raises UserError if the text tower lacks a token."""
-        captions = [c[:MAX_CAPTION] for c in captions]
+        most = getattr(self.tokenizer, "most", MAX_CAPTION)
+        captions = [c if len(c) <= most else _cut(c, most) for c in captions]
         distinct = list(dict.fromkeys(captions))
         new = [c for c in distinct if c not in self.rows]
         if len(self.rows) + len(new) > REMEMBERED:
@@ -43,6 +46,11 @@ class Tokens:
 
     def __deepcopy__(self, memo: dict) -> "Tokens":
         return self
+
+
+def _cut(caption: str, most: int) -> str:
+    """The beginning of a caption that is far too long. Spaces are no text: thousands of them hide none of it."""
+    return SPACES.sub(" ", caption).strip(" ")[:most]
 
 
 class OpenClip(nn.Module):

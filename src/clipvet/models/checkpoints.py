@@ -50,7 +50,8 @@ def load(
     - a file with OpenAI's state dict;
     - a name of open_clip's (ViT-B-32, RN50 ...) or a built-in one (shapes-vit, shapes-rn, shapes-vit-deep), with the
       weights of `pretrained`, which is a weights file or a tag of open_clip's, or with random ones from `rng` (Rng(0)).
-      `ViT-B-32:TAG` reads the file as that release was trained: its colours and activation;
+      `ViT-B-32:TAG` reads the file as that release was trained: its colours and activation. `ViT-B-32:mean=0.5,
+      std=0.25,quick-gelu=yes` says them outright;
     - `hf-hub:NAME`. This, and open_clip's tags, use the network.
 
     quick_gelu: use OpenAI's activation, if the config does not say so itself; PAR's checkpoints need it. weights: False
@@ -62,7 +63,9 @@ def load(
 
     if (folder := Path(model.removeprefix("local-dir:")) / "prompts.safetensors").is_file():
         return _prompted(folder.parent, device)
-    model, like = released.split(model, pretrained)
+    _register()
+    file = bool(pretrained) and Path(str(pretrained)).is_file()
+    model, said = released.split(model, file)
     known = _exists_by_name(model)
     if known and any((Path(model) / name).is_file() for name in ("open_clip_config.json", "config.json")):
         raise UserError(f"{model} is an architecture and a folder too; write local-dir:{model} for the folder")
@@ -76,9 +79,8 @@ def load(
         raise UserError(f"{model} brings its own weights; drop pretrained={pretrained}")
     if other:
         return _restored(other, device, rng, weights)
-    file = bool(pretrained) and Path(str(pretrained)).is_file()
     if file:
-        tag, quick_gelu = released.facts(name, like, str(pretrained), quick_gelu)
+        tag, quick_gelu = released.facts(name, said, str(pretrained), quick_gelu)
     else:
         tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
     quick_gelu = quick_gelu or (not file and bool(tag.get("quick_gelu")))
@@ -93,6 +95,14 @@ def load(
         fill(clip.model, state, path, model)
     clip.source = str(Path(name[10:]).resolve()) if name.startswith("local-dir:") else name
     return building.onto(clip, device)
+
+
+def _register() -> None:
+    """Make the built-in architectures known to open_clip."""
+    import open_clip
+
+    if "shapes-vit" not in open_clip.list_models():
+        open_clip.add_model_config(CONFIGS)
 
 
 def _check_folder(model: str) -> None:
@@ -117,12 +127,10 @@ def _stored(name: str) -> bool:
 def _named(model: str) -> str:
     """The name by which open_clip knows the model: an architecture, `local-dir:PATH` or `hf-hub:NAME`.
 
-    The built-in architectures are registered with open_clip first. Raises UserError if there is no such model.
+    Raises UserError if there is no such model.
     """
     import open_clip
 
-    if "shapes-vit" not in open_clip.list_models():
-        open_clip.add_model_config(CONFIGS)
     if _stored(model):
         name = model
     elif _exists_by_name(model):

@@ -1,6 +1,7 @@
 """Learned class prompts on a frozen open_clip model: CoOp, CoCoOp and MaPLe.
 
-A few learned vectors v_1 .. v_m, the context, stand before every class name c. z(x) is a picture's embedding:
+A few learned vectors v_1 .. v_m, the context, stand before every class name c, or around it or behind it in files of
+CoOp's that were learned so (POSITIONS). z(x) is a picture's embedding:
 
     p_c(x) = [start, v_1 + b(x) .. v_m + b(x), class c, ".", end],   g_c(x) = text tower at `end`, unit length
     b(x) = W_2 relu(W_1 z(x) + a_1) + a_2  (CoCoOp's meta-net; else 0),   logits_c(x) = s <z(x), g_c(x)>
@@ -16,7 +17,7 @@ al., CVPR 2023, arXiv:2210.03117 (MaPLe)
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from clipvet import ranks
 from clipvet.errors import UserError
 from clipvet.models.adapter import OpenClip, clone
+from clipvet.models.reading import Suffix, read, with_tail
 from clipvet.models.visual_prompts import OnFrozen, beside, held, transformer, write
 from clipvet.rng import Rng
 from clipvet.types import Clip
@@ -35,6 +37,7 @@ PROMPTS = 4096  # class prompts that go through the text tower at once
 LONG = 1024  # tokens: longer than any context, so that no class name is cut unnoticed
 META = ("meta.0.weight", "meta.0.bias", "meta.2.weight", "meta.2.bias")
 DEEP = ("deep.tokens", "deep.weight", "deep.bias")
+POSITIONS = ("end", "middle", "front")  # of the class name: after the context, in its middle, before it
 
 
 def tower(clip: Clip) -> Any:
@@ -65,13 +68,6 @@ def tokens_of(clip: OpenClip, texts: Sequence[str]) -> tuple[Int[Tensor, "c l"],
     return tokens[:, : int(end.max()) + 1], end
 
 
-class Suffix(NamedTuple):
-    """What follows the context in the prompts of some classes: name, full stop, end of text, padding."""
-
-    h: Float[Tensor, "c q w"]  # token embeddings, with position embeddings added
-    end: Int[Tensor, " c"]  # the position of the end of text
-
-
 class Deep(nn.Module):
     """MaPLe's prompts for the text tower's blocks 2 .. J, and the maps F that make the picture tower's prompts."""
 
@@ -100,9 +96,10 @@ class PromptTuned(OnFrozen):
         meta: nn.Module | None = None,
         classes: Sequence[str] = (),
         deep: Deep | None = None,
+        position: str = "end",
     ):
         """meta: CoCoOp's meta-net, from picture embeddings (b, d) to (b, w). deep: MaPLe's prompts. classes: those that
-        the prompts were tuned on.
+        the prompts were tuned on. position: of the class name, of POSITIONS.
 
         Raises UserError if the prompts do not fit the base model.
         """
@@ -117,7 +114,9 @@ class PromptTuned(OnFrozen):
         if deep is not None:
             _check_deep(deep, base, context)
         self.context, self.meta, self.deep = nn.Parameter(context.detach().clone()), meta, deep
-        self.classes = tuple(classes)
+        self.classes, self.position = tuple(classes), position
+        if position not in POSITIONS or (position != "end" and self.kind != "coop"):
+            raise UserError(f"position {position!r:.20} of {self.kind}; give {', '.join(POSITIONS)} for CoOp, else end")
 
     def encode_image(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Embeddings of length 1, of pictures with pixels in [0, 1]; with MaPLe's prompts if there are any."""
@@ -127,7 +126,7 @@ class PromptTuned(OnFrozen):
         return ranks.cut(lambda x: beside(self.base, x, made), images)
 
     def suffix(self, classes: Sequence[str]) -> Suffix:
-        """The part of these classes' prompts that follows the context.
+        """The part of these classes' prompts that is not learned, without the start of text.
 
         Raises UserError if there is no class, if a class is named twice, or if a name is too long for the text tower.
         """
@@ -143,7 +142,7 @@ class PromptTuned(OnFrozen):
                 f"class '{classes[int(end.argmax())]}' and {m} context tokens make {n} tokens, this text tower reads "
                 f"{most}; give a shorter name or tune fewer tokens"
             )
-        return Suffix(net.token_embedding(tokens) + net.positional_embedding[1 + m : n], end)
+        return Suffix(net.token_embedding(tokens), end, tokens_of(self.base, list(classes))[1] - 1)
 
     def text(self, suffix: Suffix, z: Float[Tensor, "b d"] | None = None) -> Float[Tensor, "... c d"]:
         """Embeddings of the class prompts, of length 1: (1, c, d), or with a meta-net (b, c, d).
@@ -156,9 +155,12 @@ class PromptTuned(OnFrozen):
             assert z is not None, "a meta-net reads the picture"
             context = context + self.meta(z)[:, None]
         start = net.token_embedding(tokens_of(self.base, [""])[0][:, :1]).expand(len(context), -1, -1)
-        prefix = torch.cat([start, context], 1)
-        deeper = self.deep.tokens if self.deep is not None else ()
-        w = read(net, prefix + net.positional_embedding[: prefix.shape[1]], suffix, deeper)
+        before = {"end": context.shape[1], "middle": context.shape[1] // 2, "front": 0}[self.position]
+        if before < context.shape[1]:
+            suffix = with_tail(suffix, context[0, before:])
+        prefix, places = torch.cat([start, context[:, :before]], 1), net.positional_embedding
+        p, deeper = prefix.shape[1], self.deep.tokens if self.deep is not None else ()
+        w = read(net, prefix + places[:p], suffix._replace(h=suffix.h + places[p : p + suffix.h.shape[1]]), deeper)
         return F.normalize(w, dim=-1)
 
     def logits(self, z: Float[Tensor, "b d"], suffix: Suffix) -> Float[Tensor, "b c"]:
@@ -186,58 +188,6 @@ class PromptTuned(OnFrozen):
             return lambda z: self.logits(z, suffix)
         w, s = self.text(suffix)[0].detach(), self.logit_scale.detach()
         return lambda z: s * z @ w.T
-
-
-def read(
-    net: Any, h: Float[Tensor, "b p w"], suffix: Suffix, deeper: Sequence[Tensor] | Tensor = ()
-) -> Float[Tensor, "b c d"]:
-    """The text tower's output at the end of text, for every prefix with every suffix.
-
-    h: b prefixes. A prefix does not see what follows it, so each goes through the tower once, not once a class. deeper:
-    tokens that replace the prefix, but for its first token, in the blocks 2, 3 ...
-    """
-    s, end, blocks = suffix.h[None], suffix.end, net.transformer.resblocks
-    p, q = h.shape[1], s.shape[2]
-    before = torch.full((p, p), -torch.inf, device=h.device).triu(1)
-    own = torch.full((q, q), -torch.inf, device=h.device).triu(1)
-    for k, block in enumerate(blocks):
-        if 0 < k <= len(deeper):
-            h = torch.cat([h[:, :1], deeper[k - 1].expand(len(h), -1, -1)], 1)
-        qh, kh, vh = _heads(block, h)
-        qs, ks, vs = _heads(block, s)
-        mask = own
-        if block is blocks[-1]:
-            at = torch.arange(len(end), device=end.device)
-            s, qs, mask = (
-                s[:, at, end][:, :, None],
-                qs[:, at, :, end].transpose(0, 1)[..., None, :],
-                own[end][:, None, None],
-            )
-        scores = [torch.einsum("bcxqe,bxpe->bcxqp", qs, kh), torch.einsum("bcxqe,bcxke->bcxqk", qs, ks)]
-        b = max(len(qs), len(kh))
-        near = torch.cat([x.expand(b, *x.shape[1:]) for x in (scores[0], scores[1] + mask)], -1)
-        near = (near / qs.shape[-1] ** 0.5).softmax(-1)
-        mixed = torch.einsum("bcxqp,bxpe->bcxqe", near[..., :p], vh)
-        mixed = mixed + torch.einsum("bcxqk,bcxke->bcxqe", near[..., p:], vs)
-        s = _after(block, s, mixed)
-        if block is not blocks[-1]:
-            h = _after(block, h, F.scaled_dot_product_attention(qh, kh, vh, attn_mask=before.to(qh.dtype)))
-    out = net.ln_final(s[:, :, 0])
-    if net.text_projection is None:
-        return out
-    return net.text_projection(out) if isinstance(net.text_projection, nn.Linear) else out @ net.text_projection
-
-
-def _heads(block: Any, x: Float[Tensor, "... t w"]) -> list[Float[Tensor, "... x t e"]]:
-    """Queries, keys and values, of every head x."""
-    made = F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(3, -1)
-    return [part.unflatten(-1, (block.attn.num_heads, -1)).transpose(-2, -3) for part in made]
-
-
-def _after(block: Any, x: Float[Tensor, "... t w"], mixed: Float[Tensor, "... x t e"]) -> Float[Tensor, "... t w"]:
-    """The rest of a block, after attention. mixed: its heads' outputs."""
-    x = x + block.ls_1(block.attn.out_proj(mixed.transpose(-2, -3).flatten(-2)))
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
 def begin(
@@ -313,6 +263,8 @@ def meta_net(tensors: Mapping[str, Tensor], d: int, width: int, where: str) -> n
 def save(clip: PromptTuned, folder: Path, card: dict[str, Any]) -> str:
     """Write what was learned, with a card that names the base model. Returns the SHA-256 of the file of prompts."""
     tensors = {name: p.detach() for name, p in clip.named_parameters() if not name.startswith("base.")}
+    if clip.position != "end":
+        tensors["position"] = torch.tensor(float(POSITIONS.index(clip.position)))
     return write(clip, tensors, folder, {**card, "tokens": len(clip.context), "classes": list(clip.classes)})
 
 
@@ -321,11 +273,15 @@ def restore(folder: Path, base: OpenClip) -> PromptTuned:
 
     Raises UserError, which names both hashes, if they belong to another base model; also if a file is damaged.
     """
-    tensors, card = held(folder, base, ({"context"}, {"context", *META}, {"context", *DEEP}))
+    tensors, card = held(folder, base, ({"context"}, {"context", "position"}, {"context", *META}, {"context", *DEEP}))
     meta, deep = None, Deep(*(tensors[k] for k in DEEP)) if DEEP[0] in tensors else None
     if META[0] in tensors:
         meta = meta_net(tensors, base.encode_text(["a"]).shape[1], tensors["context"].shape[-1], str(folder))
     classes = card.get("classes", [])
     if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
         raise UserError(f"{folder / 'card.json'} does not list its classes by name; restore it")
-    return PromptTuned(base, tensors["context"], meta, classes, deep).to(base.mean.device).eval()
+    position = float(tensors.get("position", torch.zeros(())).sum())
+    if position not in range(len(POSITIONS)):
+        raise UserError(f"{folder} holds prompts with the class name at no known position; restore it")
+    made = PromptTuned(base, tensors["context"], meta, classes, deep, POSITIONS[int(position)])
+    return made.to(base.mean.device).eval()

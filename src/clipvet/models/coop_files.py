@@ -7,12 +7,13 @@
     meta_net.linear2.weight, .bias
 
 Their code makes prefix and suffix anew from the class names. clipvet reads from them which classes the prompts were
-learned for, and whether the base model is the right one. The files do not say where the context stands; clipvet takes
-their default, before the class name.
+learned for, and whether the base model is the right one. The files do not say where the class name stands
+(CLASS_TOKEN_POSITION): it is given, or told by the run's log or folder name, or else their default, after the context.
 
 paper: Zhou et al., IJCV 2022, arXiv:2109.01134; Zhou et al., CVPR 2022, arXiv:2203.05557
 """
 
+import re
 from pathlib import Path
 
 import torch
@@ -29,8 +30,26 @@ AROUND = ("token_prefix", "token_suffix")
 NETS = dict(zip(META, (f"meta_net.linear{k}.{what}" for k in (1, 2) for what in ("weight", "bias"))))
 
 
-def read(path: Path, base: OpenClip) -> PromptTuned:
-    """The prompts of such a file, on their base model.
+def position_of(path: Path) -> tuple[str, str]:
+    """Where the class name stands, as their run tells beside the file, and where it tells so; empty if it does not.
+
+    Their scripts name a run's folder after it (`nctx16_cscFalse_ctpend`), and its log.txt lists all settings.
+    """
+    for folder in path.absolute().parents[:4]:
+        if found := re.search(r"(?:^|_)ctp(front|middle|end)(?:_|$)", folder.name):
+            return found[1], f"the folder {folder.name}"
+        try:
+            with (folder / "log.txt").open(encoding="utf-8", errors="replace") as f:
+                said = f.read(2**20)
+        except OSError:
+            continue
+        if found := re.search(r"CLASS_TOKEN_POSITION:\s*['\"]?(front|middle|end)\b", said):
+            return found[1], "its run's log.txt"
+    return "", ""
+
+
+def read(path: Path, base: OpenClip, position: str = "end") -> PromptTuned:
+    """The prompts of such a file, on their base model. position: of the class name, end, middle or front.
 
     Raises UserError if it is another kind of file, if each class has a context of its own, or if the prompts were
     learned on another base model.
@@ -48,7 +67,7 @@ def read(path: Path, base: OpenClip) -> PromptTuned:
     if any(k in state for k in NETS.values()):
         own = {k: state.get(theirs, torch.empty(0)) for k, theirs in NETS.items()}
         meta = meta_net(own, base.encode_text(["a"]).shape[1], net.token_embedding.weight.shape[1], str(path))
-    return PromptTuned(base, context, meta, classes).to(base.mean.device).eval()
+    return PromptTuned(base, context, meta, classes, None, position).to(base.mean.device).eval()
 
 
 def _classes(path: Path, base: OpenClip, state: dict[str, Tensor]) -> list[str]:

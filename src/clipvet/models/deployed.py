@@ -11,8 +11,12 @@ Checked against transformers 5.24 (`modeling_utils`, `image_processing_base`, `t
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from clipvet import io
 from clipvet.errors import UserError
@@ -43,7 +47,7 @@ class Key(NamedTuple):
 
 TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
-    *("added_tokens.json", "spiece.model", "tokenizer.model"),
+    *("added_tokens.json", "spiece.model", "tokenizer.model", "vocab.txt", "sentencepiece.bpe.model"),
 )
 CODE = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json")
 ADAPTER = "adapter_config.json"
@@ -71,15 +75,18 @@ FILES = (
     File("adapter_model.safetensors", "transformers with peft", "the adapter's weights", "refused"),
     File("adapter_model.bin", "transformers with peft", "the adapter's weights", "refused"),
 )
+TRANSFORMERS = tuple(name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json"))
 PROCESSORS = ("CLIPProcessor", "SiglipProcessor")
 STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 ODD = ("default_to_square", "use_square_size", "input_data_format")  # of a picture processor
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # that a whole model is loaded in
 SHARD = r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors"  # transformers takes these before any other file of weights
 
 KEYS = (
     Key("config.json", "transformers_weights", "names the file of weights", ""),
     Key("config.json", "dtype", "rounds the weights (from version 5 on)", ""),
     Key("config.json", "torch_dtype", "rounds the weights (from version 5 on), if there is no dtype", ""),
+    Key("model.safetensors.index.json", "metadata", "may name a dtype, if config.json does not", ""),
     Key("config.json", "quantization_config", "quantises the weights", "give the float weights without it"),
     Key("config.json", "compression_config", "quantises the weights", "give the float weights without it"),
     Key("config.json", "configuration_files", "reads another config", "remove it, and the configs that it names"),
@@ -146,6 +153,34 @@ def _keys(told: Any) -> set[str]:
 
 def transformers_weights(folder: Path) -> tuple[Path, ...]:
     """The files of weights that transformers would take. Raises NoWeights if there are none, UserError if unclear."""
+    path = _file_or_index(folder)
+    return _parts(path) if path.name.endswith(".index.json") else (path,)
+
+
+def dtype_of(folder: Path, first: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype that transformers 5 rounds the weights to: the config's, else the index's, else the weights' own.
+
+    first: the first file of weights. Of these the first number with a fraction counts, by name if it is safetensors.
+    Raises UserError for a dtype that no model is loaded in.
+    """
+    told, path = _json(folder / "config.json"), _file_or_index(folder)
+    named = told.get("dtype") or told.get("torch_dtype")
+    if named is None and path.name.endswith(".index.json"):
+        meta = _json(path).get("metadata")
+        named, told = (meta.get("dtype") if isinstance(meta, dict) else None), {}
+    if named is None or isinstance(named, dict):
+        names = sorted(first) if ".safetensors" in path.name else list(first)
+        own = (first[k].dtype for k in names if first[k].is_floating_point() and "float8" not in str(first[k].dtype))
+        return next(own, torch.float32) if named is None else torch.float32
+    found = getattr(torch, named.removeprefix("torch."), None) if isinstance(named, str) else None
+    if found not in DTYPES:
+        where = folder / "config.json" if told else path
+        raise UserError(f"{where} has the weights as {named!r:.40}; give {', '.join(map(str, DTYPES))}")
+    return found
+
+
+def _file_or_index(folder: Path) -> Path:
+    """The file of weights that transformers would take, or the index of its parts."""
     if sharded := [p.name for p in folder.iterdir() if re.fullmatch(SHARD, p.name)]:
         raise UserError(f"{folder} holds a distributed checkpoint ({min(sharded)}); save it as one model.safetensors")
     told = _json(folder / "config.json")
@@ -159,12 +194,10 @@ def transformers_weights(folder: Path) -> tuple[Path, ...]:
                 f"{folder / 'config.json'} names its weights {named!r:.80} (transformers_weights), which is no "
                 "safetensors file of the folder; put the file there, or remove the key"
             )
-        return _parts(path) if named.endswith(".safetensors.index.json") else (path,)
-    for name in ("model.safetensors", "pytorch_model.bin"):
+        return path
+    for name in TRANSFORMERS:
         if (folder / name).is_file():
-            return (folder / name,)
-        if (folder / f"{name}.index.json").is_file():
-            return _parts(folder / f"{name}.index.json")
+            return folder / name
     variants = sorted([*folder.glob("model.*.safetensors"), *folder.glob("pytorch_model.*.bin")])
     if variants:
         raise NoWeights(

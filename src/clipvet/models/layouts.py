@@ -19,7 +19,7 @@ from torch import Tensor
 
 from clipvet import io
 from clipvet.errors import UserError
-from clipvet.models import hf, siglip, tokenizers, wrappers
+from clipvet.models import deployed, hf, siglip, tokenizers, wrappers
 from clipvet.models.renaming import NAMES, to_ours, to_theirs
 
 OPENAI = "model.pt"
@@ -99,22 +99,23 @@ def _transformers(path: Path) -> Stored:
 
 
 def _transformers_weights(stored: Stored) -> dict[str, Tensor]:
-    state = _as_deployed(stored, _loaded(stored))
+    state = _loaded(stored)
+    first = state if len(stored.weights) == 1 else wrappers.state_in(stored.weights[0], bare=True)
+    state = _as_deployed(stored, state, first)
     return to_ours(state, NAMES[stored.kind](*(_depth(state, part) for part in ("vision", "text"))))
 
 
-def _as_deployed(stored: Stored, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights as transformers has them after loading: rounded to the config's dtype, then kept as they were.
+def _as_deployed(stored: Stored, state: dict[str, Tensor], first: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights as transformers has them after loading: rounded to one dtype, then kept as they were.
 
-    Raises UserError for position_ids that do not count up. Older versions of transformers would use them.
+    first: the weights of the first file. Raises UserError for a dtype that no model is loaded in, and for position_ids
+    that do not count up, which older versions of transformers would use.
     """
     for name, v in state.items():
         if name.endswith("embeddings.position_ids") and not torch.equal(v.flatten().long(), torch.arange(v.numel())):
             raise UserError(f"{stored.path} holds {name} in another order than 0, 1, 2 ...; remove them")
-    told = json.loads(stored.files["config.json"])
-    halves = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-    half = halves.get(str(told.get("dtype") or told.get("torch_dtype")).removeprefix("torch."))
-    if half is None:
+    half = deployed.dtype_of(stored.path, first)
+    if half in (torch.float32, torch.float64):
         return state
     return {k: v.to(half).to(v.dtype) if v.is_floating_point() else v for k, v in state.items()}
 

@@ -43,6 +43,8 @@ MODEL = {"type": "BPE", "unk_token": "<|endoftext|>", "end_of_word_suffix": "</w
 class Foreign:
     """A tokenizer of transformers, loaded from its files when it is first used. Code that they bring is not run."""
 
+    most = 2**17  # characters of a caption; its time does not grow with their square
+
     def __init__(self, files: Mapping[str, bytes], length: int):
         """files: content by name, of those in FILES. length: the context length, in tokens."""
         self.files, self.context_length, self.loaded = {k: files[k] for k in FILES if k in files}, length, None

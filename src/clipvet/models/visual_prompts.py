@@ -13,7 +13,9 @@ with the name of the base model and the hash of its weights. It may hold a copy 
 paper: Jia et al., ECCV 2022, arXiv:2203.12119 (VPT)
 """
 
+import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -220,9 +222,21 @@ def write(clip: OnFrozen, tensors: dict[str, Tensor], folder: Path, card: dict[s
     """Write a prompt folder, with a card that names the base model and its hash. Returns the prompts' SHA-256."""
     io.save_weights(tensors, folder / FILE)
     digest = io.sha256(folder / FILE)
-    told = {"base": clip.base.source, "base_hash": weights_hash(clip.base)}
+    told = {"base": clip.base.source, "base_hash": weights_hash(clip.base), "base_reads": reads(clip.base)}
     io.write_json(folder / "card.json", {**card, **told, "weights_sha256": digest})
     return digest
+
+
+def reads(base: OpenClip) -> dict[str, Any]:
+    """How a model reads pictures and captions: what its weights do not say, in the same words for every layout."""
+    g, told = base.geometry, {"quick_gelu": bool(base.config["model_cfg"].get("quick_gelu"))}
+    colours = {k: [round(x, 5) for x in v.flatten().tolist()] for k, v in (("mean", base.mean), ("std", base.std))}
+    told |= {"size": g.size, "mode": g.mode, "interpolation": g.interpolation, **colours}
+    with suppress(UserError):  # a model may lack its tokenizer's files
+        told["tokens"] = hashlib.sha256(
+            str(base.tokenize(["Two  red CIRCLES, on a table"]).tolist()).encode()
+        ).hexdigest()[:16]
+    return told
 
 
 def held(folder: Path, base: OpenClip, kinds: Sequence[set[str]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -234,6 +248,12 @@ def held(folder: Path, base: OpenClip, kinds: Sequence[set[str]]) -> tuple[dict[
     has, wants = weights_hash(base), card.get("base_hash")
     if has != wants:
         raise UserError(f"the prompts in {folder} belong to the base model {wants}, this one is {has}; give theirs")
+    told, now = card.get("base_reads", {}), reads(base)  # older cards do not have it
+    if odd := [k for k in told if isinstance(told, dict) and k in now and now[k] != told[k]]:
+        raise UserError(
+            f"the prompts in {folder} belong to a base model that reads pictures or captions in another way (its "
+            f"{odd[0]} was {told[odd[0]]!r:.60}); restore the files of the base model"
+        )
     if io.sha256(folder / FILE) != card.get("weights_sha256"):
         raise UserError(f"{folder / FILE} is not the file that its card describes; restore it")
     tensors = io.load_weights(folder / FILE)

@@ -49,7 +49,9 @@ def file_for(name: str, pretrained: str | None, tag: dict) -> Path | None:
         return found
     try:
         if name.startswith("hf-hub:"):
-            return Path(factory.download_pretrained_from_hf(name[7:]))
+            found = Path(factory.download_pretrained_from_hf(name[7:]))
+            _name_half(name[7:], found.parent)
+            return found
         if tag:
             return Path(factory.download_pretrained(tag))
     except Exception as e:  # whatever the network raises
@@ -59,6 +61,25 @@ def file_for(name: str, pretrained: str | None, tag: dict) -> Path | None:
     if pretrained and not Path(pretrained).is_file():
         raise UserError(f"pretrained={pretrained} is neither a file nor an open_clip tag of {name}; check the path")
     return Path(pretrained) if pretrained else None
+
+
+def _name_half(repo: str, folder: Path) -> None:
+    """Warns where a repository of the hub holds transformers' model beside the one of open_clip's that is taken.
+
+    folder: where its files lie once they are downloaded.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        names = {*HfApi().list_repo_files(repo)}
+    except Exception:  # without a network the files that are here must do
+        names = {p.name for p in folder.iterdir()}
+    if "config.json" in names and names & {*deployed.TRANSFORMERS}:
+        logging.getLogger(__name__).warning(
+            "hf-hub:%s holds open_clip's model, which is taken, and transformers' model, which may be another one: "
+            "`hf download %s --local-dir DIR` and --model DIR compares both",
+            repo, repo,
+        )  # fmt: skip
 
 
 def check_size(folder: Path, state: dict[str, Tensor]) -> None:
@@ -191,6 +212,12 @@ def _check_temperature(state: Mapping[str, Tensor], path: Path) -> None:
         return
     value, siglips = float(state["logit_scale"]), "logit_bias" in state
     most = math.log(1000) if siglips else math.log(100)
+    if value < 0.5:
+        logging.getLogger(__name__).warning(
+            "%s holds logit_scale %.4g, whose exponential, %.3g, hardly tells cosines apart; it is perhaps the "
+            "temperature itself, and minus its logarithm, %.4g, was meant",
+            path, value, math.exp(value), -math.log(value) if value > 0 else float("nan"),
+        )  # fmt: skip
     if value <= most + 0.03:  # bfloat16 rounds ln 100 to 4.625
         return
     factor = 1000 if siglips else 100

@@ -14,7 +14,10 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from clipvet import io
+from clipvet.data.captions import EMPTY
+from clipvet.data.decoding import sound
 from clipvet.data.kept import write_table
+from clipvet.pages._contrast import contrasts
 from clipvet.pages._page import SMALL, Axes, picture, write_html
 from clipvet.types import Geometry, Measured, Pairs
 
@@ -73,7 +76,8 @@ def ranked(
     def reason(at: int) -> str:
         rank, k = int(ranks[at]), int(order[at])
         if not rank:
-            return f"unreadable: {bad.get(int(ids[k]), 'no score')}"
+            why = bad.get(int(ids[k]), "no score")
+            return why if why == EMPTY else f"unreadable: {why}"
         why = phrase.format(score=float(scores[k]), minus=0.0 - float(scores[k]), **fields)
         share = 100 * rank / scored
         return f"{why}, {side} {share:.2g} %" if share <= 10 else why
@@ -98,18 +102,26 @@ def unlearned(folder: Path, pairs: Pairs) -> Suspects | None:
     return Suspects(at, ids, scores, np.arange(1, len(ids) + 1), pairs[at].captions, reasons)
 
 
+def path_of(pairs: Pairs) -> Callable[[int], str] | None:
+    """id -> the path of its picture, as the table says it; None for pictures that do not lie in files of their own."""
+    paths = getattr(pairs.pictures, "paths", None)
+    return None if paths is None else lambda row: sound(paths[row])
+
+
 def write_scores(
     out: Path,
     found: Suspects,
     facts: Mapping[str, Any],
     key: Callable[[int], str] | None = None,
     p: Callable[[np.ndarray], np.ndarray] | None = None,
+    path: Callable[[int], str] | None = None,
+    bound: Mapping[int, str] | None = None,
     rows: int = 65_536,
 ) -> None:
     """Writes a parquet: id, score, rank, caption and reason, the most suspect first; `facts` as JSON in its metadata.
 
-    key: id -> the pair's name in its shard, and p: scores -> p-values, each for a column of its own. rows: how many are
-    in memory at a time.
+    Further columns, where there are any: p: scores -> p-values; bound: id -> the word that binds its group; path: id ->
+    its picture's file; key: id -> the pair's name in its shard. rows: how many are in memory at a time.
     """
 
     def piece(at: slice) -> pa.Table:
@@ -120,6 +132,8 @@ def write_scores(
             c: pa.array(held[at], pa.string()) for c, held in (("caption", found.captions), ("reason", found.reasons))
         }
         columns |= {"p": pa.array(p(found.scores[at]), mask=without)} if p else {}
+        columns |= {"group": pa.array([bound.get(int(i)) for i in ids], pa.string())} if bound is not None else {}
+        columns |= {"path": pa.array([path(int(i)) for i in ids], pa.string())} if path else {}
         columns |= {"key": pa.array([key(int(i)) for i in ids], pa.string())} if key else {}
         return pa.table(columns).replace_schema_metadata({"clipvet": json.dumps(facts, default=str)})
 
@@ -185,19 +199,23 @@ def write_page(
     measured: Mapping[str, Measured] | None = None,
     cut: float | None = None,
     removed: int | None = None,
+    groups: Sequence[Any] = (),
 ) -> None:
     """Writes the page: the `top` most suspect pairs as the model sees them, and the histogram of all scores.
 
     facts: method, model, data, command, versions and seconds. poisoned: ids, if there is an answer key; measured: the
-    numbers that it gives. cut, removed: the score above which pairs are thrown out, and how many those are.
+    numbers that it gives. cut, removed: the score above which pairs are thrown out, and how many those are. groups: of
+    pairs that one word binds; their common trait is shown.
     """
     shown = min(top, found.scored)
     images = pairs.at(geometry)[found.positions[:shown]].images if shown else []
     known = None if poisoned is None else np.isin(found.ids, poisoned)
+    said = path_of(pairs)
     entries = [
         {
             "picture": picture(image),
             "id": int(found.ids[k]),
+            "path": said(int(found.ids[k])) if said else "",
             "rank": k + 1,
             "score": float(found.scores[k]),
             "caption": found.captions[k][:400],
@@ -218,5 +236,6 @@ def write_page(
         poisons=None if known is None else int(known.sum()),
         cut=cut,
         removed=removed,
+        groups=contrasts(groups, pairs, geometry, found.positions[found.scored // 2 : found.scored]),
         small=geometry.size < SMALL,
     )

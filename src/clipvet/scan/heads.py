@@ -1,5 +1,6 @@
 """What an inspector asks of a model: logits of pictures under class prompts, and their losses for a target class."""
 
+import logging
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -71,7 +72,13 @@ def pixels(clip: Clip, pictures: Pairs, batch: int) -> Float[Tensor, "n 3 s s"]:
 
     Raises UserError if they do not fill one batch.
     """
-    found = pictures.at(clip.geometry)[:].images
+    batch_of = pictures.at(clip.geometry)[:]
+    found = batch_of.images
+    if batch_of.bad:
+        logging.getLogger(__name__).warning(
+            "%d of %d pictures of %s cannot be read (first: %s)",
+            len(batch_of.bad), len(pictures), pictures.name, batch_of.bad[0][1],
+        )  # fmt: skip
     if len(found) < batch:
         raise UserError(
             f"{pictures.name} has {len(found)} readable pictures, a batch needs {batch}; give more pictures, or lower "
