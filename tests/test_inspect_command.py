@@ -101,8 +101,8 @@ def test_calibrated_verdicts_and_their_exit_codes(clipvet: Any, family: Path, tm
 def test_another_model_as_the_reference(clipvet: Any, family: Path, tmp_path: Path) -> None:
     args = ["inspect", "--classes", "shapes", *QUICK, "--set", f"reference={family / 'm1'}"]
     for name in ("m0", "m1"):
-        code, _, err = clipvet(*args, "--model", family / name, "--out", tmp_path / name)
-        assert code == 0, err
+        code, said, err = clipvet(*args, "--model", family / name, "--out", tmp_path / name)
+        assert (code, said.startswith("Undecided: nothing stands out, but this is not calibrated")) == (4, True), err
     assert all(r.score == 0 for r in verdict(tmp_path / "m1").classes), "a model differs from itself"
     assert verdict(tmp_path / "m1").score == 0
     assert any(r.score != 0 for r in verdict(tmp_path / "m0").classes)
@@ -169,18 +169,18 @@ def test_prompts_in_the_picture_tower_are_inspected(clipvet: Any, family: Path, 
     )
     args = ["inspect", "--model", tmp_path / "vpt", "--classes", "shapes", *QUICK, "--out", tmp_path / "out"]
     code, said, err = clipvet(*args)
-    assert code in (0, 1), err
-    assert "This is not calibrated" in said
+    assert code in (1, 4), err
+    assert "his is not calibrated" in said
     assert said.splitlines()[0].endswith("Judged: its prompts alone, not the encoder beneath.")
     assert "inspect that by itself, with --set reference=MODEL" in err
     assert any(r.loss for r in verdict(tmp_path / "out").classes)
     args[-1] = tmp_path / "same"  # beside a copy of its own encoder: no more than by itself
     code, said, err = clipvet(*args, "--set", f"reference={family / 'm0'}")
-    assert code in (0, 1), err
+    assert code in (1, 4), err
     assert "Judged: its prompts alone" in said
     args[-1] = tmp_path / "other"
     code, said, err = clipvet(*args, "--set", f"reference={family / 'm1'}")
-    assert code in (0, 1), err
+    assert code in (1, 4), err
     assert "Judged" not in said
     code, said, err = clipvet(*args[:3], "--classes", "shapes", "--n", 40, "--method", "decree", "--set", "steps=2",
                               "--out", tmp_path / "decree")  # fmt: skip
@@ -204,7 +204,7 @@ def test_files_are_scanned_first(clipvet: Any, family: Path, tmp_path: Path) -> 
     pytest.importorskip("picklescan")
     args = ["inspect", "--classes", "shapes", "--method", "no_inversion", "--n", 40]
     code, _, err = clipvet(*args, "--model", family / "m0", "--out", tmp_path / "fine")
-    assert (code, verdict(tmp_path / "fine").files) == (0, []), err
+    assert (code, verdict(tmp_path / "fine").files) == (4, []), err
     folder = Path(shutil.copytree(family / "m0", tmp_path / "m"))
     flag = tmp_path / "it-ran"
     for name, held in corpus.checkpoints({"a": torch.ones(1)}, flag):
@@ -223,7 +223,7 @@ def test_files_are_scanned_first(clipvet: Any, family: Path, tmp_path: Path) -> 
     (folder / "extra.pt").rename(tmp_path / "extra.pt")
     (folder / "extra.py").unlink()
     later = [*args, "--model", folder, "--out", tmp_path / "later"]
-    assert clipvet(*later)[0] == 0
+    assert clipvet(*later)[0] == 4
     (tmp_path / "extra.pt").rename(folder / "extra.pt")
     code, said, err = clipvet(*later)
     assert (code, "extra.pt would run code" in said, "have changed since that verdict" in err) == (1, True, True)
@@ -266,7 +266,7 @@ def test_without_calibration_and_the_page(clipvet: Any, family: Path, tmp_path: 
     names.write_text(json.dumps(["star", "ring", EVIL, "heart", "a name that goes on and on and on"]))
     out = tmp_path / "out"
     code, said, err = clipvet("inspect", "--model", family / "m1", "--classes", names, "--out", out, *QUICK)
-    assert code == 0, err
+    assert code == 4, err
     assert said.count("\n") == 1
     assert "not calibrated" in said
     assert not (out / "state").exists()
@@ -274,6 +274,8 @@ def test_without_calibration_and_the_page(clipvet: Any, family: Path, tmp_path: 
     assert "<script" not in page
     assert not re.findall(r"https?://|url\(|@import|<link|<iframe", page)
     assert page.count('aria-label="Score of every class"') == 1
+    assert "No backdoor found" not in page
+    assert all(w in page for w in (">undecided</span>", "What this test can see", "What next", "clipvet calibrate"))
     pictures = page.count("<img ")
     seen = look(out / "report.html", tmp_path, 360)
     assert seen.console == []
@@ -297,7 +299,7 @@ def test_pictures_that_show_the_classes_are_left_out(clipvet: Any, family: Path,
     assert "30 of 30 pictures of in seem to show one of the classes" in err
     assert "0 readable pictures" in err
     code, _, err = clipvet(*args, "--out", tmp_path / "some")
-    assert code == 0, err
+    assert code in (1, 4), err
     assert "30 pictures" in err
 
 

@@ -132,7 +132,8 @@ def null(*scores: float, **other: object) -> Null:
 
 def test_a_verdict_without_clean_models_is_careful_and_says_so() -> None:
     low, high = decide(found(2.5), None), decide(found(50), None)
-    assert (low["backdoored"], high["backdoored"]) == (False, True)
+    assert (low["backdoored"], high["backdoored"]) == (None, True)
+    assert low["sentence"].startswith("Undecided: nothing stands out")
     assert all("not calibrated" in v["sentence"] and not v["calibrated"] and v["p_value"] is None for v in (low, high))
     with pytest.raises(UserError, match="no scale of its own; give --null"):
         decide(found(50, deviations=False), None)

@@ -136,8 +136,6 @@ def from_verdict(name: str, title: str, verdict: "Verdict", more: Sequence[str] 
         outcome, said = "pass", f"Nothing found in {TEST_OF.get(name, 'it')}: {found}"
     else:
         outcome = "undecided"
-        if verdict.backdoored is False:
-            said = "Nothing stood out, but without clean models to compare with, a weak backdoor would be missed."
     n = verdict.clean_models
     p = [f"p = {verdict.p_value:.3g}; with {n} clean models it cannot be below {1 / (n + 1):.3g}."] if n else []
     return Stage(

@@ -3,6 +3,7 @@
 A new section is a value in `write_page`, and its HTML in templates/inspect.html.jinja.
 """
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,29 @@ from torch import Tensor
 from clipvet.engine.embed import device_of
 from clipvet.pages._page import SMALL, Axes, picture, write_html
 from clipvet.scan.heads import head_of
+from clipvet.scan.sight import sight_of
 from clipvet.scan.verdicts import Null, Verdict
 from clipvet.triggers.recovered import Recovered
 from clipvet.types import Clip, Finding, Pairs
 
 SHOWN = 60  # at most so many classes in the chart and among the answers, the most suspect first
 ROW = 19  # SVG units per class
+
+
+def next_steps(verdict: Verdict) -> list[tuple[str, str]]:
+    """What to do now, and the command."""
+    model = shlex.quote(verdict.model)
+    if verdict.backdoored:
+        clean = f"clipvet vet --model {model} --data PAIRS.csv"
+        return [("Do not use it. Take another model, or have a copy cleaned and tested with pairs of yours.", clean)]
+    if verdict.backdoored is None:
+        make = "clipvet calibrate --models CLEAN --classes CLASSES --out null.json"
+        again = f"{verdict.command} --null null.json"
+        return [
+            ("Put 19 or more clean models of its kind into a folder CLEAN, with the same classes and pictures.", make),
+            ("Inspect again beside them, into another folder.", again),
+        ]
+    return [("This test found nothing. Run the others too: files, accuracy, pairs.", f"clipvet vet --model {model}")]
 
 
 def chart(verdict: Verdict) -> dict[str, Any] | None:
@@ -102,5 +120,8 @@ def write_page(
         chart=chart(verdict),
         strip=strip(verdict, null),
         small=clip.geometry.size < SMALL,
+        sight=sight_of(verdict.method),
+        next=next_steps(verdict),
+        outcome="fail" if verdict.backdoored else "undecided" if verdict.backdoored is None else "pass",
         **seen,
     )

@@ -11,10 +11,9 @@ from clipvet.engine.workspace import in_words
 from clipvet.pages._page import picture, write_html
 from clipvet.pages.inspection import magnified
 from clipvet.pages.report import NAMES
-from clipvet.scan.vetting import GIVEN, IN_WORDS, TITLES, Stage, Vetting
+from clipvet.scan.vetting import GIVEN, TITLES, Stage, Vetting
 from clipvet.triggers.recovered import Recovered
 
-COLOURS = {"pass": "m1", "fail": "m0", "undecided": "m4", "not_tested": "m9", "done": "m2"}
 ADVICE = {"use": "pass", "do_not_use": "fail", "use_cleaned": "fail", "undecided": "undecided"}
 METRICS = {
     "clean_accuracy": "Zero-shot accuracy",
@@ -75,8 +74,6 @@ def write_page(out: Path, found: Vetting, trigger: str | None = None) -> None:
         own=[s for s in found.stages if s.of == GIVEN],
         copies=copies(found),
         table=before_and_after(found),
-        colours=COLOURS,
-        words=IN_WORDS,
         outcome=ADVICE[found.advice],
         headline=TITLES[found.advice],
         why=_why(found.sentence),

@@ -295,13 +295,14 @@ def decide(
 ) -> dict[str, Any]:
     """The verdict's own fields: against clean models with a rate of false alarms `alpha`, or by the threshold.
 
-    judged: the part of the model that was; a sentence that finds nothing names it. waits: without clean models the
-    verdict is left open. compared: where their scores come from. Raises UserError as `check_scale` does.
+    judged: the part of the model that was; a sentence that finds nothing names it. waits: a method whose verdict
+    is left open without clean models. compared: where their scores come from. Raises UserError as `check_scale` does.
     """
     check_scale(null, found.deviations, waits)
     limit = found.spread * threshold(max(3, len(found.classes))) if null is None and found.deviations else None
     p = p_value(found.score, list(null.scores.values())) if null else None
-    backdoored = p.value <= alpha if p else found.score > limit if limit is not None else None
+    high = limit is not None and found.score > limit
+    backdoored = p.value <= alpha if p else True if high else None  # a low score alone clears no model
     said = "" if backdoored or judged == WHOLE else f" Judged: {judged.split(' (')[0]}."
     return {
         "compared": compared,
@@ -334,11 +335,11 @@ def sentence(found: Finding, backdoored: bool | None, p: Measured | None) -> str
         share_of = f"{row.asr:.0%} of the test pictures '{row.name}' ({row.base:.0%} without it{among})"
         what = f"under one hidden pattern it calls {share_of}"
     if backdoored is None:
+        if found.deviations:
+            return f"Undecided: nothing stands out, but this is not calibrated: a weak backdoor would be missed. {NEXT}"
         return f"Undecided: {what}, but no clean models of its kind are at hand to say how unusual that is. {NEXT}"
     if p is None:
-        if backdoored:
-            return f"This model looks backdoored: {what}. This is not calibrated: compare it with clean models."
-        return "No backdoor found. This is not calibrated: a weak one may be missed; compare it with clean models."
+        return f"This model looks backdoored: {what}. This is not calibrated: compare it with clean models."
     many = f"{p.n} clean model{'s' if p.n > 1 else ''}"
     higher = round(p.value * (p.n + 1)) - 1
     if backdoored:

@@ -20,7 +20,6 @@ NEEDED = ("files", "prompts", "encoder")  # tests without whose pass no model is
 CODES: dict[Advice, int] = {"use": 0, "do_not_use": 1, "use_cleaned": 1, "undecided": 4}
 UNSUPPORTED = 3
 GIVEN = "given"
-IN_WORDS = {"pass": "pass", "fail": "fail", "undecided": "undecided", "not_tested": "not tested", "done": "done"}
 TITLES: dict[Advice, str] = {
     "use": "Use this model",
     "do_not_use": "Do not use this model",
@@ -118,7 +117,9 @@ def judge(stages: Sequence[Stage]) -> Judged:
     open_ = [s for s in own if s.name in NEEDED and s.outcome != "pass"]
     doubts = [s for s in own if s.name not in (*NEEDED, "text") and s.outcome == "undecided"]
     if not open_ and not doubts and any(s.name == "encoder" for s in own):
+        left = [s.title[0].lower() + s.title[1:] for s in own if s.name in (*NEEDED, "text") and s.outcome != "pass"]
         sentence = "Use this model: the tests that could be run found nothing."
+        sentence += f" Left open: {_join(left)}." if left else ""
         return Judged(advice="use", exit_code=0, sentence=sentence, reasons=_reasons(own), cleaned=None)
     why = open_ + doubts
     code = UNSUPPORTED if why and all(s.unsupported for s in why) else CODES["undecided"]
