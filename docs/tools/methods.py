@@ -2,7 +2,6 @@
 
 import ast
 from pathlib import Path
-from textwrap import dedent
 
 from clipvet import find
 
@@ -59,7 +58,7 @@ def _method(family: str, name: str) -> str:
     if command := _command(family, name, card["needs"]):
         facts["Command"] = f"`{command}`"
     facts["Fields and source"] = f"[`{source}`](../../{source})"
-    formula = ["", "```text", dedent("    " + card["formula"]), "```"] if card["formula"] else []
+    formula = ["", "```text", card["formula"], "```"] if card["formula"] else []
     lines = [f"- **{k}**: {v}" for k, v in facts.items() if v]
     return "\n".join([f"## {name}", "", _text(card["sentence"]), *formula, "", *map(_text, lines)])
 
