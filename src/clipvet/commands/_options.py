@@ -82,3 +82,4 @@ Overlap = Annotated[
     float,
     typer.Option("--overlap", help="leave out pictures that show one of the classes with a higher probability"),
 ]
+Quick = Annotated[bool, typer.Option("--quick", help="fewer and shorter searches: a quarter of the time, finds less")]

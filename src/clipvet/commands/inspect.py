@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipvet.commands import _options as opt
-from clipvet.commands._inspection import Asked, ask, open_suspect
+from clipvet.commands._inspection import Asked, ask, captions_of, open_suspect
 from clipvet.commands._leaving import say
 from clipvet.commands._opening import path_of
 from clipvet.commands._working import UNDECIDED, working
@@ -31,6 +31,11 @@ def command(
     overlap: opt.Overlap = 0.9,
     seed: opt.Seed = 0,
     pretrained: opt.Pretrained = None,
+    quick: opt.Quick = False,
+    captions: Annotated[
+        str | None,
+        typer.Option(help="a .txt file with one caption a line, or DATA: name what is found by the nearest of them"),
+    ] = None,
 ) -> None:
     """Is this model backdoored? First its files are scanned for code, then the model itself is inspected.
 
@@ -49,17 +54,19 @@ def command(
             raise
         _leave_uninspected(out, files or [], str(e), method=method or "", model=model, alpha=alpha, seed=seed)
         raise typer.Exit(1) from e
-    asked = ask(clip, method, classes, templates, images, set_, n, overlap, seed)
+    asked = ask(clip, method, classes, templates, images, set_, n, overlap, seed, quick)
+    said = captions_of(captions, asked.pictures, seed)
     weights = results.weights_hash(asked.clip)
     clean, compared = _clean_models(null, asked, weights, alpha)
     config = {
         "command": "inspect", "model": model, "weights": weights, **asked.told, "classes": asked.classes,
         "null": sorted(clean.scores.items()) if clean else None, "alpha": alpha, "seed": seed,
+        "captions": captions,
     }  # fmt: skip
     say(f"inspecting {model} with {asked.how!r}: {len(asked.classes)} classes, {len(asked.pictures)} pictures")
     try:
         with io.output(out, config) as work:
-            verdict = _inspect(asked, work, clean, alpha, compared, model=model, weights=weights, files=files)
+            verdict = _inspect(asked, work, clean, alpha, compared, said, model=model, weights=weights, files=files)
     except io.AlreadyDone as e:
         verdict = verdicts.Verdict.model_validate(io.read_json(out / "verdict.json"))
         say(f"{e}: nothing to do")
@@ -139,6 +146,7 @@ def _inspect(
     clean: "Null | None",
     alpha: float,
     compared: str,
+    captions: list[str],
     *,
     model: str,
     weights: str,
@@ -148,7 +156,7 @@ def _inspect(
     from clipvet import io, results
     from clipvet.data.answer_key import save_backdoor
     from clipvet.pages import inspection
-    from clipvet.scan import verdicts
+    from clipvet.scan import landing, verdicts
     from clipvet.types import Backdoor
 
     with working(work) as clock:
@@ -156,8 +164,9 @@ def _inspect(
     if found.trigger is not None:
         save_backdoor(Backdoor(found.trigger, found.target or ""), work / "trigger")
     judged = asked.judged
+    near = landing.captions_near(asked.clip, found.feature, captions) if found.feature else []
     verdict = verdicts.Verdict(
-        **verdicts.decide(found, clean, alpha, judged, getattr(asked.how, "waits", False), compared),
+        **verdicts.decide(found, clean, alpha, judged, getattr(asked.how, "waits", False), compared, near),
         trigger="trigger" if found.trigger is not None else None,
         method=repr(asked.how), model=model, judged=judged, weights=weights, pictures=asked.pool, seed=asked.seed,
         seconds=round(clock.seconds, 2), command=results.command(), versions=results.versions(), files=files,
@@ -176,4 +185,5 @@ def _say_verdict(verdict: "Verdict", out: Path) -> None:
     p = f"p = {verdict.p_value:.3g} of {verdict.clean_models} clean models, " if verdict.p_value is not None else ""
     if verdict.judged != verdicts.WHOLE and f"Judged: {verdict.judged}." not in verdict.sentence:
         say(f"judged: {verdict.judged}")
-    say(f"score {verdict.score:.2f}, {p}most suspect class: {verdict.target}; see {out / 'report.html'}")
+    most = f"most suspect class: {verdict.target}; " if verdict.target else ""
+    say(f"score {verdict.score:.2f}, {p}{most}see {out / 'report.html'}")
