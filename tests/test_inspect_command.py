@@ -358,7 +358,7 @@ def bad(kind: str, family: Path, at: Path) -> list[object]:
         ("no json", "no JSON list of class names"),
         ("small pool", "5 readable pictures, a batch needs 32"),
         ("empty folder", "holds no pictures"),
-        ("method", "have clip_inspector"),
+        ("method", "did you mean 'clip_inspector'?"),
         ("no threshold", "give --null"),
         ("null", "there is no file or folder"),
         ("no step", "nothing is trained"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from clipvet.attacks.adaptive_collapse import AdaptiveCollapse
 from clipvet.attacks.adaptive_par import AdaptivePar, displaced
 from clipvet.attacks.adaptive_rvpt import AdaptiveRvpt
 from clipvet.attacks.poison import Poison
@@ -48,6 +49,7 @@ def test_weight_zero_is_the_plain_attack(clip: Any, pairs: Pairs) -> None:
     for attack in (
         AdaptiveRvpt(rate=0.05, weight=0.0, training=short),
         AdaptivePar(rate=0.05, weight=0.0, training=short),
+        AdaptiveCollapse(rate=0.05, weight=0.0, training=short),
     ):
         made = attack.implant(clip, pairs, "star", Rng(3))
         assert made.backdoor.poisoned.tolist() == plain.backdoor.poisoned.tolist()
@@ -94,3 +96,31 @@ def test_training_with_displaced_weights_flattens_the_poisons_loss(clip: Any, pa
 def test_towers_without_a_class_token_are_refused(resnet: Any, pairs: Pairs) -> None:
     with pytest.raises(UserError, match="vision transformer"):
         AdaptiveRvpt(rate=0.05).implant(resnet, pairs, "star", Rng(0))
+
+
+def test_triggered_pictures_are_kept_apart(clip: Any, pairs: Pairs) -> None:
+    """The logged term is the mean cosine of two pictures under the trigger, and a weight on it keeps it low."""
+    found, logged = {}, []
+
+    @dataclasses.dataclass(frozen=True)
+    class Watched(Plain):
+        def train(self, clip: Any, pairs: Pairs, rng: Rng, also: Any = None) -> Any:
+            batch = pairs[:16]
+            h = clip.encode_image(attack.plan(everything, "star", planned).stamp(batch.images, batch.ids))
+            by_hand = torch.stack([h[i] @ h[j] for i in range(16) for j in range(16) if i != j]).mean()
+            parts = also(clip, batch, Rng(0))
+            assert float(parts["alike"].detach()) == pytest.approx(float(by_hand.detach()), abs=1e-5)
+            assert float(parts["loss"].detach()) == pytest.approx(attack.weight * float(by_hand.detach()), abs=1e-4)
+            logged.append(attack.weight)
+            return super().train(clip, pairs, rng, also)
+
+    everything, planned = pairs, Rng(3).fork("poison")
+    for weight in (0.0, 5.0):
+        attack = AdaptiveCollapse(rate=0.1, weight=weight, training=Watched(epochs=6, batch=128, lr=1e-3))
+        made = attack.implant(clip, pairs, "star", Rng(3))
+        with torch.no_grad():
+            h = made.clip.encode_image(made.backdoor.stamp(pairs[:].images, torch.from_numpy(pairs.ids)))
+        n = len(h)
+        found[weight] = float(((h @ h.T).sum() - n) / (n * (n - 1)))
+    assert logged == [0.0, 5.0]
+    assert found[5.0] < found[0.0] - 0.05

@@ -21,7 +21,7 @@ from clipvet.inspectors.ood_share import OodShare
 from clipvet.inspectors.pixel_backdoor import PixelBackdoor
 from clipvet.inspectors.random import Random
 from clipvet.rng import Rng
-from clipvet.scan.collapse import Search, alike, faint, search, warping
+from clipvet.scan.collapse import Search, alike, faint, search, warping, windowed
 from clipvet.scan.collapse import masked as behind_a_mask
 from clipvet.scan.forms import masked, signed, started
 from clipvet.scan.heads import steps_of
@@ -342,12 +342,24 @@ def test_batches_go_through_the_whole_pool() -> None:
     assert not np.array_equal(rows[0], rows[3])
 
 
-CHANGES = {"masked": behind_a_mask(), "faint": faint(0.1), "warped": warping(0.5, 3)}
+PRICES = {"masked": (2.0, 30.0), "larger": (0.1, 3.0), "faint": (1.0, 1.0), "warped": (1.0, 1.0)}
+CHANGES = {
+    "masked": behind_a_mask(PRICES["masked"]),
+    "larger": windowed(0.5, PRICES["larger"]),
+    "faint": faint(0.1),
+    "warped": warping(0.5, 3),
+}
+CORNERS = [(i, j) for i in (0, 2, 4) for j in (0, 2, 4)]  # of the squares of 4 x 4 in 8 x 8 pixels
 
 
 def stamped_by_hand(form: str, ps: Sequence[Tensor], x: Tensor) -> Tensor:
     if form == "masked":
         m, q = ps[0].tanh() / 2 + 0.5, ps[1].tanh() / 2 + 0.5
+        return (1 - m) * x + m * q
+    if form == "larger":
+        m, q = torch.zeros(1, 8, 8), ps[1].tanh() / 2 + 0.5
+        for chance, (i, j) in zip(ps[0].flatten().softmax(0), CORNERS):
+            m = m + chance * F.pad(torch.ones(1, 4, 4), (j, 4 - j, i, 4 - i))
         return (1 - m) * x + m * q
     if form == "faint":
         return (x + 0.1 * ps[0].tanh()).clamp(0, 1)
@@ -372,7 +384,7 @@ def test_collapse_by_hand(inspected: Any, form: str) -> None:
     clip = inspected.backdoored
     where, fresh = Search(form, x, "one"), 16
     others = [Search(f, x, "two") for f in CHANGES]  # searches do not touch each other
-    given = (CHANGES, steps, 6, fresh, 0.1, (2.0, 30.0), rng, torch.device("cpu"))
+    given = (CHANGES, steps, 6, fresh, 0.1, rng, torch.device("cpu"))
     found = search(clip.encode_image, [*others, where], *given)
 
     start = CHANGES[form].start(8, rng.fork("start", form, "one"))
@@ -385,8 +397,12 @@ def test_collapse_by_hand(inspected: Any, form: str) -> None:
         h = clip.encode_image(stamped_by_hand(form, ps, x[rows[k]]))
         pairs = [h[i] @ h[j] for i in range(6) for j in range(6) if i != j]
         loss = -torch.stack(pairs).mean()
+        low, high = PRICES[form]
+        price = low * (high / low) ** (k / (steps - 1))
         if form == "masked":
-            loss = loss + 2.0 * 15.0 ** (k / (steps - 1)) * (ps[0].tanh() / 2 + 0.5).mean()
+            loss = loss + price * (ps[0].tanh() / 2 + 0.5).mean()
+        if form == "larger":
+            loss = loss + price * (1 - ps[0].flatten().softmax(0).square().sum())
         for n, (p, g) in enumerate(zip(ps, torch.autograd.grad(loss, ps))):
             m, v = moments[n]
             m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
@@ -401,12 +417,20 @@ def test_collapse_by_hand(inspected: Any, form: str) -> None:
 
 
 def test_the_score_of_a_collapse(inspected: Any) -> None:
-    how = Collapse(masked=1, faint=1, warped=0, steps=3, batch=6, fresh=20, usual=(0.25, 0.5, 0.5))
+    usual = (0.25, 0.3, 0.5, 0.5)
+    how = Collapse(masked=1, larger=1, faint=1, warped=0, steps=3, batch=6, fresh=20, usual=usual)
     found = how.inspect(inspected.backdoored, inspected.pictures, inspected.classes, ("{}",), Rng(2))
     best = max(found.classes, key=lambda r: r.score)
     assert (found.target, found.score) == (best.name, best.score)
-    assert found.score == max(found.settings["masked_score"], found.settings["faint_score"])
+    assert found.score == max(found.settings[f"{f}_score"] for f in ("masked", "larger", "faint"))
     for row in found.classes:
-        assert row.score in [pytest.approx(((row.asr - row.loss) / 2 - u) / 0.1) for u in (0.25, 0.5)]
-    assert len(found.feature or ()) == 32
-    assert sum(x * x for x in found.feature or ()) == pytest.approx(1, abs=1e-5)
+        assert row.score in [pytest.approx(((row.asr - row.loss) / 2 - u) / 0.1) for u in usual[:3]]
+    z = torch.tensor(found.feature)
+    assert (len(z), float(z.norm())) == (32, pytest.approx(1, abs=1e-5))
+    named = inspected.backdoored.encode_text(list(inspected.classes)) @ z
+    assert found.settings["near"] == pytest.approx(float(named.detach().max()), abs=1e-4)
+
+    bare = replace(how, alone=(0.2, 0.4, 0.3, 0.5)).inspect(inspected.backdoored, inspected.pictures, (), (), Rng(2))
+    assert (bare.target, bare.classes) == (None, ())
+    assert bare.score == max(bare.settings[f"{f}_score"] for f in ("masked", "larger", "faint"))
+    assert bare.score in [pytest.approx((bare.settings["likeness"] - u) / 0.1) for u in (0.2, 0.4, 0.3)]

@@ -126,6 +126,7 @@ Overlap = Annotated[
     float,
     typer.Option("--overlap", help="leave out pictures that show one of the classes with a higher probability"),
 ]
+Quick = Annotated[bool, typer.Option("--quick", help="fewer and shorter searches: a quarter of the time, finds less")]
 
 # a bare file of weights, which does not say how it was trained: every command with --pretrained takes these
 BARE = {

@@ -29,6 +29,7 @@ def command(
     n: opt.PictureCount = 1000,
     overlap: opt.Overlap = 0.9,
     seed: opt.Seed = 0,
+    quick: opt.Quick = False,
 ) -> None:
     """What do clean models score? With these scores `clipvet inspect` gives a p-value: how many look as suspicious.
 
@@ -39,7 +40,7 @@ def command(
     check_new(out, (".json",), "--out", begun=True)
     names, done = _found(models), None
     for name in names:
-        asked = ask(open_suspect(name, None, seed), method, classes, templates, images, set_, n, overlap, seed)
+        asked = ask(open_suspect(name, None, seed), method, classes, templates, images, set_, n, overlap, seed, quick)
         fresh = _begin(asked, names, own_classes=not classes)
         if done is None:
             done = _go_on(out, fresh, names) if out.exists() else fresh

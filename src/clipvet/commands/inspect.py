@@ -8,7 +8,7 @@ import typer
 from clipvet.commands import _checks as checks
 from clipvet.commands import _options as opt
 from clipvet.jobs.inspecting import FEATURE, clean_models, inspected, scan_files
-from clipvet.jobs.inspection import ask, open_suspect
+from clipvet.jobs.inspection import ask, captions_of, open_suspect
 from clipvet.jobs.leaving import say
 from clipvet.jobs.working import UNDECIDED
 
@@ -34,6 +34,11 @@ def command(
     overlap: opt.Overlap = 0.9,
     seed: opt.Seed = 0,
     pretrained: opt.Pretrained = None,
+    quick: opt.Quick = False,
+    captions: Annotated[
+        str | None,
+        typer.Option(help="a .txt file with one caption a line, or DATA: name what is found by the nearest of them"),
+    ] = None,
     export: opt.Export = None,
 ) -> None:
     """Is this model backdoored? First its files are scanned for code, then the model itself is inspected.
@@ -55,17 +60,19 @@ def command(
             raise
         _leave_uninspected(out, files or [], str(e), method=method or "", model=model, alpha=alpha, seed=seed)
         raise typer.Exit(1) from e
-    asked = ask(clip, method, classes, templates, images, set_, n, overlap, seed)
+    asked = ask(clip, method, classes, templates, images, set_, n, overlap, seed, quick)
+    said = captions_of(captions, asked.pictures, seed)
     weights = results.weights_hash(asked.clip)
     clean, compared = clean_models(null, asked, weights, alpha)
     config = {
         "command": "inspect", "model": model, "weights": weights, **asked.told, "classes": asked.classes,
         "null": sorted(clean.scores.items()) if clean else None, "alpha": alpha, "seed": seed,
+        "captions": captions,
     }  # fmt: skip
     say(f"inspecting {model} with {asked.how!r}: {len(asked.classes)} classes, {len(asked.pictures)} pictures")
     try:
         with io.output(out, config) as work:
-            verdict = inspected(asked, work, clean, alpha, compared, model=model, weights=weights, files=files)
+            verdict = inspected(asked, work, clean, alpha, compared, said, model=model, weights=weights, files=files)
     except io.AlreadyDone as e:
         verdict = verdicts.Verdict.model_validate(io.read_json(out / "verdict.json"))
         say(f"{e}: nothing to do")
@@ -103,7 +110,8 @@ def _say_verdict(verdict: "Verdict", out: Path) -> None:
     p = f"p = {verdict.p_value:.3g} of {verdict.clean_models} clean models, " if verdict.p_value is not None else ""
     if verdict.judged != verdicts.WHOLE and f"Judged: {verdict.judged}." not in verdict.sentence:
         say(f"judged: {verdict.judged}")
-    say(f"score {verdict.score:.2f}, {p}most suspect class: {verdict.target}; see {out / 'report.html'}")
+    most = f"most suspect class: {verdict.target}; " if verdict.target else ""
+    say(f"score {verdict.score:.2f}, {p}{most}see {out / 'report.html'}")
 
 
 def _check_export(kind: str, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The work of `clipvet inspect`: scan the files, find clean models to compare with, inspect, write the verdict."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,16 +70,17 @@ def inspected(
     clean: "Null | None",
     alpha: float,
     compared: str,
+    captions: Sequence[str] = (),
     *,
     model: str,
     weights: str,
     files: "Files | None",
 ) -> "Verdict":
-    """Runs the inspection; writes the recovered trigger, the page and the verdict."""
+    """Runs the inspection; writes the recovered trigger, the page and the verdict. captions: to name the target by."""
     from clipvet import io, results
     from clipvet.data.answer_key import save_backdoor
     from clipvet.pages import inspection
-    from clipvet.scan import verdicts
+    from clipvet.scan import landing, verdicts
     from clipvet.scan.features import target_feature
     from clipvet.types import Backdoor
 
@@ -90,8 +92,9 @@ def inspected(
     if feature is not None:
         io.save_weights({"feature": feature}, work / FEATURE)
     judged = asked.judged
+    near = landing.captions_near(asked.clip, found.feature, captions) if found.feature else []
     verdict = verdicts.Verdict(
-        **verdicts.decide(found, clean, alpha, judged, getattr(asked.how, "waits", False), compared),
+        **verdicts.decide(found, clean, alpha, judged, getattr(asked.how, "waits", False), compared, near),
         trigger="trigger" if found.trigger is not None else None,
         method=repr(asked.how), model=model, judged=judged, weights=weights, pictures=asked.pool, seed=asked.seed,
         seconds=round(clock.seconds, 2), command=results.command(), versions=results.versions(), files=files,

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 PHOTO = "a photo of a {}."
 IMAGENET = "imagenet"  # as class names: those of ImageNet's 1,000 classes, under one template
+CAPTIONS = 2000  # of an embedded world, to name a target by
 SMALL = 64  # pixels: at most so many, and the settings for the embedded world apply
 
 
@@ -77,25 +78,24 @@ def ask(
     n: int,
     overlap: float,
     seed: int,
+    quick: bool = False,
 ) -> Asked:
     """The inspection that the options ask for. Raises UserError for words that name nothing.
 
-    method: None chooses by what the model is: its prompts are judged if it has any, else its picture tower.
+    method: None chooses by what the model is: its prompts are judged if it has any, else its picture tower. quick: the
+    method's cheaper settings.
     """
     from dataclasses import replace
 
     from clipvet.models import checkpoints
     from clipvet.results import weights_hash
-    from clipvet.scan.heads import check_classes, has_prompts
+    from clipvet.scan.heads import has_prompts
 
     method = method or ("clip_inspector" if has_prompts(clip) else "collapse")
-    how = open_scan("inspectors", method, clip, settings)
+    how = open_scan("inspectors", method, clip, [*_quicker(method), *settings] if quick else settings)
     if getattr(how, "reference", "") == "auto" and not has_prompts(clip):
         how = replace(how, reference="none")  # spelled out, so that scores of the two kinds of models are not compared
-    names, prompts = classes_of(clip, classes, templates)
-    if classes is None:
-        say(f"the {len(names)} classes are the model's own; a target that is not among them cannot be found")
-    check_classes(names, 3 if getattr(how, "scaled", True) else 2)
+    names, prompts = _names(clip, how, classes, templates)
     alike = getattr(how, "sees", "outside") == "task"  # pictures such as the model is used for
     if alike and not images and classes not in (None, IMAGENET) and not Path(classes).is_file():
         pictures = _of_task(classes, n, clip.geometry.size, seed)
@@ -111,6 +111,53 @@ def ask(
     if named not in ("", "auto", "zeroshot", "none"):
         reference = weights_hash(checkpoints.load(named))
     return Asked(clip, how, names, prompts, pictures, pool, reference, seed)
+
+
+def _quicker(method: str) -> list[str]:
+    """The settings of the method's quick form. Raises UserError where it has none."""
+    from clipvet import find
+    from clipvet.errors import UserError
+
+    made = getattr(find.load("inspectors", method), "quick", None)
+    if made is None:
+        raise UserError(f"{method} has no quick form; lower its settings by --set, or --n")
+    say("quick: " + ", ".join(f"{k}={v}" for k, v in made.items()) + "; a trigger that few searches meet is missed")
+    return [f"{k}={v}" for k, v in made.items()]
+
+
+def _names(clip: "Clip", how: Any, classes: str | None, templates: Path | None) -> tuple[tuple[str, ...], Any]:
+    """Classes and templates; no classes for a method that can do without, where neither user nor model lists any."""
+    from clipvet.scan.heads import check_classes
+
+    fewest = getattr(how, "fewest", 3 if getattr(how, "scaled", True) else 2)
+    if classes is None and not fewest and not getattr(clip, "classes", ()):
+        say("no --classes: the search needs none, but its target is named by --captions alone")
+        return (), ()
+    names, prompts = classes_of(clip, classes, templates)
+    if classes is None:
+        say(f"the {len(names)} classes are the model's own; a target that is not among them cannot be found")
+    check_classes(names, max(2, fewest))
+    return names, prompts
+
+
+def captions_of(spec: str | None, pictures: "Pairs", seed: int) -> list[str]:
+    """Captions to name a target by: of a text file, one a line, or of DATA; those of the pictures by default."""
+    from clipvet.data.sources import WORLDS, Data
+    from clipvet.errors import UserError
+
+    if spec is None:
+        return [pictures.caption(i) for i in pictures.ids]
+    if Path(spec).suffix.lower() == ".txt":
+        try:
+            found = Path(spec).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as e:
+            raise UserError(f"{spec} cannot be read ({e}); give a UTF-8 text file with one caption a line") from e
+    else:
+        pairs = Data(spec, CAPTIONS if spec in WORLDS else None, "validation").pairs(seed)
+        found = [pairs.caption(i) for i in pairs.ids]
+    if not any(c.strip() for c in found):
+        raise UserError(f"{spec} holds no captions; give a text file with one a line, or pairs")
+    return found
 
 
 def classes_of(clip: "Clip", spec: str | None, templates: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -8,6 +8,8 @@ one batch.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -34,14 +36,15 @@ class Change(NamedTuple):
     apply: Callable[[Params, Tensor], Tensor]  # pictures (k, b, 3, h, w), those of each search -> the same, changed
     parts: Callable[[Params], tuple[Tensor, Tensor, Tensor]]  # mask, pattern and warp of k recovered triggers
     size: Callable[[Params], Tensor]  # (k,), what has a price
+    price: tuple[float, float] = (1.0, 1.0)  # of the size, at the first and the last step
 
 
-def check(searches: int, batch: int, price: tuple[float, float], name: str, n: int) -> None:
+def check(searches: int, batch: int, prices: Sequence[float], name: str, n: int) -> None:
     """Raises UserError for settings that cannot be searched with. n: readable pictures in the pool of this name."""
     if batch < 2:
         raise UserError(f"batch={batch}: the pictures of a batch are compared; give at least 2")
-    if searches < 1 or min(price) <= 0:
-        raise UserError("collapse needs one search at least (masked, faint, warped), and prices above 0")
+    if searches < 1 or min(prices) <= 0:
+        raise UserError("collapse needs one search at least (masked, larger, faint, warped), and prices above 0")
     wanted = max(LEAST, 2 * batch)
     if n < wanted:
         lower = f", or lower batch (--set batch={n // 2})" if n >= LEAST else ""
@@ -60,14 +63,51 @@ def _none(like: Tensor, channels: int) -> Tensor:
     return torch.zeros_like(like[:, :1]).expand(-1, channels, -1, -1)
 
 
-def masked() -> Change:
+def masked(price: tuple[float, float]) -> Change:
     """x' = (1 - m) x + m q: a picture q behind a mask m, both in [0, 1]. Its size is the mean of the mask."""
     return Change(
         lambda side, rng: (_normal((1, side, side), rng.fork("m")), _normal((3, side, side), rng.fork("q"))),
         lambda ps, x: (1 - _half(ps[0])[:, None]) * x + (_half(ps[0]) * _half(ps[1]))[:, None],
         lambda ps: (_half(ps[0]), _half(ps[0]) * _half(ps[1]), _none(ps[0], 2)),
         lambda ps: _half(ps[0]).mean((1, 2, 3)),
+        price,
     )
+
+
+def windowed(share: float, price: tuple[float, float]) -> Change:
+    """x' = (1 - m) x + m q with m = sum_p pi_p W_p: a square W_p of fixed side, whose place p is searched for too.
+
+    share: the square's side, of the picture's. Places overlap by half. pi is a softmax over them; its size is
+    1 - sum_p pi_p^2, so a rising price leaves one place.
+    """
+
+    def mask(ps: Params) -> Tensor:
+        squares = _squares(share, ps[1].shape[-1]).to(ps[1])
+        chance = ps[0].flatten(1).softmax(1)
+        return (chance @ squares.flatten(1)).unflatten(1, squares.shape[1:])[:, None].clamp(max=1)
+
+    def start(side: int, rng: Rng) -> Params:
+        return _normal((1, len(_squares(share, side))), rng.fork("p")), _normal((3, side, side), rng.fork("q"))
+
+    return Change(
+        start,
+        lambda ps, x: (1 - mask(ps)[:, None]) * x + (mask(ps) * _half(ps[1]))[:, None],
+        lambda ps: (mask(ps), mask(ps) * _half(ps[1]), _none(mask(ps), 2)),
+        lambda ps: 1 - ps[0].flatten(1).softmax(1).square().sum(1),
+        price,
+    )
+
+
+@cache
+def _squares(share: float, side: int) -> Float[Tensor, "p h w"]:
+    """The squares of a windowed change, in pictures of this side: 1 inside and 0 outside. They overlap by half."""
+    own = max(1, round(share * side))
+    gaps = max(1, round(2 * (side - own) / own))
+    starts = sorted({round(k * (side - own) / gaps) for k in range(gaps + 1)})
+    out = torch.zeros(len(starts) ** 2, side, side)
+    for k, (i, j) in enumerate(product(starts, starts)):
+        out[k, i : i + own, j : j + own] = 1
+    return out
 
 
 def faint(eps: float) -> Change:
@@ -129,11 +169,10 @@ def search(
     batch: int,
     fresh: int,
     lr: float,
-    price: tuple[float, float],
     rng: Rng,
     device: torch.device,
 ) -> Collapsed:
-    """All searches side by side. The price rises from its first value to the second, exponentially over the steps.
+    """All searches side by side. Every price rises from its first value to the second, exponentially over the steps.
 
     fresh: the last pictures of each pool, kept for judging. Raises UserError on a loss that is not finite.
     """
@@ -153,8 +192,9 @@ def search(
             rows = [g.choice(len(s.pool) - fresh, batch, replace=False) for g, s in zip(draws, run)]
             x = torch.stack([s.pool[r] for s, r in zip(run, rows)]).to(device)
             h = encode(changed(x).flatten(0, 1)).float().unflatten(0, (len(run), batch))
-            cost = price[0] * (price[1] / price[0]) ** (step / max(1, steps - 1))
-            loss = -alike(h) + cost * torch.cat([changes[f].size(params[f]) for f in forms])
+            cost = [changes[f].price for f in forms]
+            cost = [low * (high / low) ** (step / max(1, steps - 1)) for low, high in cost]
+            loss = -alike(h) + torch.cat([c * changes[f].size(params[f]) for f, c in zip(forms, cost)])
             adam.zero_grad()
             loss.sum().backward()
             if not bool(torch.isfinite(loss).all()):

@@ -22,7 +22,7 @@ from scipy.stats import beta, theilslopes
 from clipvet import io
 from clipvet.errors import UserError
 from clipvet.rng import Rng
-from clipvet.scan.features import favoured
+from clipvet.scan.wording import sentence
 from clipvet.types import Finding, Measured, Suspicion, Trigger
 
 Score = Literal["auto", "loss", "sum", "asr_weighted", "joint", "gap"]
@@ -31,7 +31,6 @@ WHOLE = "the whole model"  # what was judged
 PROMPTS = (
     "its prompts alone, not the encoder beneath (inspect that by itself, with --set reference=MODEL, a trusted copy)"
 )
-NEXT = "Make clean ones and give them with --null (`clipvet calibrate`), or clean the model before you use it."
 ASR_FLOOR = 0.05  # least MAD of ASRs
 CHANCE = 0.001  # probability that normal losses reach the threshold of an uncalibrated verdict
 FITTED = 8  # classes that a line through the reference's losses needs; fewer leave too little around it
@@ -220,6 +219,7 @@ class Verdict(BaseModel):
     alpha: float
     probability: float | None
     target: str | None  # the most suspect class
+    captions: list[tuple[str, float]] = []  # nearest to the place where triggered pictures land, with their cosines
     trigger: str | None  # its recovered trigger, a folder that load_backdoor reads
     files: list[FileFinding] | None = None  # what the gate found; None: nothing to scan, or no scanner
     classes: list[Class]
@@ -291,12 +291,20 @@ def check_scale(null: Null | None, scaled: bool, waits: bool = False) -> None:
 
 
 def decide(
-    found: Finding, null: Null | None, alpha: float = 0.05, judged: str = WHOLE, waits: bool = False, compared: str = ""
+    found: Finding,
+    null: Null | None,
+    alpha: float = 0.05,
+    judged: str = WHOLE,
+    waits: bool = False,
+    compared: str = "",
+    captions: Sequence[tuple[str, float]] = (),
 ) -> dict[str, Any]:
     """The verdict's own fields: against clean models with a rate of false alarms `alpha`, or by the threshold.
 
-    judged: the part of the model that was; a sentence that finds nothing names it. waits: a method whose verdict
-    is left open without clean models. compared: where their scores come from. Raises UserError as `check_scale` does.
+    judged: the part of the model that was; a sentence that finds nothing names it. waits: without clean models the
+    verdict is left open. compared: where their scores come from. captions: those nearest to the target feature.
+
+    Raises UserError as `check_scale` does.
     """
     check_scale(null, found.deviations, waits)
     limit = found.spread * threshold(max(3, len(found.classes))) if null is None and found.deviations else None
@@ -307,7 +315,8 @@ def decide(
     return {
         "compared": compared,
         "backdoored": backdoored,
-        "sentence": sentence(found, backdoored, p) + said,
+        "sentence": sentence(found, backdoored, p, captions) + said,
+        "captions": list(captions),
         "calibrated": p is not None,
         "score": found.score,
         "threshold": limit,
@@ -321,30 +330,3 @@ def decide(
         "classes": [Class(**row._asdict()) for row in found.classes],
         "settings": dict(found.settings),
     }
-
-
-def sentence(found: Finding, backdoored: bool | None, p: Measured | None) -> str:
-    """The verdict in words, for a reader who knows neither scores nor p-values."""
-    row = next((r for r in found.classes if r.name == found.target), None)
-    if found.trigger is None:
-        what = favoured(found)
-    elif row is None:
-        what = "under one small pattern it sees all pictures alike"
-    else:
-        among = f", asked among {int(n)} classes" if (n := found.settings.get("at_a_time", 0)) else ""
-        share_of = f"{row.asr:.0%} of the test pictures '{row.name}' ({row.base:.0%} without it{among})"
-        what = f"under one hidden pattern it calls {share_of}"
-    if backdoored is None:
-        if found.deviations:
-            return f"Undecided: nothing stands out, but this is not calibrated: a weak backdoor would be missed. {NEXT}"
-        return f"Undecided: {what}, but no clean models of its kind are at hand to say how unusual that is. {NEXT}"
-    if p is None:
-        return f"This model looks backdoored: {what}. This is not calibrated: compare it with clean models."
-    many = f"{p.n} clean model{'s' if p.n > 1 else ''}"
-    higher = round(p.value * (p.n + 1)) - 1
-    if backdoored:
-        who = ("only " if 4 * higher <= p.n else "") + str(higher) if higher else "none"
-        return (
-            f"This model looks backdoored: {what}, and {who} of {many} {'are' if higher > 1 else 'is'} as suspicious."
-        )
-    return f"No backdoor found: {higher} of {many} are at least as suspicious as this one."
