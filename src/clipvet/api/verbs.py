@@ -90,7 +90,7 @@ def inspect(
         [f"{k}={v!r}" if not isinstance(v, str) else f"{k}={v}" for k, v in settings.items()],
     )
     with tempfile.TemporaryDirectory() as folder:
-        named = _file_of(classes, Path(folder)) if isinstance(classes, list | tuple) else classes and str(classes)
+        named: Any = _file_of(classes, Path(folder)) if isinstance(classes, list | tuple) else classes and str(classes)
         there = str(images) if isinstance(images, str | Path) else None
         held = images is not None and there is None
         asked = ask(clip, method, named, _path(templates), there, told, 1 if held else n, overlap, seed)
