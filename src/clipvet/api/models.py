@@ -57,11 +57,11 @@ def load(
         )
     if isinstance(model, Clip):
         return model
-    parts = list(model) if isinstance(model, tuple | list) else [model]
+    parts: Any = list(model) if isinstance(model, tuple | list) else [model]
     if len(parts) == 2 and hasattr(parts[0], "config") and hasattr(parts[1], "save_pretrained"):
-        return _from_transformers(*parts, device)  # pyright: ignore[reportCallIssue]
+        return _from_transformers(parts[0], parts[1], device)
     if len(parts) == 3 and hasattr(parts[0], "encode_image") and callable(parts[1]) and callable(parts[2]):
-        return _from_open_clip(*parts, device)  # pyright: ignore[reportCallIssue]
+        return _from_open_clip(parts[0], parts[1], parts[2], device)
     raise UserError(f"a {type(model).__name__} is no model that can be read; give {FORMS}")
 
 

@@ -175,7 +175,7 @@ def _picture(source: str | memory.BytesIO | Image.Image, geometry: Geometry | No
         if geometry and geometry.mode != "squash" and geometry.size**2 * max(w, h) / min(w, h) > max_pixels:
             raise ValueError(f"{w} x {h} pixels are too long and thin to resize")
         if picture.format in ("JPEG", "MPO"):
-            _check_scans(picture.fp)  # pyright: ignore[reportAttributeAccessIssue]
+            _check_scans(picture.fp)  # pyright: ignore[reportAttributeAccessIssue] an opened file has it
         picture.load()
         with suppress(Exception):  # a damaged EXIF block does not spoil the pixels
             ImageOps.exif_transpose(picture, in_place=True)

@@ -75,7 +75,7 @@ def _states(held: Mapping[Any, Any], before: str = "", depth: int = 3) -> Iterat
         name = f"{before}{str(key)[:40]}"
         if _is_state(v):
             yield name, v
-        elif isinstance(v, Mapping) and depth > 1 and "optim" not in name:
+        elif isinstance(v, Mapping) and depth > 1 and "optim" not in name and all(isinstance(k, str) for k in v):
             yield from _states(v, f"{name}.", depth - 1)
 
 
