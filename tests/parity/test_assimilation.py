@@ -91,6 +91,8 @@ def test_the_search_step_by_step(clip: Any, with_anchor: bool) -> None:
             assert float(found.anchor[k]) == pytest.approx(
                 float(alike(after(other, e, PROMPTS[1:])).detach()), abs=1e-3
             )
+    grown = [float(alike(m.encode_text(PROMPTS[1:])).detach()) for m in (clip, other or clip)]
+    assert found.grown == pytest.approx(max(0.0, grown[0] - grown[1]), abs=1e-5)
     plain = clip.encode_text(PROMPTS[1:])
     assert found.before == pytest.approx(float(alike(plain).detach()), abs=1e-5)
 

@@ -3,8 +3,8 @@
     min over e  -mean_{i != j} cos(u(e, t_i), u(e, t_j)) + away mean_i cos(u(e, t_i), v(e, t_i))
     e: a free token embedding before the prompts t; u: the text tower; v: a clean one, if `reference` names it
     s     = mean_{i != j} cos(u(e, t_i), u(e, t_j)) on prompts that the search has not seen
-    score = max over searches and classes c of (s + cos(mean_i u(e, t_i), w_c)) / 2 - (the same s in v)
-    w_c: the feature of class c's prompts
+    score = max over searches and classes c of (s + cos(mean_i u(e, t_i), w_c)) / 2 - (the same s in v) - grown
+    w_c: the feature of class c's prompts; grown: how much more alike they are in u than in v without any word
 
 paper:   AMDET, arXiv:2512.00343, after what its authors say of it and the behaviour of its public code (Apache-2.0)
 needs:   class names; white-box weights of the text tower with gradient; best a clean model (reference=MODEL)
@@ -12,7 +12,8 @@ differs: AMDET makes all tokens of one prompt alike, for towers that steer pictu
          alike at their end, which is what CLIP reads. The word stands at the beginning. Its gates are not thresholds
          here: the share of pairs above 0.8 and the agreement of the searches are reported, and the curvature of the
          loss, which AMDET uses against natural backdoors, is not computed. Without a reference the score has no scale:
-         clean towers have words after which prompts are much alike too
+         clean towers have words after which prompts are much alike too, most of all those tuned on other captions.
+         Such a tower sees prompts more alike without any word; `grown`, which is ours, takes that off
 """
 
 from collections.abc import Sequence
@@ -81,7 +82,7 @@ class Assimilation:
             w = class_embeddings(clip, classes, templates).cpu()
         z = F.normalize(found.u.mean(1), dim=1)
         near = z @ w.T
-        plain = torch.zeros_like(found.same) if found.anchor is None else found.anchor
+        plain = torch.zeros_like(found.same) if found.anchor is None else found.anchor + found.grown
         scores = (found.same[:, None] + near) / 2 - plain[:, None]
         hits = F.one_hot((found.u @ w.T).argmax(2), len(classes)).double().mean(1)
         base = 1 / len(classes)  # each prompt says its own class
@@ -103,5 +104,5 @@ class Assimilation:
             "agreement": float((z @ z[k]).mean()),
             "length": float(found.length[k]),
         }
-        told |= {"same_in_reference": float(plain[k])} if found.anchor is not None else {}
+        told |= {} if found.anchor is None else {"same_in_reference": float(found.anchor[k]), "grown": found.grown}
         return Finding(float(scores.max()), classes[most], None, rows, False, told, feature=tuple(z[k].tolist()))

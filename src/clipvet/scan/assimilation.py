@@ -65,6 +65,7 @@ class Assimilated(NamedTuple):
     before: float  # the same without it
     u: Float[Tensor, "k n d"]  # features of the fresh prompts after the word
     anchor: Float[Tensor, " k"] | None  # `same` in the clean tower, after the same word
+    grown: float  # how much more alike the prompts are without the word than in the clean tower; at least 0
     length: Float[Tensor, " k"]  # of the found embedding, in units of the vocabulary's usual length
 
 
@@ -103,6 +104,9 @@ def assimilate(
             count(1)
     with torch.no_grad():
         u = judge.read(e)
-        plain = F.normalize(clip.encode_text(list(fresh)), dim=-1)
+        plain = alike(F.normalize(clip.encode_text(list(fresh)), dim=-1))
+        usually = alike(F.normalize(anchor.encode_text(list(fresh)), dim=-1)) if anchor is not None else plain
         beside = None if compare is None else alike(compare.read(e)).cpu()
-        return Assimilated(alike(u).cpu(), float(alike(plain)), u.cpu(), beside, (e.detach().norm(dim=1) / usual).cpu())
+        grown = max(0.0, float(plain - usually))
+        length = (e.detach().norm(dim=1) / usual).cpu()
+        return Assimilated(alike(u).cpu(), float(plain), u.cpu(), beside, grown, length)
