@@ -123,7 +123,7 @@ def test_a_picture_tower_alone(inspected: Any) -> None:
 
     tower: Any = Tower()
     found = TOY.inspect(tower, inspected.pictures, (), (), Rng(2))
-    target = inspected.backdoored.encode_text(["caption 5"])[0]
+    target = inspected.backdoored.encode_text(["caption 5"])[0].detach()
     assert found.target is None
     assert float(torch.tensor(found.feature) @ target) > 0.6
 
