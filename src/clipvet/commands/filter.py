@@ -18,11 +18,17 @@ if TYPE_CHECKING:
     from clipvet.types import Backdoor, Measured, Pairs
     from clipvet.unlearning.judged import Judged
 
+NEW = "none; one was trained on the pairs"
+SMALL, LARGER = "shapes-vit", "drawings-vit"  # trained where no model is given: on embedded worlds, on other pictures
+
 
 def command(
     data: opt.Data,
-    model: opt.Model,
     out: Annotated[Path, typer.Option("--out", help="a new .parquet; the page is written beside it, as .html")],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="the model that was trained on the pairs (default: one is trained now)"),
+    ] = None,
     method: Annotated[str, typer.Option(help="one of `clipvet list filters`")] = "auto",
     pretrained: opt.Pretrained = None,
     set_: opt.Set = [],  # noqa: B006
@@ -49,15 +55,17 @@ def command(
     import numpy as np
 
     from clipvet import io, ranks, results
+    from clipvet.data.sources import WORLDS
     from clipvet.engine.embed import sharing
     from clipvet.measures._detection import detection
     from clipvet.pages import suspects
     from clipvet.rng import Rng
     from clipvet.unlearning.judged import Judged
 
-    how, page = _at(alpha, open_method("filters", method, data, set_)), out.with_suffix(".html")
+    alone = {} if model else _alone(method, pretrained)
+    how, page = _at(alpha, open_method("filters", method, data, set_, **alone)), out.with_suffix(".html")
     share = _check_options(method, data, out, page, cleaned, keep, hasattr(how, "cut"))
-    clip = open_model(model, pretrained, seed)
+    clip = open_model(model or (SMALL if data in WORLDS else LARGER), pretrained, seed)
     source = open_data(data, n, "train", clip.geometry.size, image_key, caption_key)
     pairs, key, made = open_keyed(source, seed, backdoor)
     if cleaned:
@@ -80,7 +88,7 @@ def command(
         measured = {} if poisoned is None else detection(scores, np.isin(pairs.ids, poisoned))
         cut, removed = _cut(how, scores, found, share)
         facts = {
-            "method": repr(how), "model": model, "data": pairs.name, "seed": seed, "command": results.command(),
+            "method": repr(how), "model": model or NEW, "data": pairs.name, "seed": seed, "command": results.command(),
             "versions": results.versions(), "seconds": clock.seconds,
             "measured": {k: m._asdict() for k, m in measured.items()}, "told": judged.told,
         }  # fmt: skip
@@ -148,6 +156,22 @@ def _check_options(
     if (cleaned or keep == "auto") and share is None and not has_cut:
         raise UserError(f"{method} has no cut of its own; add --keep, the fraction of the pairs that --cleaned keeps")
     return share
+
+
+def _alone(method: str, pretrained: str | None) -> dict[str, Any]:
+    """The fields with which a filter trains a model of its own. Raises UserError for a filter that does not."""
+    import dataclasses
+
+    from clipvet import find
+    from clipvet.errors import UserError
+    from clipvet.filters._anew import Own
+
+    if pretrained:
+        raise UserError(f"--pretrained {pretrained} needs --model, the architecture that it belongs to")
+    of = {f.name: f.default for f in dataclasses.fields(find.load("filters", method))}
+    if "anew" not in of:
+        raise UserError(f"{method} needs --model; without one there are auto, cascade and gmm_split")
+    return {} if of["anew"] else {"anew": Own()}
 
 
 def _at(alpha: float | None, how: Any) -> Any:
