@@ -25,6 +25,11 @@ def path(value: Any) -> Any:
     return value
 
 
+def optional_model(value: str | None) -> str | None:
+    """`model`, where there need be none."""
+    return None if value is None else model(value)
+
+
 def model(value: str) -> str:
     """Refuses what can only be a path, and is not there."""
     if value.startswith(("./", "../", "/", "~")) or ("/" in value and ":" not in value):

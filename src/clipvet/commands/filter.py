@@ -20,11 +20,21 @@ if TYPE_CHECKING:
     from clipvet.types import Measured, Pairs
     from clipvet.unlearning.judged import Judged
 
+NEW = "none; one was trained on the pairs"
+SMALL, LARGER = "shapes-vit", "drawings-vit"  # trained where no model is given: on embedded worlds, on other pictures
+
 
 def command(
     data: opt.Data,
-    model: opt.Model,
     out: Annotated[Path, typer.Option("--out", help="a new .parquet; the page is written beside it, as .html")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="the model that was trained on the pairs (default: one is trained now)",
+            callback=checks.optional_model,
+        ),
+    ] = None,
     method: Annotated[
         str, typer.Option(help="one of `clipvet list filters`", callback=checks.method_of("filters"))
     ] = "auto",
@@ -51,11 +61,13 @@ def command(
     A killed run goes on where it was when the same command is given again.
     """
     from clipvet import io, ranks, results
+    from clipvet.data.sources import WORLDS
     from clipvet.pages import suspects
 
-    how, page = _at(alpha, open_method("filters", method, data, set_)), out.with_suffix(".html")
+    alone = {} if model else _alone(method, pretrained)
+    how, page = _at(alpha, open_method("filters", method, data, set_, **alone)), out.with_suffix(".html")
     share = _check_options(method, data, out, page, cleaned, keep, hasattr(how, "cut"))
-    clip = open_model(model, pretrained, seed)
+    clip = open_model(model or (SMALL if data in WORLDS else LARGER), pretrained, seed)
     source = open_data(data, n, "train", clip.geometry.size, image_key, caption_key)
     pairs, key, made = open_keyed(source, seed, backdoor)
     if cleaned:
@@ -70,7 +82,7 @@ def command(
     with _room(out), io.scratch(out, config) as work:
         done = filtered(how, clip, pairs, captions, work, seed, poisoned, share)
         facts = {
-            "method": repr(how), "model": model, "data": pairs.name, "seed": seed, "command": results.command(),
+            "method": repr(how), "model": model or NEW, "data": pairs.name, "seed": seed, "command": results.command(),
             "versions": results.versions(), "seconds": done.seconds,
             "measured": {k: m._asdict() for k, m in done.measured.items()}, "told": done.judged.told,
         }  # fmt: skip
@@ -136,6 +148,22 @@ def _left_out(found: "Suspects", bad: dict[int, str]) -> str:
     empty = sum(why == EMPTY for why in bad.values())
     others = ((len(found.ids) - found.scored - empty, "unreadable"), (empty, "with empty captions"))
     return "".join(f", {n} {what}" for n, what in others if n)
+
+
+def _alone(method: str, pretrained: str | None) -> dict[str, Any]:
+    """The fields with which a filter trains a model of its own. Raises UserError for a filter that does not."""
+    import dataclasses
+
+    from clipvet import find
+    from clipvet.errors import UserError
+    from clipvet.filters._anew import Own
+
+    if pretrained:
+        raise UserError(f"--pretrained {pretrained} needs --model, the architecture that it belongs to")
+    of = {f.name: f.default for f in dataclasses.fields(find.load("filters", method))}
+    if "anew" not in of:
+        raise UserError(f"{method} needs --model; without one there are auto, cascade and gmm_split")
+    return {} if of["anew"] else {"anew": Own()}
 
 
 def _at(alpha: float | None, how: Any) -> Any:

@@ -68,7 +68,8 @@ def grouped(
     left = len(rows) - sum(len(g.rows) for g in groups)
     said = [_sentence(g) for g in groups]
     if left and groups:
-        said.append(f"{left:,} further pairs that are called poisoned are in no group of {LEAST} or more.")
+        many = "pairs that are called poisoned are" if left > 1 else "pair that is called poisoned is"
+        said.append(f"{left:,} further {many} in no group of {LEAST} or more.")
     if len(rows) and not groups:
         said.append(
             f"No rare word binds {LEAST} or more of them, so they may be odd pairs rather than one backdoor; look at "

@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipvet.engine.neighbours import nearest
+from clipvet.filters._anew import Own
 from clipvet.filters._features import aligned
 from clipvet.filters._seen import look
 from clipvet.filters._tails import bulk, listed, tail_logs
@@ -41,6 +42,8 @@ class Auto:
     k: int = 16  # nearest pictures over which q is averaged
     alpha: float = 0.01  # share of false alarms that is promised among the pairs that are called poisoned
 
+    anew: Own | None = None  # train a model on the pairs first, from random weights; None: use the given one
+
     needs: ClassVar[str] = "untrusted pairs"
     phrase: ClassVar[str] = (
         "p = 1e-{score:.1f} that a clean pair lies so much among pictures that lose their captions when changed"
@@ -51,19 +54,19 @@ class Auto:
 
     def judge(self, clip: Clip, pairs: Pairs, rng: Rng) -> Judged:
         """The scores, and what follows from them: how many pairs are called poisoned, and what binds them."""
-        seen = look(clip, pairs, rng)
+        seen = look(clip, pairs, rng, self.anew)
         first, of, count = np.unique(seen.group, return_index=True, return_inverse=True, return_counts=True)[1:]
         own = np.bincount(of, seen.q) / count
         there, here = (_around(own, x[torch.from_numpy(first)], self.k) for x in (seen.v, seen.found.z))
         if not seen.sure:  # ranks of pairs, not of pictures: else copies of the highest picture would be called
             ranks = aligned(torch.from_numpy(_ranked((there - 2 * here)[of])), seen.found.kept, len(pairs))
-            return Judged(ranks, [seen.why(STRANGE)], [], decided=False)
+            return Judged(ranks, [*seen.said, seen.why(STRANGE)], [], decided=False)
         logs = _extreme(there - 2 * here)
         if (count > MANY).any():
             logs = np.where(count > MANY, _extreme(there - 2 * own), logs)
         told, groups = tell(seen.found.captions, seen.found.z, seen.group, logs[of], self.alpha)
         placed = [g._replace(rows=seen.found.kept[g.rows]) for g in groups]
-        return Judged(aligned(torch.from_numpy(logs[of]), seen.found.kept, len(pairs)), told, placed)
+        return Judged(aligned(torch.from_numpy(logs[of]), seen.found.kept, len(pairs)), seen.said + told, placed)
 
     def cut(self, scores: Float[np.ndarray, " n"]) -> float:
         """The score above which pairs are called poisoned. scores may hold NaN."""
