@@ -97,7 +97,8 @@ def test_two_targets_are_both_found(monkeypatch) -> None:
     found = judged(monkeypatch, World(it.z, it.v, w, captions, it.bad))
     for target in ("moon", "star"):
         mine = it.bad & np.array([c.endswith(target) for c in captions])
-        assert roc_auc_score(mine[mine | ~it.bad], found.scores[mine | ~it.bad]) > 0.95
+        some = torch.from_numpy(mine | ~it.bad)
+        assert roc_auc_score(mine[some], found.scores[some]) > 0.95
 
 
 def test_poison_with_fitting_captions_is_not_seen(monkeypatch) -> None:
