@@ -23,7 +23,15 @@ class Choice(NamedTuple):
 CHOICES = (
     Choice(
         "inspect",
-        "nothing",
+        "whatever there is: pairs, a task, labelled pictures, or nothing",
+        "`clipvet vet`, which runs every test that fits and gives one answer",
+        "two minutes without a finding, six with a cleaned copy",
+        'there are no clean models of its kind to compare with: then the answer is "undecided"',
+        "clipvet vet --model MODEL --task TASK/ --data PAIRS.csv",
+    ),
+    Choice(
+        "inspect",
+        "the model alone",
         "`python -m clipvet.gate DIR`, then `clipvet inspect`",
         "scan: seconds. Inspection: less than a minute",
         'the model is not one of the built-in kinds: then the verdict on an encoder is "undecided"',
@@ -125,10 +133,10 @@ CHOICES = (
     Choice(
         "filter",
         "no model at all, or one that was not trained on the pairs",
-        "`filter --method gmm_split` (give the architecture with `--model`)",
-        "about 2 minutes for 30,000 pairs: it trains a fresh model",
-        "captions fit their pictures (label-consistent poison)",
-        "clipvet filter --data PAIRS.csv --model ViT-B-32 --method gmm_split --out scores.parquet",
+        "`filter` without `--model`",
+        "it trains a small model on the pairs, and tells the time beforehand: minutes for 10,000 pairs of 32 px",
+        "captions fit their pictures (label-consistent poison); it was measured on one set of pairs",
+        "clipvet filter --data PAIRS.csv --out scores.parquet --keep auto --cleaned kept.csv",
     ),
     Choice(
         "filter",

@@ -46,9 +46,12 @@ def plain(markdown: str) -> str:
 
 def _alike(word: str) -> str:
     """What people call it -> what the list calls it."""
-    return {"shots": "labelled pictures", "reference": "clean model", "checkpoint": "nothing", "prompts": "prompt"}.get(
-        word, word
-    )
+    return {
+        "shots": "labelled pictures",
+        "reference": "clean model",
+        "checkpoint": "model alone",
+        "prompts": "prompt",
+    }.get(word, word)
 
 
 def _told(choice) -> str:
