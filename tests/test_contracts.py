@@ -39,7 +39,9 @@ def make(family: str, name: str) -> Any:
     for part in ("training", "finetune", "isolation", "tuning", "inspector"):
         if hasattr(method, part):
             method = dataclasses.replace(method, **{part: quick(getattr(method, part))})
-    if hasattr(method, "anew"):  # a filter that trains: on the toy set's own model, which cannot be built anew
+    if isinstance(
+        getattr(method, "anew", None), bool
+    ):  # a filter that trains: on the toy set's own model, which cannot be built anew
         short = dataclasses.replace(method.training, unimodal=0, eda=0.0)
         method = dataclasses.replace(method, anew=False, training=short)
     return quick(method)
@@ -480,6 +482,8 @@ def test_a_triggered_picture_is_more_suspect(name: str, watched: Watched) -> Non
 
 @each("measures")
 def test_measures_are_shares_with_intervals(name: str, clip: Clip, task: Task, ambient: None) -> None:
+    if name == "branch_swap":
+        pytest.skip("it needs a clean twin; tests/parity/test_branch_swap.py gives one")
     chosen = {"pictures": pixels(task.pictures)[:4], "classes": ("star", "ring") * 2}
     key = Backdoor(make("triggers", "patch"), "star", ties=(("ring", "star"),), **chosen)
     before = weights_hash(clip)

@@ -152,9 +152,14 @@ def with_bare(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def told(**given: Any) -> None:
+        from clipvet.errors import UserError
         from clipvet.models import released
 
         said = {name: given.pop(name, None) for name in BARE}
+        if given["model"] is None:  # `filter` can do without
+            if any(value is not None for value in said.values()):
+                raise UserError("--like, --mean, --std and --quick-gelu say how a bare file was trained; give --model")
+            return command(**given)
         return command(**given | {"model": released.spec(given["model"], **said)})
 
     added = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=a) for n, a in BARE.items()]

@@ -135,7 +135,7 @@ class Half:
         task = self.test.task(seed)
         names, m = sorted(task.classes), (len(task.classes) + 1) // 2
         some = names[:m] if self.half == "base" else names[m:]
-        if len(some) < 2:
+        if len(some) + len(self.also) < 2:
             raise UserError(
                 f"the {self.half} half of the {len(names)} classes of {task.name} is {', '.join(some) or 'empty'}, and "
                 "a task needs two or more; leave --half out, or give more classes"

@@ -28,6 +28,7 @@ from clipvet.filters._seen import Seen, look
 from clipvet.filters._tails import bulk, tail_logs
 from clipvet.filters._told import tell
 from clipvet.rng import Rng
+from clipvet.scan.conformal import p_values
 from clipvet.types import Clip, Pairs
 from clipvet.unlearning.judged import Group, Judged
 from clipvet.unlearning.shortcut import reference_cosines
@@ -51,10 +52,7 @@ class Cascade:
     sure: float = 0.9  # posterior from which a pair is benign, or suspect
     most: float = 0.05  # largest share of the pairs that is suspect
     width: float = 0.1  # of the kernel on captions, as a cosine
-    reference: str = (
-        ""  # a model for q, by name or folder, on pictures as they are; empty: the given one, on changed ones
-    )
-
+    reference: str = ""  # a model for q, on pictures as they are; empty: the given one, on changed pictures
     anew: Own | None = None  # train a model on the pairs first, from random weights; None: use the given one
 
     needs: ClassVar[str] = "untrusted pairs"
@@ -101,8 +99,7 @@ class Cascade:
         for own in (parts.half, ~parts.half):
             near = [_density(w[own], w[_some(x & ~own)], self.width) for x in (parts.suspect, parts.benign)]
             a = near[0] - near[1]
-            base = np.sort(a[parts.benign[own]])
-            f[own] = (1 + len(base) - np.searchsorted(base, a - 1e-6, "left")) / (1 + len(base))
+            f[own] = p_values(a - 1e-6, a[parts.benign[own]])
         return f
 
     def _tell(self, seen: Seen, logs: Float[np.ndarray, " m"]) -> tuple[list[str], list[Group]]:
