@@ -249,6 +249,10 @@ def test_filter_and_detect(files: Path, clip: Any, tmp_path: Path, clipvet_: Any
     assert len(shown(seen, tmp_path / "d")) > 100
     with pytest.raises(UserError, match="have abl_loss"):
         clipvet.filter(rows, clip, "soap")
+    judged = clipvet.filter("shapes", clip, n=300)  # auto, which says what follows from its scores
+    assert not judged.decided
+    assert judged.told[0].startswith("Undecided")
+    assert judged.cut is not None
 
 
 def test_train_and_clean_plan_as_the_commands_do(clip: Any, tmp_path: Path) -> None:

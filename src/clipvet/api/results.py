@@ -137,6 +137,7 @@ class Ranking(Result):
     name: str
     cut: float | None = None
     told: tuple[str, ...] = ()  # sentences of the method's own
+    decided: bool = True  # False: the method says that nothing follows from its scores
 
     @property
     def suspects(self) -> Any:

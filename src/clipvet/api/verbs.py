@@ -78,15 +78,14 @@ def inspect(
     import time
 
     from clipvet import results
-    from clipvet.jobs.inspecting import clean_models
-    from clipvet.jobs.inspection import _without, ask
-    from clipvet.scan import verdicts
+    from clipvet.jobs.inspecting import clean_models, decided
+    from clipvet.jobs.inspection import ask, without
     from clipvet.scan.heads import check_weights
 
     if isinstance(model, str):
         check_weights(model)
     clip = load(model, rng=Rng(seed).fork("init"))
-    told = [f"{k}={v}" if isinstance(v, str) else f"{k}={v!r}" for k, v in settings.items()]
+    told = _told(settings)
     with tempfile.TemporaryDirectory() as folder:
         named = _file_of(classes, Path(folder)) if isinstance(classes, list | tuple) else str(classes or "") or None
         there = str(images) if isinstance(images, str | Path) else None
@@ -95,16 +94,15 @@ def inspect(
     if held:
         pictures = pictures_of(images, n, clip.geometry.size, seed)
         alike = getattr(asked.how, "sees", "outside") == "task"
-        pictures = pictures if alike else _without(asked.classes, clip, pictures, asked.templates, overlap)
+        pictures = pictures if alike else without(asked.classes, clip, pictures, asked.templates, overlap)
         asked = asked._replace(pictures=pictures, pool=f"{pictures.name} {pictures.fingerprint}")
     weights, began = results.weights_hash(clip), time.monotonic()
     clean, compared = clean_models(_path(null), asked, weights, alpha)
-    found, judged = asked.inspect(), asked.judged
-    verdict = verdicts.Verdict(
-        **verdicts.decide(found, clean, alpha, judged, getattr(asked.how, "waits", False), compared),
-        trigger="trigger" if found.trigger is not None else None, method=repr(asked.how), model=_name(model, clip),
-        judged=judged, weights=weights, pictures=asked.pool, seed=seed, seconds=round(time.monotonic() - began, 2),
-        command="clipvet.inspect", versions=results.versions(), files=None,
+    found = asked.inspect()
+    verdict = decided(
+        asked, found, clean, alpha, compared, [asked.pictures.caption(i) for i in asked.pictures.ids],
+        model=_name(model, clip), weights=weights, files=None, seconds=time.monotonic() - began,
+        command="clipvet.inspect",
     )  # fmt: skip
     return Inspection(verdict, found, clip, asked.pictures, asked.templates, clean)
 
@@ -116,29 +114,21 @@ def filter(
 
     data: a table, shards, a folder of HF datasets, "shapes", a list of (picture, caption), a DataFrame, an HF data set
     or a torch Dataset. Pairs with an unreadable picture or an empty caption get no score, and a reason. model: as for
-    `clipvet.load`. method: one of `clipvet list filters`. n: the first n pairs. Raises UserError.
+    `clipvet.load`. method: one of `clipvet list filters`. n: the first n pairs. `.decided` is False where nothing
+    follows from the scores. Raises UserError, also where more than half of the pairs cannot be used.
 
         >>> import clipvet
         >>> found = clipvet.filter("shapes", "shapes-vit", "random", n=40)
         >>> list(found.to_frame().columns)
         ['id', 'score', 'caption', 'reason']
     """
-    from clipvet.engine.embed import sharing
-    from clipvet.pages import suspects
+    from clipvet.jobs.filtering import captions_of, filtered
 
     clip = load(model, rng=Rng(seed).fork("init"))
     pairs = pairs_of(data, n, clip.geometry.size, seed=seed)
     how: Any = _method("filters", method, str(data) if isinstance(data, str) else "", settings)
-    rng, told = Rng(seed).fork("filter"), []
-    with sharing() as shared:
-        if hasattr(how, "judge"):
-            scores, told = how.judge(clip, pairs, rng)
-        else:
-            scores = how.score(clip, pairs, rng)
-    scores = scores.numpy()
-    found = suspects.ranked(how, scores, pairs.ids, [pairs.caption(i) for i in pairs.ids], shared.bad)
-    cut = float(how.cut(scores)) if hasattr(how, "cut") else None
-    return Ranking(_frame(found, "caption"), pairs.name, cut, tuple(told))
+    done = filtered(how, clip, pairs, captions_of(pairs, None), None, seed)
+    return Ranking(_frame(done.found, "caption"), pairs.name, done.cut, tuple(done.judged.told), done.judged.decided)
 
 
 def detect(
@@ -161,15 +151,13 @@ def detect(
         >>> import clipvet
         >>> found = clipvet.detect("inbox", "suspect", ["cat", "dog"])  # doctest: +SKIP
     """
-    from clipvet.commands.detect import _answers
     from clipvet.data.folders import read_templates
     from clipvet.engine.embed import see
-    from clipvet.jobs.inspection import classes_of, open_scan
+    from clipvet.jobs.inspection import answers_of, classes_of, open_scan
     from clipvet.pages import suspects
 
     clip = load(model, rng=Rng(seed).fork("init"))
-    told = [f"{k}={v!r}" if not isinstance(v, str) else f"{k}={v}" for k, v in settings.items()]
-    how = open_scan("detectors", method, clip, told)
+    how = open_scan("detectors", method, clip, _told(settings))
     if isinstance(classes, list | tuple):
         names, prompts = tuple(classes), read_templates(_path(templates))
     else:
@@ -177,7 +165,7 @@ def detect(
     given = pictures_of(pictures, n, clip.geometry.size, seed)
     scores = how.detect(clip, given, names, prompts, Rng(seed).fork("detect")).numpy()
     seen = see(clip, given)
-    answers = _answers(clip, seen, names, prompts, len(given))
+    answers = answers_of(clip, seen, names, prompts, len(given))
     found = suspects.ranked(how, scores, given.ids, answers, dict(seen.bad))
     return Ranking(_frame(found, "answer", given), given.name)
 
@@ -260,8 +248,12 @@ def _method(family: str, name: str, world: str, settings: dict[str, Any]) -> Any
     """The method with its settings, as its command opens it."""
     from clipvet.jobs.opening import open_method
 
-    told = [f"{k}={v!r}" if not isinstance(v, str) else f"{k}={v}" for k, v in settings.items()]
-    return open_method(family, name, world, told)
+    return open_method(family, name, world, _told(settings))
+
+
+def _told(settings: dict[str, Any]) -> list[str]:
+    """The settings as --set takes them."""
+    return [f"{k}={v}" if isinstance(v, str) else f"{k}={v!r}" for k, v in settings.items()]
 
 
 def _frame(found: Any, text: str, pairs: Any = None) -> Any:

@@ -7,12 +7,11 @@ import typer
 
 from clipvet.commands import _checks as checks
 from clipvet.commands import _options as opt
-from clipvet.jobs.inspection import classes_of, open_scan, pictures_of
+from clipvet.jobs.inspection import answers_of, classes_of, open_scan, pictures_of
 from clipvet.jobs.leaving import check_new, say, show
 from clipvet.jobs.opening import open_key, open_model
 
 if TYPE_CHECKING:
-    from clipvet.engine.embed import Seen
     from clipvet.pages.suspects import Suspects
     from clipvet.types import Clip, Measured, Pairs
 
@@ -74,7 +73,7 @@ def command(
     scores = how.detect(clip, pairs, names, prompts, Rng(seed).fork("detect")).numpy()
     p = conformal.p_values(scores, clean) if clean is not None else None
     seconds, seen = time.monotonic() - began, see(clip, pairs)
-    found = suspects.ranked(how, scores, pairs.ids, _answers(clip, seen, names, prompts, len(pairs)), dict(seen.bad))
+    found = suspects.ranked(how, scores, pairs.ids, answers_of(clip, seen, names, prompts, len(pairs)), dict(seen.bad))
     table = _table(found, given, p, tau)
     ranks.first(lambda: _write(table, out))
     for row in table.slice(0, min(10, found.scored)).to_pylist():
@@ -111,16 +110,6 @@ def _called(flagged: Any, n: int, alpha: float, tau: float) -> str:
         f"{int(flagged.sum())} of {n} pictures are flagged (score above {tau:.4g}); without any trigger it would be "
         f"about {alpha * n:.3g} (alpha {alpha:g})"
     )
-
-
-def _answers(clip: "Clip", seen: "Seen", names: tuple[str, ...], templates: tuple[str, ...], n: int) -> list[str]:
-    """What the model calls each of n pictures; nothing for one that cannot be read."""
-    from clipvet.engine.embed import classifier
-
-    answers = [""] * n
-    for k, c in zip(seen.kept.tolist(), classifier(clip, names, templates)(seen.z).argmax(1).tolist()):
-        answers[k] = names[c]
-    return answers
 
 
 def _table(found: "Suspects", given: "Pairs", p: Any, tau: float) -> Any:

@@ -38,12 +38,12 @@ def filtered(
     clip: Any,
     pairs: "Pairs",
     captions: Sequence[str],
-    work: Path,
+    work: Path | None,
     seed: int,
     poisoned: "np.ndarray | None" = None,
     share: float | None = None,
 ) -> Filtered:
-    """Scores the pairs with the method; a killed run goes on with what lies in `work`.
+    """Scores the pairs with the method; a killed run goes on with what lies in `work`; None keeps nothing.
 
     poisoned: ids, if there is an answer key. share: of the pairs to keep; None: the filter's own cut, if it has one.
     Raises UserError where more than half of the pairs cannot be used.

@@ -11,6 +11,7 @@ from clipvet.jobs.working import working
 
 if TYPE_CHECKING:
     from clipvet.scan.verdicts import FileFinding, Null, Verdict
+    from clipvet.types import Finding
 
     Files = list[FileFinding]
 
@@ -64,6 +65,33 @@ def clean_models(null: Path | None, asked: Asked, weights: str, alpha: float) ->
     return clean, compared
 
 
+def decided(
+    asked: Asked,
+    found: "Finding",
+    clean: "Null | None",
+    alpha: float,
+    compared: str,
+    captions: Sequence[str],
+    *,
+    model: str,
+    weights: str,
+    files: "Files | None",
+    seconds: float,
+    command: str,
+) -> "Verdict":
+    """The verdict that follows from what an inspection has found. captions: to name the target by."""
+    from clipvet import results
+    from clipvet.scan import landing, verdicts
+
+    near = landing.captions_near(asked.clip, found.feature, captions) if found.feature else []
+    return verdicts.Verdict(
+        **verdicts.decide(found, clean, alpha, asked.judged, getattr(asked.how, "waits", False), compared, near),
+        trigger="trigger" if found.trigger is not None else None, method=repr(asked.how), model=model,
+        judged=asked.judged, weights=weights, pictures=asked.pool, seed=asked.seed, seconds=round(seconds, 2),
+        command=command, versions=results.versions(), files=files,
+    )  # fmt: skip
+
+
 def inspected(
     asked: Asked,
     work: Path,
@@ -80,7 +108,6 @@ def inspected(
     from clipvet import io, results
     from clipvet.data.answer_key import save_backdoor
     from clipvet.pages import inspection
-    from clipvet.scan import landing, verdicts
     from clipvet.scan.features import target_feature
     from clipvet.types import Backdoor
 
@@ -91,13 +118,9 @@ def inspected(
     feature = target_feature(found, asked.clip, asked.pictures)
     if feature is not None:
         io.save_weights({"feature": feature}, work / FEATURE)
-    judged = asked.judged
-    near = landing.captions_near(asked.clip, found.feature, captions) if found.feature else []
-    verdict = verdicts.Verdict(
-        **verdicts.decide(found, clean, alpha, judged, getattr(asked.how, "waits", False), compared, near),
-        trigger="trigger" if found.trigger is not None else None,
-        method=repr(asked.how), model=model, judged=judged, weights=weights, pictures=asked.pool, seed=asked.seed,
-        seconds=round(clock.seconds, 2), command=results.command(), versions=results.versions(), files=files,
+    verdict = decided(
+        asked, found, clean, alpha, compared, captions, model=model, weights=weights, files=files,
+        seconds=clock.seconds, command=results.command(),
     )  # fmt: skip
     inspection.write_page(work / "report.html", verdict, found, clean, asked.clip, asked.pictures, asked.templates)
     io.write_json(work / "verdict.json", verdict.model_dump())

@@ -7,6 +7,7 @@ from clipvet.jobs.leaving import say
 from clipvet.jobs.opening import open_method, open_model
 
 if TYPE_CHECKING:
+    from clipvet.engine.embed import Seen
     from clipvet.types import Clip, Finding, Pairs
 
 PHOTO = "a photo of a {}."
@@ -106,7 +107,7 @@ def ask(
     pictures = pictures_of(images, n, clip.geometry.size, seed)
     pool = f"{pictures.name} {pictures.fingerprint}, at most {n}, overlap {overlap:g}" if images else pictures.name
     if images and not alike:
-        pictures = _without(names, clip, pictures, prompts, overlap)
+        pictures = without(names, clip, pictures, prompts, overlap)
     named, reference = getattr(how, "reference", ""), ""
     if named not in ("", "auto", "zeroshot", "none"):
         reference = weights_hash(checkpoints.load(named))
@@ -209,7 +210,7 @@ def _of_task(spec: str, n: int, size: int, seed: int) -> "Pairs":
     return found.take(chosen) if n < len(found) else found
 
 
-def _without(classes: tuple[str, ...], clip: "Clip", pictures: "Pairs", templates: Any, overlap: float) -> "Pairs":
+def without(classes: tuple[str, ...], clip: "Clip", pictures: "Pairs", templates: Any, overlap: float) -> "Pairs":
     """The pictures that show none of the classes, by zero-shot classification."""
     from clipvet.engine.embed import device_of, plain_logits, see
 
@@ -222,3 +223,13 @@ def _without(classes: tuple[str, ...], clip: "Clip", pictures: "Pairs", template
             f"classes (zero-shot probability above {overlap:g}) and are left out"
         )
     return pictures.take(apart)
+
+
+def answers_of(clip: "Clip", seen: "Seen", names: tuple[str, ...], templates: tuple[str, ...], n: int) -> list[str]:
+    """What the model calls each of n pictures; nothing for one that cannot be read."""
+    from clipvet.engine.embed import classifier
+
+    answers = [""] * n
+    for k, c in zip(seen.kept.tolist(), classifier(clip, names, templates)(seen.z).argmax(1).tolist()):
+        answers[k] = names[c]
+    return answers
