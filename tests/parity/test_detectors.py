@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clipvet import cli
 from clipvet.data.answer_key import save_backdoor
+from clipvet.data.held import Held
 from clipvet.data.worlds.pool import pool
 from clipvet.data.worlds.shapes import Shapes
 from clipvet.detectors._guard import Guard
@@ -38,19 +39,6 @@ CLASSES, TEMPLATES = ("star", "ring", "heart"), ("a photo of a {}.", "a {}.")
 @pytest.fixture(scope="module")
 def few() -> Pairs:
     return Shapes(seed=6).pairs(5)
-
-
-class Pixels:
-    """Pictures that lie in memory."""
-
-    def __init__(self, x: Tensor) -> None:
-        self.x = x
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def fetch(self, rows: Any, geometry: Any) -> Any:
-        return self.x[list(rows)], []
 
 
 @torch.no_grad()
@@ -123,7 +111,7 @@ def test_masking_sees_a_trigger_that_can_be_covered() -> None:
     for k, picture in enumerate(x):
         picture.flatten(1)[:, 31 * (k % 2) : 31 * (k % 2) + 31] += 0.3
     x[10:, :, 7, 7] = 1.0
-    pairs = Pairs(Pixels(x), [""] * 20, np.arange(20))
+    pairs = Pairs(Held(x), [""] * 20, np.arange(20))
     scores = Masking(orders=4).detect(Spread(), pairs, (), (), Rng(2))
     assert scores[10:].min() > scores[:10].max()
 

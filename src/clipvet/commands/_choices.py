@@ -15,8 +15,8 @@ class Choice(NamedTuple):
     goal: str
     have: str  # what else the user must have
     use: str  # Markdown
-    cost: str
-    fails: str  # when it fails
+    cost: str = ""
+    fails: str = ""  # when it fails
     line: str = ""  # the command, with capitals where the user's own things go
 
 
@@ -121,7 +121,7 @@ CHOICES = (
         "the verdict names the wrong class",
         "clipvet clean --model MODEL --data TASK/ --shots 16 --method ci_repair --verdict VERDICT --out cleaned",
     ),
-    Choice("clean", "nothing but the checkpoint", "start from another checkpoint", "", ""),
+    Choice("clean", "nothing but the checkpoint", "start from another checkpoint"),
     Choice(
         "filter",
         "the model that was trained on these pairs",
@@ -154,7 +154,7 @@ CHOICES = (
         "see below",
         "clipvet filter --data PAIRS.csv --model MODEL --method dao --out scores.parquet",
     ),
-    Choice("filter", "the answer key, to compare methods", "add `--backdoor KEY`", "", ""),
+    Choice("filter", "the answer key, to compare methods", "add `--backdoor KEY`"),
     Choice(
         "train",
         "safety first",
@@ -187,17 +187,24 @@ CHOICES = (
         "",
         "clipvet train --model ViT-B-32 --data PAIRS.csv --out plain",
     ),
-    Choice("attack", "a first victim", "`attack --trigger patch`", "", ""),
-    Choice("attack", "a trigger that is hard to see", "`attack --trigger blended`, `sig`, `wanet`", "", ""),
-    Choice("attack", "a strong attack", "`attack --attack badclip` (needs a trained clean model)", "", ""),
+    Choice("attack", "a first victim", "`attack --trigger patch`"),
+    Choice("attack", "a trigger that is hard to see", "`attack --trigger blended`, `sig`, `wanet`"),
+    Choice("attack", "a strong attack", "`attack --attack badclip` (needs a trained clean model)"),
     Choice(
         "attack",
         "an attack through prompts alone",
         "`attack --attack badclip_prompt`, or any trigger with `--training cocoop`",
-        "",
-        "",
     ),
-    Choice("attack", "an attack that knows the defense", "`attack --attack adaptive_par`, `adaptive_rvpt`", "", ""),
-    Choice("attack", "wrong answers without a trigger", "`attack --attack targeted`, `mm_poison`", "", ""),
-    Choice("attack", "a whole table with controls", "`clipvet run recipes/cleaning_table.py`", "", ""),
+    Choice(
+        "attack",
+        "an attack that knows the defense",
+        "`attack --attack adaptive_par`, `adaptive_rvpt`, `adaptive_collapse`",
+    ),
+    Choice(
+        "attack",
+        "weights that are tuned without any poisoned pair",
+        "`attack --attack bad_encoder`, `drupe`, `bad_text_tower`",
+    ),
+    Choice("attack", "wrong answers without a trigger", "`attack --attack targeted`, `mm_poison`"),
+    Choice("attack", "a whole table with controls", "`clipvet run recipes/cleaning_table.py`"),
 )

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from clipvet.data.held import Held
 from clipvet.detectors._each import asked
 from clipvet.engine.embed import device_of
 from clipvet.errors import UserError
@@ -69,20 +70,7 @@ class Guard:
             scores = scores.cpu().numpy()
         else:
             named = self.tell(z).argmax(1)
-            seen = Pairs(_Memory(images.cpu()), [""] * len(images), np.arange(len(images)))
+            seen = Pairs(Held(images.cpu()), [""] * len(images), np.arange(len(images)))
             scores = self.detector.detect(self.clip, seen, self.classes, self.templates, self.rng).numpy()
         p = torch.from_numpy(conformal.p_values(scores, self.scores)).float()
         return Guarded([self.classes[c] for c in named.tolist()], ~(p > self.alpha), p)
-
-
-class _Memory:
-    """Pictures that lie in memory (`types.Pictures`)."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def fetch(self, rows: Sequence[int], geometry: Any) -> tuple[Tensor, list[tuple[int, str]]]:
-        return self.images[list(rows)], []

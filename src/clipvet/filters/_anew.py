@@ -4,18 +4,17 @@ It learns the trigger too, as whatever is trained on these pairs does, so filter
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
-from torch import Tensor
+from jaxtyping import Int
 
+from clipvet.data.held import Held
 from clipvet.engine.embed import Embedded, embed_pairs
 from clipvet.engine.losses import own_loss
-from clipvet.engine.workspace import note
+from clipvet.engine.workspace import in_words, note
 from clipvet.errors import UserError
 from clipvet.models import checkpoints
 from clipvet.rng import Rng
@@ -63,7 +62,7 @@ class Own:
         how = Plain(epochs, self.batch, self.lr, weight_decay=0.1, optimizer="muon")
         seconds = _seconds(model, mine, self.batch) * epochs * len(mine) / self.batch
         note("anew", f"no model given: training one on {len(mine):,} of the pairs, in up to {self.rounds} rounds of "
-             f"about {_time(seconds)}")  # fmt: skip
+             f"about {in_words(seconds)}")  # fmt: skip
         knows, k = 0.0, 0
         for k in range(self.rounds):
             before, model = knows, how.train(model, mine, rng.fork("round", k))
@@ -76,19 +75,6 @@ class Own:
             f"Of {n} held-out pairs, {knows:.0%} fit their caption better than another one."
         )
         return Trained(model, said, knows)
-
-
-@dataclass(frozen=True, eq=False)
-class Held:
-    """Pictures of one size, in memory (`types.Pictures`)."""
-
-    pixels: UInt8[Tensor, "n 3 h h"]
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def fetch(self, rows: Sequence[int], geometry: Geometry | None) -> tuple[Tensor, list[tuple[int, str]]]:
-        return self.pixels[torch.tensor([*rows], dtype=torch.int64)].float() / 255, []
 
 
 def cached(pairs: Pairs, geometry: Geometry) -> Pairs:
@@ -113,10 +99,6 @@ def _seconds(clip: Clip, pairs: Pairs, batch: int) -> float:
         own_loss(model, z, w).backward()
         took.append(time.monotonic() - began)
     return 1.3 * took[-1]  # the optimiser's part
-
-
-def _time(seconds: float) -> str:
-    return f"{max(1, round(seconds))} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
 
 
 def known(found: Embedded, ids: Int[np.ndarray, " m"], rng: Rng) -> float:

@@ -4,6 +4,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from clipvet.engine.workspace import in_words
+from clipvet.inspectors.collapse import Collapse
 from clipvet.jobs.opening import open_method
 from clipvet.jobs.vet_inputs import Inputs
 from clipvet.scan.heads import has_prompts
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     from clipvet.types import Clip
 
 PROBE = 8  # pictures and captions
-SEARCH = 7 * 8 * 200  # pictures that an inspection of an encoder looks at: searches, batch, steps
 PAIRS = 5000  # that a quick run looks at
 
 
@@ -47,7 +47,8 @@ def speed(clip: "Clip") -> tuple[float, float]:
 def steps(inputs: Inputs, quick: bool) -> list[Step]:
     """What will be done, with the time of each."""
     got, (picture, caption) = inputs, speed(inputs.clip)
-    inspect = SEARCH * picture
+    look = Collapse()  # the inspection of encoders
+    inspect = (look.masked + look.larger + look.faint + look.warped) * look.batch * look.steps * picture
     out = [Step("scan the files for code", 1.0)]
     if has_prompts(got.clip):
         out.append(Step("inspect the learned prompts", None))
