@@ -33,6 +33,7 @@ class Recipe:
     trainings: Mapping[str, Training] = field(default_factory=dict)  # on the dirty pairs, instead of the attack's own
     filters: Mapping[str, Filter] = field(default_factory=dict)  # which pairs are poisoned? With the victim at hand
     inspectors: Mapping[str, Inspector] = field(default_factory=dict)  # is the model backdoored? See suite.py
+    nulls: Mapping[str, str] = field(default_factory=dict)  # inspector -> architecture whose null judges (reference.py)
     detectors: Mapping[str, Detector] = field(default_factory=dict)  # does a picture of the test carry the trigger?
     watched: int = 500  # for the detectors: pictures of other classes than the target, each with and without trigger
     pool: int = 1000  # for the inspectors: unlabelled pictures that show none of the test's classes

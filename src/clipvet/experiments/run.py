@@ -14,6 +14,8 @@ from clipvet.experiments.stages import SUCCESS, Base, Implant
 from clipvet.experiments.suite import suite
 from clipvet.experiments.victim import Stage, Victim
 from clipvet.experiments.workers import Submit, result, workers
+from clipvet.scan.reference import NULLS
+from clipvet.scan.verdicts import read_null
 
 Keep = Callable[[list[results.Row]], None]  # takes the rows of one stage
 
@@ -92,6 +94,7 @@ def _carry_out(
         io.write_json(out / "run.json", wanted)
         return results.read(out)
 
+    nulls = _nulls([v.recipe for v in victims])
     rows: dict[tuple, list[results.Row]] = {}
     for row in ranks.first(begin):
         if row.stage != "suite":
@@ -110,9 +113,23 @@ def _carry_out(
         with workers(jobs, ray) as submit:
             _side_by_side(bases, victims, keep, submit)
     found = [row for place in sorted(rows) for row in rows[place]]
-    found += suite(found)
+    found += suite(found, nulls=nulls)
     if ranks.main():
         results.write(out, found)
+    return found
+
+
+def _nulls(recipes: list[Recipe]) -> dict[str, list[float]]:
+    """The clean scores that come with clipvet, by inspector. Raises UserError for an inspector with other settings."""
+    found = {}
+    for recipe in recipes:
+        for name, family in recipe.nulls.items():
+            null = read_null(NULLS / f"{family}.json")
+            if null.method != repr(recipe.inspectors[name]):
+                raise UserError(
+                    f"the null of {family} was made with other settings than those of {name}: {null.method}"
+                )
+            found[name] = list(null.scores.values())
     return found
 
 

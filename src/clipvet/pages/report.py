@@ -17,7 +17,7 @@ from pydantic import BaseModel, FiniteFloat, TypeAdapter, ValidationError
 from clipvet.data.captions import names_target
 from clipvet.data.decoding import FORMATS, MAX_PIXELS
 from clipvet.errors import UserError
-from clipvet.experiments.suite import CALIBRATION, CLEAN
+from clipvet.experiments.suite import is_clean
 from clipvet.pages._page import Axes, data_uri, write_html
 from clipvet.results import Row, kind_of
 
@@ -228,7 +228,7 @@ def _section(
         "took": took,
         "cleaned": cleaned,
         "paper": paper if any(paper.values()) else {},
-        "clean": attack in (CLEAN, CALIBRATION),
+        "clean": is_clean(attack),
         "suite": any(r.stage == "suite" for r in kept),
         "judged": all(r.stage == "suite" for r in kept),
         "shown": shown,
