@@ -26,7 +26,7 @@ from clipvet.data.worlds.pool import pool
 from clipvet.engine.embed import device_of
 from clipvet.models.adapter import frozen
 from clipvet.rng import Rng
-from clipvet.scan.collapse import Search, check, faint, masked, search, warping, windowed
+from clipvet.scan.collapse import Change, Search, check, faint, masked, search, warping, windowed
 from clipvet.scan.heads import check_classes, check_slope, computing, pixels
 from clipvet.scan.landing import check_varied, finding
 from clipvet.types import Clip, Finding, Pairs
@@ -76,8 +76,13 @@ class Collapse:
         if classes:
             check_classes(classes)
         seen = pixels(clip, pictures, 1)
-        counts = {form: getattr(self, form) for form in FORMS}
-        check(sum(counts.values()), self.batch, (*self.price, *self.settle), pictures.name, len(seen))
+        check(
+            sum(getattr(self, form) for form in FORMS),
+            self.batch,
+            (*self.price, *self.settle),
+            pictures.name,
+            len(seen),
+        )
         check_slope(still.encode_image, seen, device)
         fresh = min(self.fresh, len(seen) // 3)
 
@@ -88,20 +93,25 @@ class Collapse:
         with torch.no_grad():
             untouched = encode(seen[-fresh:].to(device)).float().cpu()
         check_varied(untouched, pictures.name)
-        changes = {
+        searches, draws = self.searches(seen, rng), rng.fork("search")
+        found = search(encode, searches, self.changes, self.steps, self.batch, fresh, self.lr, draws, device)
+        usual = dict(zip(FORMS, self.usual if classes else self.alone))
+        told = {"pictures": len(seen), "updates": self.steps}
+        return finding(still, found, [s.form for s in searches], usual, untouched, classes, templates, told)
+
+    @property
+    def changes(self) -> dict[str, Change]:
+        """The forms of a change, by name."""
+        return {
             "masked": masked(self.price),
             "larger": windowed(self.side, self.settle),
             "faint": faint(self.eps),
             "warped": warping(self.far, self.points),
         }
-        searches = self._searches(seen, counts, rng)
-        found = search(encode, searches, changes, self.steps, self.batch, fresh, self.lr, rng.fork("search"), device)
-        usual = dict(zip(FORMS, self.usual if classes else self.alone))
-        told = {"pictures": len(seen), "updates": self.steps}
-        return finding(still, found, [s.form for s in searches], usual, untouched, classes, templates, told)
 
-    def _searches(self, seen: Float[Tensor, "n 3 h w"], counts: Mapping[str, int], rng: Rng) -> list[Search]:
-        """All searches. Every pool is shuffled first."""
+    def searches(self, seen: Float[Tensor, "n 3 h w"], rng: Rng) -> list[Search]:
+        """All searches on these pictures. Every pool is shuffled first."""
+        counts = {form: getattr(self, form) for form in FORMS}
         outside = pool(len(seen), seen.shape[-1], 1)
         mixed = [
             x[torch.from_numpy(rng.fork("mix", k).numpy().permutation(len(x)))] for k, x in enumerate((seen, outside))
