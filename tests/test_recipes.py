@@ -74,7 +74,8 @@ def test_recipe_smoke(path: Path, tmp_path: Path, stages: Path) -> None:
     defenses = {name for family in families for name in family} | {"oracle" for r in kept if r.oracle}
     starts = {"base"} if any(r.base for r in kept) else set()
     assert {r.method for r in rows} == {"none"} | starts | defenses
-    assert {r.stage for r in rows} <= {"base", "victim", "clean", "rebound", "train", "filter", "inspect", "detect"}
+    made_by_stages = {"base", "victim", "clean", "rebound", "train", "filter", "inspect", "detect"}
+    assert {r.stage for r in rows} <= made_by_stages | {"suite", "equal"}
     assert {r.model for r in rows} == {m for r in kept for m in r.model_names}
     assert "<html" in build(tmp_path / "out").read_text()
 

@@ -9,6 +9,9 @@ MEANINGS = {
         "Attack success rate after one more epoch of fine-tuning on clean pairs. Where it is higher than `asr`, the "
         "backdoor came back."
     ),
+    "asr_at_1": "Lowest attack success rate that costs at most 1 point of accuracy, between measured strengths.",
+    "asr_at_3": "The same for 3 points.",
+    "asr_at_5": "The same for 5 points.",
     "clean_model_asr": "How often the same trigger leads to the target on a model that was never attacked.",
     "top_precision": "How many of UBT's 24 surest pairs are poisons.",
     "weak_precision": "How many would be, had UBT chosen them by similarity alone, without overfitting first.",

@@ -11,7 +11,7 @@ from clipvet import results
 from clipvet.results import Row
 
 ROOT = Path(__file__).resolve().parents[2]
-MEASURED = ("victim", "clean", "rebound", "train", "filter", "detect", "suite")  # stages whose rows are shown
+MEASURED = ("victim", "clean", "rebound", "train", "filter", "detect", "suite", "equal")  # stages whose rows are shown
 
 
 @cache

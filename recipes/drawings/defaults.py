@@ -41,4 +41,4 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
         filters=filters,
         **common,
     )
-    return defended, Recipe(attacks={"clean": twin(smoke)}, **common)
+    return defended, Recipe(attacks={"none": twin(smoke)}, **common)

@@ -13,4 +13,4 @@ RATES = (0.003, 0.01)  # shares of the pairs
 
 def recipe(smoke: bool = False) -> Recipe:
     planted = {name: attack for rate in ((0.05,) if smoke else RATES) for name, attack in attacks(rate, smoke).items()}
-    return Recipe("drawings_victims", attacks={"clean": twin(smoke)} | planted, **setting(smoke))
+    return Recipe("drawings_victims", attacks={"none": twin(smoke)} | planted, **setting(smoke))

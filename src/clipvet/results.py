@@ -50,7 +50,7 @@ class Row:
     """One number, how it was measured and on what."""
 
     recipe: str
-    stage: str  # base, victim, refused, clean, rebound, train, filter, inspect, detect, suite, evaluate
+    stage: str  # base, victim, refused, clean, rebound, train, filter, inspect, detect, suite, equal, evaluate
     attack: str
     method: str  # its short name; "none" is the victim without any defense
     config: str  # the method's repr: valid Python with all its settings

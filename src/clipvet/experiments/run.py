@@ -9,6 +9,7 @@ from typing import Any
 
 from clipvet import io, ranks, results
 from clipvet.errors import UserError
+from clipvet.experiments.equal import equal
 from clipvet.experiments.recipe import Recipe, told
 from clipvet.experiments.stages import SUCCESS, Base, Implant
 from clipvet.experiments.suite import suite
@@ -97,7 +98,7 @@ def _carry_out(
     nulls = _nulls([v.recipe for v in victims])
     rows: dict[tuple, list[results.Row]] = {}
     for row in ranks.first(begin):
-        if row.stage != "suite":
+        if row.stage not in ("suite", "equal"):
             rows.setdefault(_place(row), []).append(row)
 
     def keep(new: list[results.Row]) -> None:
@@ -113,7 +114,7 @@ def _carry_out(
         with workers(jobs, ray) as submit:
             _side_by_side(bases, victims, keep, submit)
     found = [row for place in sorted(rows) for row in rows[place]]
-    found += suite(found, nulls=nulls)
+    found += suite(found, nulls=nulls) + equal(found)
     if ranks.main():
         results.write(out, found)
     return found
