@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from clipvet.errors import UserError
-from clipvet.models import building, checkpoints
+from clipvet.models import building, checkpoints, comparing
 from clipvet.models.adapter import OpenClip
 from clipvet.models.weights import fill
 from clipvet.rng import Rng
@@ -95,7 +95,7 @@ def _from_open_clip(net: Any, preprocess: Any, tokenizer: Any, device: Any) -> C
     state = dict(made.model.state_dict())
     again = building.configured(told, "cpu", None, state, "the model", tokenizer)
     fill(again.model, state, Path("the model"), "its shape")
-    if not checkpoints._difference(made, again) <= FAR:
+    if not comparing.difference(made, again) <= FAR:
         raise UserError(
             f"this {type(net).__name__} computes in another way than its shape says; save it with its config and give "
             "its folder"

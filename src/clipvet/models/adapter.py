@@ -1,6 +1,7 @@
 """An open_clip model as a `Clip`, and copies of models."""
 
 import copy
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -132,6 +133,14 @@ def _colours(pre: dict[str, Any]) -> tuple[Float[Tensor, "3 1 1"], Float[Tensor,
         raise UserError(f"the model's mean or std are not three numbers ({io.line(e)}); mend its config") from e
     if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
         raise UserError("the model's mean and std must be finite, and std positive; mend its config")
+    if std.min() < 1e-4 or mean.abs().max() > 1e4:
+        far = f"mean {mean.abs().max():.3g}, std {std.min():.3g}"
+        raise UserError(f"the model's mean and std are for no pictures ({far}); mend its config")
+    if mean.abs().max() > 2:
+        logging.getLogger(__name__).warning(
+            "the model's mean (%.4g) is subtracted from pixels in [0, 1], and seems to be for pixels up to 255; if so, "
+            "divide mean and std by 255 in its config", float(mean.abs().max()),
+        )  # fmt: skip
     return mean, std
 
 

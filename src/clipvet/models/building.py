@@ -122,10 +122,17 @@ def _build_without_memory(build: Any, state: dict[str, Tensor], model: str) -> N
 
 
 def _check_code(config: Any, model: str) -> None:
-    """Raises UserError if transformers would run code beside the weights, or ask the user whether to run it."""
+    """Raises UserError if transformers would run code beside the weights, or ask the user whether to run it, and if a
+    tower's architecture is read from a folder or repository that is no part of the checkpoint."""
     text = config.get("text_cfg") if isinstance(config, dict) else None
     if not isinstance(text, dict):
         return
+    for tower in (_timm_name(config), str(text.get("hf_model_name") or "")):
+        if ":" in tower or (tower and Path(tower).exists()):
+            raise UserError(
+                f"{model} takes the architecture of a tower from {tower!r:.80}, which is no part of the checkpoint and "
+                "may be changed later; name the tower itself in its open_clip_config.json"
+            )
     options = text.get("tokenizer_kwargs", {})
     if not isinstance(options, dict) or any(
         k not in TOKENIZER or not isinstance(v, str | bool) for k, v in options.items()

@@ -17,20 +17,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
 
 from clipvet import io
 from clipvet.errors import UserError
-from clipvet.models import building, deployed, layouts, released, tokenizers, wrappers
+from clipvet.models import building, comparing, deployed, layouts, released, tokenizers, wrappers
 from clipvet.models.adapter import OpenClip, Tokens, frozen
 from clipvet.models.weights import TOO_LARGE, WEIGHTS, check_card, check_size, config_hash, file_for, fill, too_large
 from clipvet.rng import Rng
-from clipvet.types import Clip, Geometry
+from clipvet.types import Clip
 
 CONFIGS = Path(__file__).parent / "configs"  # of the built-in architectures
 FAR = {None: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # largest change of a feature, by kind of rounding
-SAID = ("a photo of a cat.", "Two  red CIRCLES, on a table", "")  # captions that tokenizers may treat differently
 
 
 def load(
@@ -162,36 +159,9 @@ def _agreed(folder: Path, device: str | torch.device, rng: Rng | None) -> Any:
             f"{folder} holds open_clip's model, and for transformers another one that cannot be compared with it "
             f"({e!s:.300}); {which}"
         ) from e
-    if apart := _apart(clip, twin):
+    if apart := comparing.apart(clip, twin):
         raise UserError(f"{folder} holds two models, open_clip's and transformers', whose {apart} differ; {which}")
     return building.onto(clip, device)
-
-
-def _apart(here: OpenClip, there: OpenClip) -> str:
-    """In what two models differ; empty if they are the same."""
-    from open_clip import SimpleTokenizer
-
-    captions = not isinstance(there.tokenizer, tokenizers.Foreign) or there.tokenizer.files
-    if captions and isinstance(here.tokenizer, SimpleTokenizer) and not isinstance(there.tokenizer, SimpleTokenizer):
-        return "tokenizers"
-    if captions and not torch.equal(here.tokenize(SAID), there.tokenize(SAID)):
-        return "tokenizers"
-    if not _alike(here.geometry, there.geometry) or not all(
-        torch.allclose(a, b) for a, b in ((here.mean, there.mean), (here.std, there.std))
-    ):
-        return "preparations of pictures"
-    ours, theirs = ({k.removeprefix("text."): v for k, v in c.model.state_dict().items()} for c in (here, there))
-    if ours.keys() != theirs.keys() or not all(_rounded_alike(v, theirs[k]) for k, v in ours.items()):
-        return "weights"
-    return "" if _difference(here, there) <= 1e-4 else "features"
-
-
-def _rounded_alike(a: Tensor, b: Tensor) -> bool:
-    """Whether both are the same numbers, or one of them the other, rounded to 16 bits."""
-    if a.shape != b.shape or torch.equal(a, b):
-        return a.shape == b.shape
-    halves = [(x, y, t) for x, y in ((a, b), (b, a)) for t in (torch.float16, torch.bfloat16)]
-    return any(torch.equal(x.to(t).to(x.dtype), y) for x, y, t in halves)
 
 
 def _restored(
@@ -221,6 +191,7 @@ def _prompted(folder: Path, device: str | torch.device) -> Any:
     """The prompts of a folder, on their base model: the copy in base/, or else the model that the card names."""
     from clipvet.models import class_prompts, visual_prompts
 
+    deployed.check_prompts(folder)
     card = io.read_json(folder / "card.json") if (folder / "card.json").is_file() else {}
     if not isinstance(card, dict):
         raise UserError(f"{folder / 'card.json'} is not a JSON object, so it is no card; restore it")
@@ -304,47 +275,12 @@ def convert(clip: Clip, layout: str, folder: Path, card: dict[str, Any], dtype: 
         twin.layout, twin.files = layout, {}
     digest = save(twin, folder, card, dtype)
     again = load(str(folder))
-    if not _reads_alike(clip, again):
+    if not comparing.reads_alike(clip, again):
         raise UserError(f"{layout} would read captions or pictures in another way than {clip.layout}; keep that layout")
-    difference = _difference(frozen(clip).to("cpu"), again)
+    difference = comparing.difference(frozen(clip).to("cpu"), again)
     if not difference <= FAR[dtype]:
         raise UserError(
             f"in {layout}'s layout the features differ by {difference:.1e} (more than {FAR[dtype]:.0e}); keep "
             f"{clip.layout}'s"
         )
     return Converted(digest, difference)
-
-
-def _reads_alike(clip: OpenClip, again: OpenClip) -> bool:
-    """Whether both tokenise captions and prepare pictures in the same way."""
-    tokenizes = getattr(clip.tokenizer, "files", True)  # a model may lack its tokenizer's files
-    if tokenizes and not torch.equal(clip.tokenize(SAID), again.tokenize(SAID)):
-        return False
-    return _alike(again.geometry, clip.geometry) and torch.allclose(again.mean, clip.mean.cpu())
-
-
-def _alike(one: Geometry, other: Geometry) -> bool:
-    """Whether both are the same but for the library, each of which rounds and crops in its own way."""
-    return replace(one, library=other.library) == other
-
-
-@torch.no_grad()
-def _difference(here: OpenClip, there: OpenClip) -> float:
-    """The largest difference of any feature, and of the temperature (relative)."""
-    images, tokens = _inputs(here)
-    far = [
-        float((here.encode_image(images) - there.encode_image(images)).abs().max()),
-        float((here.encode_text(tokens) - there.encode_text(tokens)).abs().max()),
-        float((here.logit_scale - there.logit_scale).abs() / here.logit_scale),
-    ]
-    return max(far)
-
-
-def _inputs(clip: OpenClip) -> tuple[Float[Tensor, "b 3 h w"], Int[Tensor, "b l"]]:
-    """Random pictures and random tokens that fit the model."""
-    g, text = Rng(0).generator(), clip.config["model_cfg"]["text_cfg"]
-    coarse = torch.rand(4, 3, 4, 4, generator=g)  # a ResNet gives all pictures of fine noise the same embedding
-    images = nn.functional.interpolate(coarse, (clip.geometry.size, clip.geometry.size))
-    tokens = torch.randint(0, text["vocab_size"] - 2, (4, text["context_length"]), generator=g)
-    tokens[:, -1] = text["vocab_size"] - 1
-    return images, tokens

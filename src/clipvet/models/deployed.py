@@ -49,7 +49,15 @@ TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
     *("added_tokens.json", "spiece.model", "tokenizer.model", "vocab.txt", "sentencepiece.bpe.model"),
 )
-CODE = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json")
+CODE = ("config.json", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+CODE = (*CODE, "tokenizer_config.json")
+VOCABULARIES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tekken.json",
+    "tiktoken.model",
+)  # by a part of a name
+WHOLE = ("open_clip_config.json", "config.json", "model.pt")  # each says that a whole model lies in its folder
 ADAPTER = "adapter_config.json"
 
 FILES = (
@@ -57,6 +65,7 @@ FILES = (
     File("config.json", "transformers", "architecture; may name the file of weights"),
     File("preprocessor_config.json", "transformers", "preparation of pictures"),
     File("processor_config.json", "transformers", "its image_processor goes before preprocessor_config.json"),
+    File("video_preprocessor_config.json", "transformers", "may name the processor, without preprocessor_config.json"),
     *(File(name, "transformers, open_clip", "tokenizer") for name in TOKENIZER),
     # transformers takes the first of these that exists
     File("model.safetensors", "transformers, open_clip", "weights"),
@@ -121,6 +130,31 @@ def check(folder: Path, library: str = "") -> None:
         for key in KEYS:
             if key.file == name and key.fix and key.key in _keys(told):
                 raise UserError(f"{folder / name} has {key.key}: transformers {key.does}; {key.fix}")
+    if other := _other_vocabulary(folder):
+        raise UserError(
+            f"{folder} holds {other} and no tokenizer.json, so that transformers may take {other} for the tokenizer's "
+            "vocabulary; remove or rename it"
+        )
+
+
+def _other_vocabulary(folder: Path) -> str:
+    """A file that transformers takes in place of vocab.json if there is no tokenizer.json; empty if there is none.
+
+    It looks for VOCABULARIES anywhere in the names of all files.
+    """
+    if (folder / "tokenizer.json").is_file():
+        return ""
+    odd = (p for p in folder.iterdir() if any(word in p.name for word in VOCABULARIES))
+    return min((p.name for p in odd if p.name not in TOKENIZER or not p.is_file()), default="")
+
+
+def check_prompts(folder: Path) -> None:
+    """Raises UserError if a whole model lies beside clipvet's prompts: stock libraries would deploy that one."""
+    if whole := [name for name in WHOLE if (folder / name).is_file()]:
+        raise UserError(
+            f"{folder} holds prompts, and beside them a whole model ({whole[0]}), which other libraries deploy without "
+            "the prompts; keep them in two folders"
+        )
 
 
 def _adapter(folder: Path) -> str:
@@ -207,13 +241,19 @@ def _file_or_index(folder: Path) -> Path:
     raise NoWeights(f"{folder} holds no weights; put a model.safetensors there")
 
 
-def image_processor(folder: Path, kind: str) -> tuple[Path, dict[str, Any], str]:
+def older_weights(folder: Path) -> str:
+    """The file of weights that transformers 4 takes, which knows no transformers_weights; empty if it is the same."""
+    first = next((name for name in TRANSFORMERS if (folder / name).is_file()), "")
+    return first if folder / first != _file_or_index(folder) else ""
+
+
+def image_processor(folder: Path, kind: str, older: bool = False) -> tuple[Path, dict[str, Any], str]:
     """How transformers 5 prepares pictures: the file that says it, what it says, and whose defaults fill the rest.
 
-    kind: clip or siglip, the model's; the processor may be of the other kind. Older versions of transformers do not
-    look into processor_config.json. Raises UserError for a processor of another kind, or for an unknown step.
+    kind: clip or siglip, the model's; the processor may be of the other kind. older: as transformers 4 does, which does
+    not look into processor_config.json. Raises UserError for a processor of another kind, or for an unknown step.
     """
-    path, told = folder / "processor_config.json", _json(folder / "processor_config.json")
+    path, told = folder / "processor_config.json", None if older else _json(folder / "processor_config.json")
     told = told.get("image_processor") if isinstance(told, dict) else None
     if told is None:
         path, told = folder / "preprocessor_config.json", _json(folder / "preprocessor_config.json")
@@ -269,4 +309,7 @@ def _parts(index: Path) -> tuple[Path, ...]:
     names = list(listed.values()) if isinstance(listed, dict) else []
     if not names or any(not isinstance(n, str) or Path(n).name != n for n in names):
         raise UserError(f"{index} does not list files of its own folder; restore it")
-    return tuple(index.parent / n for n in sorted(set(names)))
+    parts = tuple(index.parent / n for n in sorted(set(names)))
+    if absent := [p.name for p in parts if not p.is_file()]:
+        raise UserError(f"{index} names {absent[0][:80]}, which is not there ({len(absent)} in all); download it too")
+    return parts

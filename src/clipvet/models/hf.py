@@ -3,6 +3,7 @@
 Code that a checkpoint brings (`auto_map`) is never run.
 """
 
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,7 +87,24 @@ def read(folder: Path) -> Folder:
     if (size := pre["size"]) != vision.image_size:
         raise UserError(f"{folder} prepares pictures of {size} px for a tower of {vision.image_size} px; mend a config")
     config = {"model_cfg": _model_cfg(kind, embed, vision, text), "preprocess_cfg": pre}
-    return Folder(kind, config, deployed.transformers_weights(folder), files)
+    weights = deployed.transformers_weights(folder)
+    _warn_of_older(folder, kind, pre)
+    return Folder(kind, config, weights, files)
+
+
+def _warn_of_older(folder: Path, kind: str, pre: dict[str, Any]) -> None:
+    """Warns where transformers 4 deploys another model than transformers 5, whose reading counts. pre: its reading."""
+    told = [f"the weights in {first}"] if (first := deployed.older_weights(folder)) else []
+    if (folder / "preprocessor_config.json").is_file():
+        try:
+            same = _preprocess(folder, kind, pre["size"], older=True) == pre
+        except UserError:
+            same = False
+        told += [] if same else ["preprocessor_config.json, which prepares pictures in another way"]
+    if told:
+        logging.getLogger(__name__).warning(
+            "%s is judged as transformers 5 reads it; transformers 4 would take %s", folder, " and ".join(told)
+        )
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -166,12 +184,13 @@ def _ratio(tower: Tower) -> float:
     return exact if exact == int(exact) else (tower.intermediate_size + 0.5) / tower.hidden_size
 
 
-def _preprocess(folder: Path, kind: str, usual: int) -> dict[str, Any]:
+def _preprocess(folder: Path, kind: str, usual: int, older: bool = False) -> dict[str, Any]:
     """open_clip's preprocess_cfg, from the file of transformers' picture processor, or its defaults if there is none.
 
-    usual: the tower's size in pixels. Raises UserError if open_clip has no words for how pictures are prepared.
+    usual: the tower's size in pixels. older: as transformers 4 reads it. Raises UserError if open_clip has no words for
+    how pictures are prepared.
     """
-    path, told, kind = deployed.image_processor(folder, kind)
+    path, told, kind = deployed.image_processor(folder, kind, older)
     try:
         size, mode = _size(told, kind, usual)
         mean, std = _mean_std(told, kind)

@@ -164,6 +164,8 @@ def _is_plain(files: Mapping[str, bytes], plain: Any) -> bool:
     def same_words(vocab: Mapping[str, int]) -> bool:
         return {k: v for k, v in vocab.items() if v not in last} == words
 
+    if "tokenizer.model" in files and "tokenizer.json" not in files:  # transformers takes it before vocab.json
+        return False
     try:
         if "tokenizer.json" in files:
             told = json.loads(files["tokenizer.json"])

@@ -216,9 +216,9 @@ def _check_temperature(state: Mapping[str, Tensor], path: Path) -> None:
     most = math.log(1000) if siglips else math.log(100)
     if value < 0.5:
         logging.getLogger(__name__).warning(
-            "%s holds logit_scale %.4g, whose exponential, %.3g, hardly tells cosines apart; it is perhaps the "
-            "temperature itself, and minus its logarithm, %.4g, was meant",
-            path, value, math.exp(value), -math.log(value) if value > 0 else float("nan"),
+            "%s holds logit_scale %.4g, whose exponential, %.3g, hardly tells cosines apart%s",
+            path, value, math.exp(value), f"; it is perhaps the temperature itself, and minus its logarithm, "
+            f"{-math.log(value):.4g}, was meant" if value > 0 else "",
         )  # fmt: skip
     if value <= most + 0.03:  # bfloat16 rounds ln 100 to 4.625
         return
