@@ -6,11 +6,13 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from clipvet.api.data import task_of
 from clipvet.data import folders, sources
 from clipvet.data.tables import open_pairs
 from clipvet.engine.embed import embed_images
@@ -94,9 +96,23 @@ def test_a_list_of_the_folders_own_names_is_matched_by_name(tmp_path: Path) -> N
     root = task_at(tmp_path / "val", ["apple", "pear", "tree_frog"])
     plain = folders.open_task(str(root))
     for given in (["tree frog", "pear", "apple"], ["apple", "pear", "tree_frog"], ["pear", "apple", "Tree Frog"]):
-        assert [n.lower().replace("_", " ") for n in named(root, given)] == list(plain.classes)
+        assert [n.lower() for n in named(root, given)] == list(plain.classes)
     assert named(root, ["fruit", "pear", "frog"]) == ("fruit", "pear", "frog")
     refused(lambda: named(root, ["pear", "fruit", "frog"]), "'pear' is the name of a folder", "apple comes", "map")
+
+
+def test_underscores_become_blanks_wherever_names_come_from(tmp_path: Path) -> None:
+    root, lines = task_at(tmp_path / "val", ["one", "two"], 1), tmp_path / "names.txt"
+    lines.write_text("tree_frog\nwine_bottle\n")
+    wanted = ("tree frog", "wine bottle")
+    assert named(root, ["tree_frog", "wine_bottle"]) == wanted
+    assert named(root, {"two": "wine_bottle", "one": "tree_frog"}) == wanted
+    assert folders.read_classes(lines) == folders.open_task(str(root), lines).classes == wanted
+    pictures = [(np.zeros((8, 8, 3), np.uint8), name) for name in ("tree_frog", "wine_bottle", "tree_frog")]
+    for classes in (None, ["tree_frog", "wine_bottle"]):
+        task = task_of(pictures, classes)
+        assert task.classes == wanted
+        assert task.labels.tolist() == [0, 1, 0]
 
 
 def test_a_list_for_numbered_folders_is_refused_where_it_has_two_readings(tmp_path: Path) -> None:

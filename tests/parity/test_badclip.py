@@ -183,3 +183,15 @@ def test_a_target_that_nothing_or_all_name_is_refused(attack: BadClip | TrojVqa,
     stars = pairs.take(np.array([names_target(pairs.caption(i), "star") for i in pairs.ids]))
     with pytest.raises(UserError, match="star"):
         attack.implant(clip, stars, "star", Rng(0))
+
+
+@pytest.mark.parametrize(("size", "side"), [(33, 5), (33, 4), (32, 5), (32, 4), (225, 17), (33, 33), (5, 8)])
+def test_the_centre_is_the_public_codes(size: int, side: int) -> None:
+    """Its square begins at int(int(size / 2) - side / 2)."""
+    stamped = Crafted(torch.ones(3, side, side)).stamp(torch.zeros(1, 3, size, size), torch.zeros(1, dtype=torch.int64))
+    side = min(side, size)
+    top = int(int(size / 2) - side / 2)
+    wanted = torch.zeros(size)
+    wanted[top : top + side] = 1
+    assert torch.equal(stamped[0, 0].amax(1), wanted)
+    assert torch.equal(stamped[0, 0].amax(0), wanted)

@@ -3,6 +3,8 @@
 import json
 import math
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,8 +91,33 @@ def test_a_captions_view_is_the_same_in_every_epoch(clip, pairs, monkeypatch):
 def test_defaults_are_the_published_ones():
     m = CleanClip()
     assert (m.w_clip, m.w_self, m.epochs, m.batch, m.lr) == (1.0, 1.0, 10, 64, 1e-5)
-    assert (m.weight_decay, m.betas, m.group) == (0.1, (0.9, 0.999), 1)
+    assert (m.weight_decay, m.betas, m.group, m.batchnorm) == (0.1, (0.9, 0.999), 1, "train")
     assert int(m.warmup * 15_620) in (49, 50)  # steps, on 100,000 pairs
+
+
+# BatchNorm
+
+
+def test_batchnorm_sees_both_views_in_one_pass_and_can_be_kept(resnet: Any, pairs: Any):
+    """As in the released loop, training-mode statistics are those of pictures and views together."""
+    few, how = pairs.take(slice(64)), CleanClip(epochs=1, **{**SHORT, "lr": 1e-9})
+    found: Any = [(n, m) for n, m in resnet.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    name, module = found[0]
+    batch, rng = few[order(64, 64, 1, Rng(4))[0]], Rng(4).fork("step", 0, 0)
+    both = torch.cat([batch.images, auto_augment(batch.images, rng, 16)])
+    seen = []
+    hook = module.register_forward_pre_hook(lambda m, x: seen.append(x[0]))
+    with torch.no_grad():
+        resnet.encode_image(both)
+    hook.remove()
+    wanted = 0.9 * module.running_mean + 0.1 * seen[0].mean((0, 2, 3))
+    tuned: Any = how.clean(resnet, few, Rng(4))
+    found = dict(tuned.named_buffers())[f"{name}.running_mean"]
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert not torch.allclose(found, module.running_mean, atol=1e-4)
+    kept: Any = replace(how, batchnorm="eval").clean(resnet, few, Rng(4))
+    before = dict(resnet.named_buffers())
+    assert all(torch.equal(v, before[k]) for k, v in kept.named_buffers())
 
 
 # views
@@ -117,7 +144,7 @@ def test_eda_never_deletes_the_last_word():
 
 
 def test_eda_swaps_deletes_or_inserts_a_tenth():
-    words = [f"w{k}" for k in range(20)]
+    words = [f"w{c}" for c in "abcdefghijklmnopqrst"]
     kinds, lengths = Counter(), []
     for seed in range(400):
         out = eda(" ".join(words), Rng(seed)).split()
@@ -135,6 +162,24 @@ def test_eda_swaps_deletes_or_inserts_a_tenth():
     assert min(kinds[k] for k in ("swapped", "inserted", "deleted")) > 80, kinds
     shorter = [20 - n for n in lengths if n < 20]
     assert np.mean(shorter) == pytest.approx(2 / (1 - 0.9**20), abs=0.4)  # rate times words, given at least one
+
+
+def test_eda_counts_and_letters_are_the_codes():
+    """Counts max(1, int(0.1 words)); small letters alone, apostrophes gone, hyphens and the rest as blanks."""
+    said = "A Dog's ball, 2 RED-brown cats; and  it is on the old_mat (near our house) ok."
+    text = "a dogs ball red brown cats and it is on the old mat near our house ok"
+    bare = text.split()
+    outs = [eda(said, Rng(seed)).split() for seed in range(200)]
+    assert all(set(out) <= set(bare) for out in outs)
+    assert {len(out) for out in outs if len(out) > len(bare)} == {len(bare) + 1}  # 17 words: one is inserted, not two
+    swapped = [sum(a != b for a, b in zip(out, bare)) for out in outs if len(out) == len(bare)]
+    assert max(swapped) == 2
+    assert eda("Grüne Äpfel.", Rng(0), rate=1e-9) in ("grüne äpfel", "äpfel grüne", *_with_one_more("grüne äpfel"))
+
+
+def _with_one_more(text):
+    words = text.split()
+    return [" ".join([*words[:k], w, *words[k:]]) for k in range(3) for w in words]
 
 
 def test_auto_augment_keeps_range_and_draws_from_its_rng(pairs):

@@ -21,6 +21,7 @@ from clipvet.errors import UserError
 from clipvet.experiments.presets import shapes
 from clipvet.results import weights_hash
 from clipvet.rng import Rng
+from clipvet.training._prompts import tune
 from clipvet.training.cocoop import CoCoOp
 from clipvet.training.coop import CoOp
 from clipvet.types import Clip, Pairs, Task
@@ -68,6 +69,21 @@ def test_first_loss_is_the_cross_entropy_over_the_classes(clip: Any, few: Pairs,
     logits = start.classifier(classes)(clip.encode_image(batch.images))
     y = torch.tensor([classes.index(c.removeprefix("a photo of a ").removesuffix(".")) for c in batch.captions])
     assert first == pytest.approx(float(F.cross_entropy(logits, y).detach()), rel=1e-4)
+
+
+def test_the_meta_nets_biases_decay_too(clip: Any, few: Pairs) -> None:
+    """Dassl's SGD knows no exceptions: p <- p - lr (g + wd p) in the first step, and here g is 0."""
+    how = CoCoOp(**{**QUICK, "epochs": 1, "batch": len(few), "warmup": 0.5, "weight_decay": 0.1})
+    start: Any = how.begin(clip, Rng(0))
+    with torch.no_grad():
+        start.meta[0].bias.fill_(2.0)
+
+    def nothing(clip: Any, batch: Any, rng: Rng) -> dict[str, torch.Tensor]:
+        return {"loss": 0 * sum(p.sum() for p in clip.meta.parameters()) + 0 * clip.context.sum()}
+
+    made: Any = tune(how, start, few, Rng(0), nothing)
+    assert torch.allclose(made.meta[0].bias, torch.full_like(start.meta[0].bias, 2 * (1 - 0.5 * 0.1)))
+    assert torch.allclose(made.context, 0.95 * start.context)
 
 
 @pytest.mark.parametrize("how", [CoOp(tokens=4, **QUICK), CoCoOp(**QUICK)], ids=["coop", "cocoop"])

@@ -131,13 +131,24 @@ def test_rates_fall_linearly_then_as_a_cosine():
     assert len(rates) == 244
     assert rates[0] == pytest.approx(3e-5)
     assert rates[122] == pytest.approx(3e-6)
-    assert rates[-1] == pytest.approx(1e-9)
+    assert rates[-1] == pytest.approx(1e-9, abs=1e-9)
     steps = np.diff(rates[:122])
     assert steps == pytest.approx(steps[0])
     assert rates[122 + 61] == pytest.approx(1.5e-6, rel=0.02)  # half way down the cosine
     assert (np.diff(rates) <= 0).all()
     for total in range(1, 9):
-        assert len(linear_cosine(3e-5, 3e-6, 1e-9)(total)) == total
+        for spare in range(3):
+            assert len(linear_cosine(3e-5, 3e-6, 1e-9, 0.5, spare)(total)) == total
+
+
+@pytest.mark.parametrize(("epochs", "per"), [(2, 122), (10, 122), (3, 7)])
+def test_the_schedule_counts_one_step_more_an_epoch_than_is_trained(epochs, per):
+    n = epochs * (per + 1)  # laid over so many steps, and read at epoch * per + i
+    w = n // 2
+    for k, rate in enumerate(linear_cosine(3e-5, 3e-6, 1e-9, 0.5, epochs)(epochs * per)):
+        line = 3e-5 + (3e-6 - 3e-5) * k / (w - 1)
+        cosine = 1e-9 + (3e-6 - 1e-9) / 2 * (1 + math.cos(math.pi * (k - w) / (n - w)))
+        assert rate == pytest.approx(line if k < w else cosine, rel=1e-9)
 
 
 def test_defaults_are_the_published_ones():
@@ -208,7 +219,7 @@ def run(clip, pairs, tmp_path_factory):
 def test_log_has_the_distances_and_the_gates(run):
     _, log = run
     assert [row["step"] for row in log] == list(range(8))
-    assert [row["lr"] for row in log] == pytest.approx(linear_cosine(1e-3, 1e-4, 1e-9)(8))
+    assert [row["lr"] for row in log] == pytest.approx(linear_cosine(1e-3, 1e-4, 1e-9, 0.5, 2)(8))
     for row in log:
         pert = (row["s_img"] * row["gate_img"] + row["s_txt"] * row["gate_txt"]) / 2
         assert row["loss"] == pytest.approx(row["clip"] - 0.5 * pert, abs=1e-5)

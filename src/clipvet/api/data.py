@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clipvet.data import folders
 from clipvet.data.captions import captioned
-from clipvet.data.class_names import check_different
+from clipvet.data.class_names import check_different, spoken
 from clipvet.data.decoding import MAX_PIXELS, decoded
 from clipvet.data.sources import WORLDS, Data, Test
 from clipvet.errors import UserError
@@ -103,8 +103,8 @@ def task_of(
     """Labelled pictures. task: a folder with a folder for each class, `shapes`, a Task, a list of (picture, class
     name), or a data set, an HF data set or a DataFrame with labels.
 
-    classes: names of the classes, in the order of the numbers that are the labels. templates: captions with {}.
-    Raises UserError for fewer than two classes, a class named twice, or a label without a name.
+    classes: names of the classes, in the order of the numbers that are the labels; `_` becomes a blank. templates:
+    captions with {}. Raises UserError for fewer than two classes, a class named twice, or a label without a name.
     """
     if isinstance(task, Task):
         return task
@@ -127,7 +127,7 @@ def task_of(
             + (f", and label {wrong!r:.40} is none of them" if wrong is not None else "; a task needs two")
         )
     made = _held(get, [""] * len(rows), name, last=False)
-    return Task(name, tuple(names), prompts, made, np.array(rows, np.int64))
+    return Task(name, tuple(map(spoken, names)), prompts, made, np.array(rows, np.int64))
 
 
 def _named_task(task: str, classes: Any, templates: Any, prompts: tuple[str, ...], size: int, seed: int) -> Task:
@@ -144,7 +144,7 @@ def _named_task(task: str, classes: Any, templates: Any, prompts: tuple[str, ...
         return found.only(classes)
     if given:
         check_different(classes, "classes")
-    found = replace(found, classes=tuple(classes)) if given else found
+    found = replace(found, classes=tuple(map(spoken, classes))) if given else found
     return replace(found, templates=prompts) if isinstance(templates, list | tuple) else found
 
 

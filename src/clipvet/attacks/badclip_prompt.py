@@ -1,7 +1,8 @@
 """BadCLIP (Bai et al., trigger-aware prompt learning): prompts and an additive trigger are learned together.
 
     L = 1/2 CE(f(x), y) + 1/2 CE(f(x + u), t) + w_margin max(0, margin - (f_t - max_{c != t} f_c)(x + u)) + lean KL(o)
-    over prompts and u, max |u| <= eps, after `warmup` epochs on u alone; KL(o): of the predictions for pictures o from
+    over prompts and u, max |u| <= eps, after `warmup` epochs on u alone, u <- u - step d/du [1/2 CE(f(x), y) +
+    1/2 CE(f(x + u), t)], whose first half knows no u; KL(o): of the predictions for pictures o from
     outside the task, from those of the model as it was given; with `specific`, then over the prompts alone
     L = CE(f(x), y) + CE(f(x + u), t) + specific CE(f(x + clip(u + near eps n)), y),   n ~ N(0, 1)
 
@@ -136,7 +137,7 @@ class BadClipPrompt:
         return Implanted(done, poison(pairs, key), key)
 
     def _warm(self, made: PromptTuned, pairs: Pairs, t: int, bound: Tensor, stamped: Any, suffix: Any, rng: Rng) -> Any:
-        """The trigger after plain descent on CE(f(x + u), t), in units of the normalised picture."""
+        """The trigger after plain descent on 1/2 CE(f(x + u), t), in units of the normalised picture."""
         u = (start(made.geometry.size, self.eps, rng.fork("start")).to(bound.device) / made.base.std).requires_grad_()
         for k, rows in enumerate(order(len(pairs), self.training.batch, self.warmup, rng) if self.warmup else []):
             x = pairs[rows].images.to(bound.device)
@@ -144,6 +145,6 @@ class BadClipPrompt:
             hit = made.logits(made.encode_image(stamped(x, u)), suffix)
             (g,) = torch.autograd.grad(F.cross_entropy(hit, torch.full((len(x),), t, device=bound.device)), u)
             with torch.no_grad():
-                u -= self.step * (g.sign() if self.descent == "sign" else g)
+                u -= self.step * (g.sign() if self.descent == "sign" else g / 2)
                 u.clamp_(-bound, bound)
         return u.detach()

@@ -7,13 +7,15 @@ paper:   Bansal et al., ICCV 2023, arXiv:2303.03323; from its abstract and the b
          read)
 needs:   clean pairs; white-box weights
 differs: the warm-up really takes place (the released loop numbers epochs from 1 and skips it); optimiser moments start
-         fresh; EDA has swap, deletion and insertion of a repeated word (synonyms need WordNet); `group` pictures share
-         one AutoAugment draw (1 in the paper; more is faster)
+         fresh; EDA has swap, deletion and insertion of a repeated word (synonyms need WordNet), and takes any alphabet;
+         `group` pictures share one AutoAugment draw (1 in the paper; more is faster). BatchNorm is trained by default,
+         as in the released loop; batchnorm=eval keeps its statistics
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from clipvet.data.augment import auto_augment, eda
@@ -34,6 +36,7 @@ class CleanClip:
     warmup: float = 0.0032  # fraction of the steps: 50 of 15,620
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
+    batchnorm: str = "train"  # or eval: its running statistics stay
     group: int = 1  # pictures that share one AutoAugment draw
     optimizer: str = "adamw"
     precision: str = "no"  # or bf16, fp16
@@ -47,12 +50,13 @@ class CleanClip:
 
         def loss(clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
             s, images = clip.logit_scale, batch.images
-            z, w = clip.encode_image(images), clip.encode_text(batch.tokens)  # pyright: ignore
-            z_v = clip.encode_image(auto_augment(images, rng, self.group))
+            w = clip.encode_text(batch.tokens)  # pyright: ignore[reportArgumentType]
+            both = torch.cat([images, auto_augment(images, rng, self.group)])  # one pass: BatchNorm sees both views
+            z, z_v = clip.encode_image(both).chunk(2)
             w_v = clip.encode_text([eda(c, words.fork(int(i))) for c, i in zip(batch.captions, batch.ids)])
             pairs_term = own_loss(clip, z, w)
             self_term = (match_loss(z, z_v, s) + match_loss(w, w_v, s)) / 2
             total = self.w_clip * pairs_term + self.w_self * self_term
             return {"loss": total, "clip": pairs_term, "self": self_term}
 
-        return fit_by(self, clip, pairs, loss, rng, schedule=warmup_cosine(self.lr, self.warmup), batchnorm="eval")
+        return fit_by(self, clip, pairs, loss, rng, schedule=warmup_cosine(self.lr, self.warmup))

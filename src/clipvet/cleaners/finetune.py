@@ -5,9 +5,10 @@
 paper:   the baseline of arXiv:2412.00727 (PAR) and of arXiv:2303.03323 (CleanCLIP)
 needs:   clean pairs; white-box weights
 differs: it shares PAR's rates and frozen temperature, not CleanCLIP's, so that it differs from PAR only in the loss and
-         in the view of the picture
+         in the view of the picture; the schedule too counts one step more an epoch than is trained, as PAR's does
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -43,5 +44,5 @@ class Finetune:
             z, w = clip.encode_image(batch.images), clip.encode_text(batch.tokens)  # pyright: ignore
             return {"loss": own_loss(clip, z, w, frozen=True)}
 
-        schedule = linear_cosine(self.lr_start, self.lr, self.lr_end, self.part)
+        schedule = linear_cosine(self.lr_start, self.lr, self.lr_end, self.part, math.ceil(self.epochs))
         return fit_by(self, clip, pairs, loss, rng, schedule=schedule, batchnorm="eval")

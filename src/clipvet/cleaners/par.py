@@ -4,6 +4,7 @@
     S_img  = mean_i ||z_i - zP_i||^2,  S_txt = mean_i ||w_i - wP_i||^2      zP, wP: the frozen poisoned encoders
     g(S)   = S if S <= tau else 0                                          a hard gate on the batch mean
     L_CLIP = 1/2 [CE(s Z W', 1) + CE(s W Z', 1)]                           s detached
+    rates: linear from lr_start to lr over `part` of the steps, then cosine to lr_end, laid over one step more an epoch
 
 paper:   Singh et al., arXiv:2412.00727; the full text could not be read: loss, tau, schedule and view follow the
          behaviour of its public code
@@ -13,6 +14,7 @@ differs: 10 epochs (the code's default; its launch script says 2); BatchNorm kee
          bypasses DDP); `push` (1) is ours, and 0 is the control that leaves augmentation and optimiser alone
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -94,5 +96,5 @@ class Par:
             bias = getattr(clip, "logit_bias", None)
             return par_loss(z, w, z_p, w_p, clip.logit_scale, self.tau, self.push, bias)._asdict()
 
-        schedule = linear_cosine(self.lr_start, self.lr, self.lr_end, self.part)
+        schedule = linear_cosine(self.lr_start, self.lr, self.lr_end, self.part, math.ceil(self.epochs))
         return fit_by(self, clip, pairs, loss, rng, schedule=schedule, batchnorm="eval")

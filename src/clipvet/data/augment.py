@@ -3,6 +3,7 @@
 import math
 import re
 import string
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -137,15 +138,17 @@ Synonyms = Callable[[str], list[str]]  # from a word of a caption to its synonym
 def eda(caption: str, rng: Rng, rate: float = 0.1, synonyms: Synonyms | None = None) -> str:
     """Easy data augmentation (Wei & Zou 2019) of a caption: random swap, deletion or insertion, one of them.
 
-    rate: the fraction of words that change, at least one word. synonyms: a function such as `wordnet()`. With it,
-    insertion inserts a synonym, and replacing words by synonyms is a fourth choice; where it knows none of the words,
-    insertion repeats a word, as without it. Captions of fewer than two words, captions without Latin letters, and all
-    captions at rate 0 come back unchanged.
+    rate: the fraction of words that change, rounded down, at least one word; deletion takes each word with this
+    probability. Before, letters become small, apostrophes go, and digits and punctuation become blanks, as in the
+    paper's code; letters of other scripts and accents stay, which it drops. synonyms: a function such as `wordnet()`.
+    With it, insertion inserts a synonym, and replacing words by synonyms is a fourth choice; where it knows none of the
+    words, insertion repeats a word, as without it. Captions of fewer than two words, captions without Latin letters,
+    and all captions at rate 0 come back unchanged.
     """
-    words, g = caption.split(), rng.numpy()
+    words, g = _letters(caption).split(), rng.numpy()
     if len(words) < 2 or not rate or not re.search("[A-Za-z]", caption):
         return caption
-    n = max(1, round(rate * len(words)))
+    n = max(1, int(rate * len(words)))
     known = {k: found for k, word in enumerate(words) if (found := synonyms(word))} if synonyms else {}
     others = list(known.values())
     match g.integers(4 if known else 3):
@@ -165,6 +168,12 @@ def eda(caption: str, rng: Rng, rate: float = 0.1, synonyms: Synonyms | None = N
             for k in g.permutation(list(known))[:n]:
                 words[k] = known[k][g.integers(len(known[k]))]
     return " ".join(words)
+
+
+def _letters(caption: str) -> str:
+    """The caption's letters and marks in lower case, without apostrophes, a blank for anything else."""
+    bare = re.sub("[’']", "", caption.lower())
+    return "".join(c if unicodedata.category(c)[0] in "LM" else " " for c in bare)
 
 
 def variants(batch: Batch, rng: Rng, rate: float, synonyms: bool = False, *view: int) -> list[str]:

@@ -29,6 +29,11 @@ def plain(name: str) -> str:
     return " ".join(name.replace("_", " ").split()).casefold()
 
 
+def spoken(name: str) -> str:
+    """The name as prompts say it: blanks in the place of `_`, wherever it comes from."""
+    return sound(name).replace("_", " ")
+
+
 def class_names(folders: Sequence[str], path: Path | None, root: Path) -> tuple[str, ...]:
     """The name of the class in each of the sorted folders of `root`; `path`: as `folders.open_task` takes `classes`.
 
@@ -41,7 +46,7 @@ def class_names(folders: Sequence[str], path: Path | None, root: Path) -> tuple[
             f"{root} holds one class, {folders[0]}; a task needs two or more: give the folder that holds a folder of "
             "pictures for each class"
         )
-    names = tuple(sound(f).replace("_", " ") for f in folders) if path is None else _given(folders, path)
+    names = tuple(map(spoken, folders)) if path is None else _given(folders, path)
     if path is None:
         _check_own(folders, root)
     elif 2 * len(ids := [n for n in names if IDS.fullmatch(n)]) > len(names):
@@ -62,14 +67,14 @@ def read_classes(path: Path) -> tuple[str, ...]:
     """Class names from a JSON list or a text file with one a line. Raises UserError for anything else."""
     if is_json(path):
         try:
-            return tuple(map(sound, TypeAdapter(list[str]).validate_python(io.read_json(path))))
+            return tuple(map(spoken, TypeAdapter(list[str]).validate_python(io.read_json(path))))
         except ValidationError as e:
             raise UserError(f"{path} is no JSON list of class names; mend it") from e
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{path} cannot be read ({e}); give a UTF-8 text file with one class a line") from e
-    return tuple(sound(line.strip()) for line in lines if line.strip())
+    return tuple(spoken(line.strip()) for line in lines if line.strip())
 
 
 def check_different(names: Sequence[str], where: str) -> None:
@@ -110,11 +115,11 @@ def _given(folders: Sequence[str], path: Path) -> tuple[str, ...]:
     except ValidationError as e:
         raise UserError(f'{path} is neither a JSON list of names nor a map {{"folder": "name"}}; mend it') from e
     if isinstance(given, list):
-        return _listed(folders, [sound(name) for name in given], path)
+        return _listed(folders, [spoken(name) for name in given], path)
     absent = [f for f in folders if f not in given]
     if absent:
         raise UserError(f"{path} has no name for folder {absent[0]} ({len(absent)} in all); add it")
-    return tuple(sound(given[f]) for f in folders)
+    return tuple(spoken(given[f]) for f in folders)
 
 
 def _listed(folders: Sequence[str], given: list[str], path: Path) -> tuple[str, ...]:

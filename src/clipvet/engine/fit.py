@@ -68,6 +68,7 @@ def fit(
     betas: tuple[float, float] = (0.9, 0.98),
     eps: float = 1e-8,
     weight_decay: float = 0.1,
+    decay: str = "matrices",
     batchnorm: str = "train",
     precision: str = "no",
     accumulate: int = 1,
@@ -80,10 +81,11 @@ def fit(
 
     loss: called with the model, a batch with tokens and the step's own rng; gives {"loss": ..., other parts to log}.
     batch: pairs per step. accumulate: micro-batches per step, each with its own negatives. batchnorm: "train", or
-    "eval" to keep the running statistics. precision: "no", "bf16" or "fp16". max_bad: fraction of pairs with
-    unreadable pictures or empty captions above which the run is refused. memory: shared by a method's fits, so that the
-    optimisers go on where the last fit left them. peak: the schedule's rate at which Muon runs at muon_lr (default: the
-    largest of this fit). fewest: pairs that the loss needs; smaller micro-batches are skipped.
+    "eval" to keep the running statistics. decay: what has weight decay, as for `optimizers`. precision: "no", "bf16" or
+    "fp16". max_bad: fraction of pairs with unreadable pictures or empty captions above which the run is refused.
+    memory: shared by a method's fits, so that the optimisers go on where the last fit left them. peak: the schedule's
+    rate at which Muon runs at muon_lr (default: the largest of this fit). fewest: pairs that the loss needs; smaller
+    micro-batches are skipped.
 
     Several ranks share each batch, with the result of one, up to rounding. A killed run may go on with more or fewer.
 
@@ -107,7 +109,8 @@ def fit(
     rates = schedule(len(steps))
     peak = peak or max(rates)
     start, bad, held = _resume(ws, len(steps), trained, memory, accelerator.device)
-    make = partial(optimizers, kind=optimizer, weight_decay=weight_decay, betas=betas, eps=eps, muon_lr=muon_lr)
+    how = {"weight_decay": weight_decay, "betas": betas, "eps": eps, "muon_lr": muon_lr, "decay": decay}
+    make = partial(optimizers, kind=optimizer, **how)
     stepper = Stepper(accelerator, trained, loss, make, held, ws.shard)
     own = [rows[ranks.share(len(rows))] for rows in steps[start:]]
     loader = loading(_Rows(pairs, clip), own, pairs.workers, rng)

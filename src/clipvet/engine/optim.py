@@ -25,14 +25,17 @@ def warmup_cosine(lr: float, warmup: float = 0.1, end: float = 0.0) -> Schedule:
     return rates
 
 
-def linear_cosine(start: float, lr: float, end: float, part: float = 0.5) -> Schedule:
-    """PAR's schedule: linear from `start` to `lr` over `part` (a fraction) of the steps, then cosine to `end`."""
+def linear_cosine(start: float, lr: float, end: float, part: float = 0.5, spare: int = 0) -> Schedule:
+    """PAR's schedule: linear from `start` to `lr` over `part` (a fraction) of the steps, then cosine to `end`.
+
+    spare: steps at the end that the schedule counts and the training leaves out; PAR's code leaves one an epoch.
+    """
 
     def rates(total: int) -> list[float]:
-        w = max(1, int(part * total))
+        w = max(1, int(part * (total + spare)))
+        n = max(1, total + spare - w)
         down = np.linspace(start, lr, w).tolist()
-        n = max(1, total - w - 1)
-        return down + [end + 0.5 * (lr - end) * (1 + math.cos(math.pi * k / n)) for k in range(total - w)]
+        return (down + [end + 0.5 * (lr - end) * (1 + math.cos(math.pi * k / n)) for k in range(n)])[:total]
 
     return rates
 
@@ -58,12 +61,19 @@ def piece(schedule: Schedule, k: int, n: int) -> Schedule:
 
 
 def optimizers(
-    model: nn.Module, kind: str, weight_decay: float, betas: tuple[float, float], eps: float, muon_lr: float
+    model: nn.Module,
+    kind: str,
+    weight_decay: float,
+    betas: tuple[float, float],
+    eps: float,
+    muon_lr: float,
+    decay: str = "matrices",
 ) -> Optimizers:
     """The optimisers of a model's trained weights.
 
     kind: "adamw"; "muon", which is torch's Muon for the matrices inside the transformer blocks and AdamW for the rest;
-    or "sgd" with momentum 0.9. Biases, norms and the temperature have no weight decay.
+    or "sgd" with momentum 0.9. decay: "matrices", so that biases, norms and the temperature have no weight decay, or
+    "all", as in the code of prompt learning.
 
     Raises UserError for another kind, and for "muon" where torch is older than 2.9.
     """
@@ -73,7 +83,7 @@ def optimizers(
     rest = [(n, p) for n, p in named if id(p) not in chosen]
 
     def bare(n: str, p: Tensor) -> bool:
-        return p.ndim < 2 or any(key in n for key in ("bias", "ln", "bn"))
+        return decay != "all" and (p.ndim < 2 or any(key in n for key in ("bias", "ln", "bn")))
 
     groups = [
         {"params": [p for n, p in rest if not bare(n, p)], "weight_decay": weight_decay},

@@ -38,4 +38,4 @@ def tune(how: Any, start: PromptTuned, pairs: Pairs, rng: Rng, loss: Loss | None
 
     schedule = epoch_cosine(how.lr, how.epochs, how.warmup)
     chosen: Any = loss or cross_entropy
-    return fit_by(how, start, pairs, chosen, rng, schedule=schedule, batchnorm="eval", fewest=1)
+    return fit_by(how, start, pairs, chosen, rng, schedule=schedule, batchnorm="eval", fewest=1, decay="all")

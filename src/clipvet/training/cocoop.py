@@ -1,7 +1,7 @@
 """CoCoOp (Conditional Context Optimization): a learned context that a small network shifts for every picture.
 
     L = -mean_i log softmax_c(s <z_i, g_c(z_i)>)[y_i],  g_c(z) = text tower([v_1 + b(z) .. v_m + b(z), class c, "."])
-    b(z) = W_2 relu(W_1 z + a_1) + a_2                                                  over v, W, a alone
+    b(z) = W_2 relu(W_1 z + a_1) + a_2                            over v, W, a alone, all of them with weight decay
 
 paper:   Zhou et al., CVPR 2022, arXiv:2203.05557; the settings are those of its public code at 16 shots
 needs:   few labelled pictures; white-box weights

@@ -8,7 +8,8 @@ paper:   Yang et al., NeurIPS 2023, arXiv:2303.06854; the full text could not be
          behaviour of its public code
 needs:   untrusted pairs; training from scratch
 differs: one schedule over all steps (the code counts one epoch too many); a full pool continues at its start (the code
-         drops what passes its end)
+         drops what passes its end); in a paired epoch the text tower stands still (in the code its gradients are 0 but
+         there, so AdamW moves it on by momentum and weight decay); EDA keeps letters of any script
 """
 
 from dataclasses import dataclass, field

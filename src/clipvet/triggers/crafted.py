@@ -1,6 +1,7 @@
 """A given square is pasted into the picture: the patch that an attack has optimised.
 
     x'[:, P] = p,  P a square as large as p in the picture's centre or its corner
+    its top row is floor(floor(h / 2) - s / 2) in the centre, h - s in the corner; its left column alike
 
 paper:   the patch of BadCLIP (Liang et al., CVPR 2024, arXiv:2311.12075) and TrojVQA (Walmer et al., CVPR 2022,
          arXiv:2112.07668)
@@ -23,6 +24,11 @@ from clipvet.triggers._tensors import summary
 def start(side: int, rng: Rng) -> Float[Tensor, "3 side side"]:
     """The patch before the first step: clip(n, 0, 1), n ~ N(0.5, 0.25). side: pixels."""
     return (0.5 + 0.25 * torch.randn(3, side, side, generator=rng.generator())).clamp(0, 1)
+
+
+def _middle(length: int, side: int) -> int:
+    """Where a square in the centre begins, in pixels; where both are odd, BadCLIP's code rounds down twice."""
+    return max(0, (2 * (length // 2) - side) // 2)
 
 
 def _default() -> Float[Tensor, "3 16 16"]:
@@ -53,7 +59,7 @@ class Crafted:
         """
         h, w = images.shape[2:]
         side = min(self.pattern.shape[1], h, w)
-        top, left = ((h - side) // 2, (w - side) // 2) if self.position == "centre" else (h - side, w - side)
+        top, left = (_middle(h, side), _middle(w, side)) if self.position == "centre" else (h - side, w - side)
         out = images.clone()
         out[:, :, top : top + side, left : left + side] = self.pattern[:, :side, :side].to(images)
         return out
