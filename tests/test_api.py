@@ -249,10 +249,44 @@ def test_filter_and_detect(files: Path, clip: Any, tmp_path: Path, clipvet_: Any
     assert len(shown(seen, tmp_path / "d")) > 100
     with pytest.raises(UserError, match="have abl_loss"):
         clipvet.filter(rows, clip, "soap")
+    with pytest.raises(UserError, match="dao needs --model; without one"):
+        clipvet.filter(rows, method="dao")
     judged = clipvet.filter("shapes", clip, n=300)  # auto, which says what follows from its scores
     assert not judged.decided
     assert judged.told[0].startswith("Undecided")
     assert judged.cut is not None
+
+
+def test_trusted_pictures_flag_as_the_command_does(files: Path, tmp_path: Path, clipvet_: Any) -> None:
+    out, given = tmp_path / "d.parquet", {"method": "scale_up", "trusted": "shapes", "alpha": 0.2, "n": 30}
+    words = [w for k, v in given.items() for w in (f"--{k}", v)]
+    done = clipvet_(
+        "detect", "--model", "shapes-vit", "--pictures", files / "task", "--classes", "shapes", *words, "--out", out
+    )
+    assert done.code == 0, done.err
+    found, theirs = clipvet.detect(files / "task", "shapes-vit", "shapes", **given), pd.read_parquet(out)
+    frame = found.to_frame()
+    for name in ("id", "score", "p", "flagged", "answer", "reason"):
+        assert frame[name].tolist() == theirs[name].tolist(), name
+    assert found.cut is not None
+    assert found.suspects["id"].tolist() == frame["id"][frame["flagged"]].tolist()
+    assert all(sentence in done.err for sentence in found.told)
+    assert "pictures are flagged" in found.sentence
+    with pytest.raises(UserError, match="give 99 or more"):
+        clipvet.detect(files / "task", "shapes-vit", "shapes", trusted="shapes", n=30)
+
+
+def test_filter_needs_no_model(tmp_path: Path, clipvet_: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from clipvet.filters import _anew
+
+    monkeypatch.setattr(_anew, "STEPS", 1)
+    out = tmp_path / "s.parquet"
+    small = ["--n", 220, "--set", "anew.epochs=0.1", "--set", "anew.rounds=1", "--alpha", 0.05]
+    assert clipvet_("filter", "--data", "shapes", "--out", out, *small).code == 4
+    found = clipvet.filter("shapes", n=220, alpha=0.05, **{"anew.epochs": 0.1, "anew.rounds": 1})
+    assert found.to_frame()["score"].tolist() == pd.read_parquet(out)["score"].tolist()
+    assert any(sentence.startswith("No model was given") for sentence in found.told)
+    assert not found.decided
 
 
 def test_train_and_clean_plan_as_the_commands_do(clip: Any, tmp_path: Path) -> None:

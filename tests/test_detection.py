@@ -120,3 +120,25 @@ def test_conformal_keeps_its_promise(alpha: float) -> None:
         shares.append(flagged.mean())
     error = np.std(shares) / 20
     assert alpha - 1 / (n + 1) - 3 * error < np.mean(shares) < alpha + 3 * error
+
+
+def test_what_a_threshold_promises_is_what_happens() -> None:
+    """The rate of false alarms of one set of clean scores, and the flags among others, by simulation."""
+    g, n, m, alpha = Rng(8).numpy(), 39, 50, 0.1
+    k = 36  # ceil(40 * 0.9): the rate of a set is Beta(4, 36), of mean 0.1
+    clean = g.random((4000, n))  # uniform scores, so that a threshold's rate is 1 - tau
+    tau = np.sort(clean, 1)[:, k - 1]
+    fresh = (g.random((4000, m)) > tau[:, None]).sum(1)
+    told = conformal.promise(np.r_[np.ones(9) * 2, np.zeros(m - 9), np.nan], clean[0], alpha)
+    assert (told.judged, told.flagged, told.clean, told.threshold) == (50, 9, 39, tau[0])
+    assert told.expected == pytest.approx(5.0)
+    assert np.mean((told.low <= 1 - tau) & (1 - tau <= told.high)) == pytest.approx(0.95, abs=0.015)
+    assert np.mean(fresh >= 9) == pytest.approx(told.chance, abs=0.02)
+    assert "9 of 50 pictures are flagged" in told.told[0]
+    assert "proves nothing" in told.told[1]
+    many = conformal.promise(np.ones(m) * 2, clean[0], alpha)
+    assert many.chance < 1e-6
+    assert "some carry a trigger" in many.told[1]
+    none = conformal.promise(np.zeros(m), clean[0], alpha)
+    assert (none.flagged, none.chance) == (0, 1.0)
+    assert "chance" not in none.told[1]

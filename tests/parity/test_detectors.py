@@ -158,6 +158,7 @@ def test_the_command(clip: Any, few: Pairs, tmp_path: Path, monkeypatch: Any, ca
     assert sorted(r["file"] for r in rows) == [*(f"{k}.png" for k in range(4)), "4?.png", "torn.png"]
     assert rows[-1]["score"] is None
     assert [r["rank"] for r in rows[:5]] == [1, 2, 3, 4, 5]
+    assert "A score has no threshold of its own" in (tmp_path / "a.html").read_text("utf-8")
     code, said = call(*same, "--backdoor", tmp_path / "key", "--out", tmp_path / "b.parquet")
     assert (code, "auroc" in said) == (0, True), said
     both = pq.read_table(tmp_path / "b.parquet").to_pylist()
@@ -166,9 +167,14 @@ def test_the_command(clip: Any, few: Pairs, tmp_path: Path, monkeypatch: Any, ca
     assert all(r["score"] == alone[r["file"]] for r in both if not r["triggered"])
     promised = [*same, "--trusted", "shapes", "--n", 24, "--alpha", 0.2, "--backdoor", tmp_path / "key"]
     code, said = call(*promised, "--out", tmp_path / "d.parquet")
-    assert (code, "of 10 pictures are flagged" in said, "flagged_clean" in said) == (0, True, True), said
+    assert (code, "of 5 pictures are flagged" in said, "flagged_clean" in said) == (0, True, True), said
     flagged = pq.read_table(tmp_path / "d.parquet").to_pylist()
     assert all(r["p"] is None if r["rank"] is None else r["flagged"] == (r["p"] <= 0.2) for r in flagged)
+    page = (tmp_path / "d.html").read_text("utf-8")
+    said = ("triggered copy", "of the brighter copies keep its class", "of 24 trusted pictures ")
+    for word in ("False alarms, promised", "False alarms, realised", "4?.png", *said):
+        assert word in page, word
+    assert "not known" not in page
     code, said = call(*same, "--trusted", "shapes", "--n", 24, "--out", tmp_path / "e.parquet")
     assert (code, "24 clean scores cannot promise alpha=0.01; give 99 or more" in said) == (2, True), said
     code, said = call(*same, "--trusted", tmp_path / "in", "--out", tmp_path / "e.parquet")

@@ -82,18 +82,22 @@ def pairs_of(data: Any, n: int | None = None, size: int = 32, split: str = "trai
     return made.take(slice(n)) if n else made
 
 
-def pictures_of(data: Any, n: int | None = None, size: int = 32, seed: int = 0) -> Pairs:
-    """Pictures without captions: a folder, a list of pictures, or anything that has pictures with captions."""
-    if isinstance(data, str | Path) and str(data) not in WORLDS and folders.has_pictures(Path(data)):
-        found = folders.open_folder(Path(data))
-    elif isinstance(data, list | tuple) and data and not isinstance(data[0], tuple | list):
+def pictures_of(data: Any, n: int, size: int = 32, seed: int = 0) -> Pairs:
+    """Pictures without captions: a folder, a list of pictures, or anything that has pictures with captions.
+
+    n: at most so many, drawn from the seed as the commands draw them.
+    """
+    from dataclasses import replace
+
+    from clipvet.jobs import inspection
+
+    if isinstance(data, str | Path):
+        return inspection.pictures_of(str(data), n, size, seed)
+    if isinstance(data, list | tuple) and data and not isinstance(data[0], tuple | list):
         found = _held(lambda k: data[k], [""] * len(data), "pictures")
     else:
         found = pairs_of(data, size=size, split="validation", seed=seed)
-    from dataclasses import replace
-
-    found = replace(found, last=())
-    return found.take(slice(n)) if n else found
+    return inspection.drawn(replace(found, last=()), n, seed)
 
 
 def task_of(

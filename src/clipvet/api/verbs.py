@@ -11,6 +11,7 @@ from clipvet.api.data import pairs_of, pictures_of, task_of
 from clipvet.api.models import load
 from clipvet.api.results import Inspection, Made, Measurements, Ranking
 from clipvet.errors import UserError
+from clipvet.jobs.detecting import ALPHA
 from clipvet.rng import Rng
 from clipvet.types import Backdoor
 
@@ -108,27 +109,39 @@ def inspect(
 
 
 def filter(
-    data: Any, model: Any, method: str = "auto", *, n: int | None = None, seed: int = 0, **settings: Any
+    data: Any,
+    model: Any = None,
+    method: str = "auto",
+    *,
+    alpha: float | None = None,
+    n: int | None = None,
+    seed: int = 0,
+    **settings: Any,
 ) -> Ranking:
     """Which pairs look poisoned? A row for each pair, the most suspect first; `.suspects` are those above the cut.
 
     data: a table, shards, a folder of HF datasets, "shapes", a list of (picture, caption), a DataFrame, an HF data set
     or a torch Dataset. Pairs with an unreadable picture or an empty caption get no score, and a reason. model: as for
-    `clipvet.load`. method: one of `clipvet list filters`. n: the first n pairs. `.decided` is False where nothing
-    follows from the scores. Raises UserError, also where more than half of the pairs cannot be used.
+    `clipvet.load`, the one that was trained on the pairs; None: a small one is trained on them first. method: one of
+    `clipvet list filters`. alpha: share of false alarms to allow among the pairs that are called poisoned. n: the first
+    n pairs. `.decided` is False where nothing follows from the scores. Raises UserError, also where more than half of
+    the pairs cannot be used, and for a method that needs a model.
 
         >>> import clipvet
         >>> found = clipvet.filter("shapes", "shapes-vit", "random", n=40)
         >>> list(found.to_frame().columns)
         ['id', 'score', 'caption', 'reason']
     """
-    from clipvet.jobs.filtering import captions_of, filtered
+    from clipvet.jobs.filtering import architecture, captions_of, filtered, open_filter
 
-    clip = load(model, rng=Rng(seed).fork("init"))
+    world = str(data) if isinstance(data, str) else ""
+    how: Any = open_filter(method, world, _told(settings), alpha, alone=model is None)
+    clip = load(architecture(world) if model is None else model, rng=Rng(seed).fork("init"))
     pairs = pairs_of(data, n, clip.geometry.size, seed=seed)
-    how: Any = _method("filters", method, str(data) if isinstance(data, str) else "", settings)
     done = filtered(how, clip, pairs, captions_of(pairs, None), None, seed)
-    return Ranking(_frame(done.found, "caption"), pairs.name, done.cut, tuple(done.judged.told), done.judged.decided)
+    return Ranking(
+        _frame(done.found, "caption", pairs), pairs.name, done.cut, tuple(done.judged.told), done.judged.decided
+    )
 
 
 def detect(
@@ -138,6 +151,8 @@ def detect(
     *,
     method: str = "strip",
     templates: str | Path | None = None,
+    trusted: Any = None,
+    alpha: float = ALPHA,
     n: int = 10_000,
     seed: int = 0,
     **settings: Any,
@@ -145,16 +160,17 @@ def detect(
     """Does a picture carry a trigger? A row for each picture, the most suspect first, with the model's answer.
 
     pictures: a folder, a list of pictures (paths, PIL, uint8 arrays, float tensors in [0, 1]), or any data. classes: as
-    for `inspect`. method: one of `clipvet list detectors`. A score has no threshold of its own: compare it with the
-    scores of pictures that you trust. Raises UserError.
+    for `inspect`. method: one of `clipvet list detectors`. A score has no threshold of its own: with trusted pictures,
+    which should be like the others but for a trigger, each picture gets a p-value, and `.suspects` are those that are
+    flagged; of clean pictures that is at most the share alpha. n: pictures at most. Raises UserError, also for too few
+    trusted pictures (99 for alpha = 0.01).
 
         >>> import clipvet
-        >>> found = clipvet.detect("inbox", "suspect", ["cat", "dog"])  # doctest: +SKIP
+        >>> found = clipvet.detect("inbox", "suspect", ["cat", "dog"], trusted="clean")  # doctest: +SKIP
     """
     from clipvet.data.folders import read_templates
-    from clipvet.engine.embed import see
-    from clipvet.jobs.inspection import answers_of, classes_of, open_scan
-    from clipvet.pages import suspects
+    from clipvet.jobs.detecting import detected
+    from clipvet.jobs.inspection import classes_of, open_scan
 
     clip = load(model, rng=Rng(seed).fork("init"))
     how = open_scan("detectors", method, clip, _told(settings))
@@ -163,11 +179,14 @@ def detect(
     else:
         names, prompts = classes_of(clip, None if classes is None else str(classes), _path(templates))
     given = pictures_of(pictures, n, clip.geometry.size, seed)
-    scores = how.detect(clip, given, names, prompts, Rng(seed).fork("detect")).numpy()
-    seen = see(clip, given)
-    answers = answers_of(clip, seen, names, prompts, len(given))
-    found = suspects.ranked(how, scores, given.ids, answers, dict(seen.bad))
-    return Ranking(_frame(found, "answer", given), given.name)
+    clean = None if trusted is None else pictures_of(trusted, n, clip.geometry.size, seed)
+    done = detected(how, clip, given, names, prompts, seed, clean, alpha)
+    frame, more = _frame(done.found, "answer", given), done.columns()
+    if more:
+        at = frame.columns.get_loc("score") + 1
+        frame.insert(at, "p", more["p"])
+        frame.insert(at + 1, "flagged", more["flagged"])
+    return Ranking(frame, given.name, done.promise.threshold if done.promise else None, tuple(done.told))
 
 
 def train(

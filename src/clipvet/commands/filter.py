@@ -9,9 +9,9 @@ import typer
 
 from clipvet.commands import _checks as checks
 from clipvet.commands import _options as opt
-from clipvet.jobs.filtering import captions_of, columns, filtered, shard_key
+from clipvet.jobs.filtering import architecture, captions_of, columns, filtered, open_filter, shard_key
 from clipvet.jobs.leaving import check_new, say, show
-from clipvet.jobs.opening import open_data, open_keyed, open_method, open_model
+from clipvet.jobs.opening import open_data, open_keyed, open_model
 from clipvet.jobs.working import UNDECIDED
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from clipvet.unlearning.judged import Judged
 
 NEW = "none; one was trained on the pairs"
-SMALL, LARGER = "shapes-vit", "drawings-vit"  # trained where no model is given: on embedded worlds, on other pictures
 
 
 def command(
@@ -61,13 +60,14 @@ def command(
     A killed run goes on where it was when the same command is given again.
     """
     from clipvet import io, ranks, results
-    from clipvet.data.sources import WORLDS
+    from clipvet.errors import UserError
     from clipvet.pages import suspects
 
-    alone = {} if model else _alone(method, pretrained)
-    how, page = _at(alpha, open_method("filters", method, data, set_, **alone)), out.with_suffix(".html")
+    if pretrained and not model:
+        raise UserError(f"--pretrained {pretrained} needs --model, the architecture that it belongs to")
+    how, page = open_filter(method, data, set_, alpha, alone=model is None), out.with_suffix(".html")
     share = _check_options(method, data, out, page, cleaned, keep, hasattr(how, "cut"))
-    clip = open_model(model or (SMALL if data in WORLDS else LARGER), pretrained, seed)
+    clip = open_model(model or architecture(data), pretrained, seed)
     source = open_data(data, n, "train", clip.geometry.size, image_key, caption_key)
     pairs, key, made = open_keyed(source, seed, backdoor)
     if cleaned:
@@ -148,41 +148,6 @@ def _left_out(found: "Suspects", bad: dict[int, str]) -> str:
     empty = sum(why == EMPTY for why in bad.values())
     others = ((len(found.ids) - found.scored - empty, "unreadable"), (empty, "with empty captions"))
     return "".join(f", {n} {what}" for n, what in others if n)
-
-
-def _alone(method: str, pretrained: str | None) -> dict[str, Any]:
-    """The fields with which a filter trains a model of its own. Raises UserError for a filter that does not."""
-    import dataclasses
-
-    from clipvet import find
-    from clipvet.errors import UserError
-    from clipvet.filters._anew import Own
-
-    if pretrained:
-        raise UserError(f"--pretrained {pretrained} needs --model, the architecture that it belongs to")
-    of = {f.name: f.default for f in dataclasses.fields(find.load("filters", method))}
-    if "anew" not in of:
-        raise UserError(f"{method} needs --model; without one there are auto, cascade and gmm_split")
-    return {} if of["anew"] else {"anew": Own()}
-
-
-def _at(alpha: float | None, how: Any) -> Any:
-    """The method at this rate of false alarms. Raises UserError for a rate that cannot be, or that it does not know."""
-    import dataclasses
-
-    from clipvet.errors import UserError
-
-    if alpha is None:
-        return how
-    if not 0 < alpha < 1:
-        raise UserError(
-            f"--alpha {alpha:g} is not a fraction between 0 and 1; 0.01 allows one false alarm in a hundred"
-        )
-    if not hasattr(how, "alpha"):
-        raise UserError(
-            f"{type(how).__name__} promises no rate of false alarms; leave out --alpha, or use --method auto"
-        )
-    return dataclasses.replace(how, alpha=alpha)
 
 
 def _check_cleaned(cleaned: Path, pairs: "Pairs", poisoned_here: bool) -> None:

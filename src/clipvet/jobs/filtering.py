@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from clipvet.jobs.opening import open_method
 from clipvet.jobs.working import working
 
 if TYPE_CHECKING:
@@ -12,6 +13,53 @@ if TYPE_CHECKING:
     from clipvet.pages.suspects import Suspects
     from clipvet.types import Backdoor, Measured, Pairs
     from clipvet.unlearning.judged import Judged
+
+
+SMALL, LARGER = "shapes-vit", "drawings-vit"  # trained where no model is given: on embedded worlds, on other pictures
+
+
+def architecture(data: str) -> str:
+    """What a filter that is given no model trains on this data."""
+    from clipvet.data.sources import WORLDS
+
+    return SMALL if data in WORLDS else LARGER
+
+
+def open_filter(method: str, data: str, settings: list[str], alpha: float | None = None, alone: bool = False) -> Any:
+    """The filter with its settings. alpha: its rate of false alarms. alone: it is given no model, and trains one.
+
+    Raises UserError for a filter that trains none, and for a rate that cannot be or that it does not know.
+    """
+    import dataclasses
+
+    from clipvet.errors import UserError
+
+    how = open_method("filters", method, data, settings, **(_alone(method) if alone else {}))
+    if alpha is None:
+        return how
+    if not 0 < alpha < 1:
+        raise UserError(
+            f"--alpha {alpha:g} is not a fraction between 0 and 1; 0.01 allows one false alarm in a hundred"
+        )
+    if not hasattr(how, "alpha"):
+        raise UserError(
+            f"{type(how).__name__} promises no rate of false alarms; leave out --alpha, or use --method auto"
+        )
+    return dataclasses.replace(how, alpha=alpha)
+
+
+def _alone(method: str) -> dict[str, Any]:
+    """The fields with which a filter trains a model of its own. Raises UserError for a filter that does not."""
+    import dataclasses
+
+    from clipvet import find
+    from clipvet.errors import UserError
+    from clipvet.filters._anew import Own
+
+    of = {f.name: f.default for f in dataclasses.fields(find.load("filters", method))}
+    if "anew" not in of:
+        raise UserError(f"{method} needs --model; without one there are auto, cascade and gmm_split")
+    return {} if of["anew"] else {"anew": Own()}
 
 
 class Filtered(NamedTuple):

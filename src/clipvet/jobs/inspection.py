@@ -187,7 +187,6 @@ def pictures_of(spec: str | None, n: int, size: int, seed: int) -> "Pairs":
     from clipvet.data.folders import has_pictures, open_folder
     from clipvet.data.sources import WORLDS, Data
     from clipvet.data.worlds.pool import pool_pairs
-    from clipvet.rng import Rng
 
     if spec is None:
         return pool_pairs(n, size, seed)
@@ -196,18 +195,22 @@ def pictures_of(spec: str | None, n: int, size: int, seed: int) -> "Pairs":
     else:
         found = Data(spec, n if spec in WORLDS else None, "validation", size).pairs(seed)
         found = replace(found, last=())  # captions are not read here
-    chosen = Rng(seed).fork("pictures").numpy().permutation(len(found))[:n]
-    return found.take(chosen) if n < len(found) else found
+    return drawn(found, n, seed)
+
+
+def drawn(pictures: "Pairs", n: int, seed: int) -> "Pairs":
+    """At most n of the pictures, drawn from `seed`."""
+    from clipvet.rng import Rng
+
+    chosen = Rng(seed).fork("pictures").numpy().permutation(len(pictures))[:n]
+    return pictures.take(chosen) if n < len(pictures) else pictures
 
 
 def _of_task(spec: str, n: int, size: int, seed: int) -> "Pairs":
     """At most n pictures of a task, drawn from `seed`."""
     from clipvet.data.sources import Test
-    from clipvet.rng import Rng
 
-    found = Test(spec, n=n, size=size).task(seed).pictures
-    chosen = Rng(seed).fork("pictures").numpy().permutation(len(found))[:n]
-    return found.take(chosen) if n < len(found) else found
+    return drawn(Test(spec, n=n, size=size).task(seed).pictures, n, seed)
 
 
 def without(classes: tuple[str, ...], clip: "Clip", pictures: "Pairs", templates: Any, overlap: float) -> "Pairs":

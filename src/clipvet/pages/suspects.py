@@ -151,9 +151,13 @@ class Bar(NamedTuple):
 
 
 def histogram(
-    scores: Float[np.ndarray, " n"], poisoned: Bool[np.ndarray, " n"] | None, cut: float | None, bins: int = 60
+    scores: Float[np.ndarray, " n"],
+    poisoned: Bool[np.ndarray, " n"] | None,
+    cut: float | None,
+    bins: int = 60,
+    width: int = 720,
 ) -> dict[str, Any]:
-    """Axes, bars and the place of the cut. Heights are logarithmic, so that the few pairs that matter can be seen.
+    """Axes, bars and the place of the cut, for a chart that is so many pixels wide. Heights are logarithmic, so that the few pairs that matter can be seen.
 
     A score far from the rest (by ten times the span of the middle 98 %) is counted in the outermost bar.
     """
@@ -169,7 +173,7 @@ def histogram(
     marked = None
     if poisoned is not None:
         marked = np.histogram(np.clip(scores[known & poisoned], low, high), edges)[0].tolist()
-    axes = Axes((low, high), (0, float(np.log10(1 + counts.max())) * 1.05), 260, 720, (10, 12, 40, 64))
+    axes = Axes((low, high), (0, float(np.log10(1 + counts.max())) * 1.05), 260, width, (10, 12, 40, 64))
     bars = []
     for k, count in enumerate(counts.tolist()):
         (x, top), (right, _) = axes.at(edges[k], np.log10(1 + count)), axes.at(edges[k + 1], 0)
@@ -185,6 +189,15 @@ def histogram(
         "clipped": clipped,
         "cut": axes.at(cut, 0)[0] if inside else None,  # pyright: ignore[reportArgumentType]
     }
+
+
+def charts(
+    scores: Float[np.ndarray, " n"], marked: Bool[np.ndarray, " n"] | None, cut: float | None
+) -> dict[str, dict[str, Any]]:
+    """The histogram for a desktop and, drawn anew, for a phone; nothing where there is no score."""
+    if not np.isfinite(scores).any():
+        return {}
+    return {"wide": histogram(scores, marked, cut), "narrow": histogram(scores, marked, cut, 30, 390)}
 
 
 def write_page(
@@ -228,7 +241,7 @@ def write_page(
         out,
         "filter",
         entries=entries,
-        hist=histogram(found.scores, known, cut),
+        charts=charts(found.scores, known, cut),
         facts=facts,
         measured=measured or {},
         pairs=len(found.ids),
