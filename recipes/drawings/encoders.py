@@ -27,7 +27,8 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
     if smoke:
         return (Recipe(attacks=backdoors | clean, **common),)
     longer = NoAttack(training=replace(TRAINING, epochs=4))
-    other: dict[str, Any] = common | {"victim_data": half().clean}  # a defender's pairs: one new picture of half of the drawings
+    pairs = half().clean  # a defender's: one new picture of half of the drawings
+    other: dict[str, Any] = common | {"victim_data": pairs}
     return (
         Recipe(attacks=backdoors | clean | {"none, longer": longer}, **common),
         Recipe(attacks={"none, other pictures": longer}, **other),
