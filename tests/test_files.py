@@ -241,7 +241,7 @@ def refused(call, *words):
     ("name", "content", "words"),
     [
         ("gone.csv", None, ["gone.csv", "not a file"]),
-        ("a.csv", b"url,text\na,b\n", ["a.csv", "filepath or title", "it has url, text", "image_key"]),
+        ("a.csv", b"url,text\na,b\n", ["a.csv", "filepath or title", "it has url, text", "--image-key"]),
         ("a.csv", b"filepath,text\na,b\n", ["no column title,"]),
         ("a.csv", b"", ["a.csv", "no rows"]),
         ("a.csv", b"filepath,title\n", ["a.csv", "no rows"]),

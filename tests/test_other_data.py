@@ -98,7 +98,7 @@ def test_a_list_of_the_folders_own_names_is_matched_by_name(tmp_path: Path) -> N
     for given in (["tree frog", "pear", "apple"], ["apple", "pear", "tree_frog"], ["pear", "apple", "Tree Frog"]):
         assert [n.lower() for n in named(root, given)] == list(plain.classes)
     assert named(root, ["fruit", "pear", "frog"]) == ("fruit", "pear", "frog")
-    refused(lambda: named(root, ["pear", "fruit", "frog"]), "'pear' is the name of a folder", "apple comes", "map")
+    refused(lambda: named(root, ["pear", "fruit", "frog"]), "'pear' names another folder", "apple comes", "map")
 
 
 def test_underscores_become_blanks_wherever_names_come_from(tmp_path: Path) -> None:
@@ -419,3 +419,133 @@ def test_a_half_of_one_class_is_refused(clipvet: Any, tmp_path: Path) -> None:
     said = clipvet(*EVALUATE, root, "--half", "new")
     assert (said.code, "the new half of the 3 classes of val is plum" in said.err) == (2, True)
     assert clipvet(*EVALUATE, root, "--half", "base").code == 0
+
+
+# rows, lists and folders as other people write them
+
+
+def rows(n: int = 3) -> list[tuple[str, str]]:
+    return [(f"{k}.png", f"caption {k}") for k in range(n)]
+
+
+def text(path: Path, header: str, lines: list[str]) -> str:
+    path.write_text("\n".join([header, *lines]) + "\n")
+    return str(path)
+
+
+def test_a_table_with_row_numbers_as_pandas_writes_it(tmp_path: Path) -> None:
+    lines = [f"{k},{a},{b}" for k, (a, b) in enumerate(rows())]
+    assert list(open_pairs(text(tmp_path / "a.csv", ",filepath,title", lines)).captions) == [b for _, b in rows()]
+
+
+@pytest.mark.parametrize(
+    ("header", "line", "words"),
+    [
+        ("filepath,title,title", "{},{},other", ["two columns title"]),
+        ("filepath, title", "{}, {}", ["no column title", "' title'", "rename"]),
+        ("x.png,a caption", "{},{}", ["its first row is no header"]),
+        ("# made by hand", "{},{}", ["its first line is a comment", "remove it"]),
+        ("image,caption", "{},{}", ["it has image, caption", "--image-key"]),
+        ("filepath,title", "{},\"['{}', 'another']\"", ["holds lists of captions", "a row for each caption"]),
+        ("filepath,title", '{},"[""{}"", ""another""]"', ["holds lists of captions"]),
+    ],
+)
+def test_columns_that_are_not_what_they_seem(header: str, line: str, words: list[str], tmp_path: Path) -> None:
+    table = text(tmp_path / "a.csv", header, [line.format(a, b) for a, b in rows()])
+    refused(lambda: open_pairs(table), "a.csv", *words)
+
+
+@pytest.mark.parametrize(
+    ("name", "held", "words"),
+    [
+        ("a.jsonl", b'{"filepath": "0.png", "title": "a"}\n{"filepath": "1.png", "title": "b"}\n', ["lines=True"]),
+        ("a.json", b'[{"filepath": "0.png", "title": "a"}]', ["JSON and no table", "read_json"]),
+        ("a.xlsx", b"PK\x03\x04", ["spreadsheet", "CSV"]),
+        ("a.csv.gz", b"\x1f\x8b\x08", ["compressed", "gunzip"]),
+        ("a.csv", b"PAR1", ["parquet", "rename it"]),
+        ("a.feather", b"ARROW1", ["Arrow"]),
+    ],
+)
+def test_files_that_are_no_tables_are_named(name: str, held: bytes, words: list[str], tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(held)
+    refused(lambda: open_pairs(str(tmp_path / name)), name, *words)
+
+
+def test_parquet_with_several_captions_a_row_or_a_part_of_other_columns(tmp_path: Path) -> None:
+    names = [a for a, _ in rows()]
+    pq.write_table(pa.table({"filepath": names, "title": [["a", "b"]] * 3}), tmp_path / "a.parquet")
+    refused(lambda: open_pairs(str(tmp_path / "a.parquet")), "lists of captions", "a row for each caption")
+    (tmp_path / "parts").mkdir()
+    for k, column in enumerate(("title", "caption")):
+        pq.write_table(pa.table({"filepath": names, column: names}), tmp_path / "parts" / f"{k}.parquet")
+    refused(lambda: open_pairs(str(tmp_path / "parts")), "1.parquet has no column title, it has filepath, caption")
+
+
+def test_words_for_nothing_are_empty_captions(tmp_path: Path) -> None:
+    lines = [f"{k}.png,{said}" for k, said in enumerate(["nan", "None", "NULL", "nothing", "a nan"])]
+    for k in range(5):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{k}.png")
+    seen = open_pairs(text(tmp_path / "a.csv", "filepath,title", lines))[:5]
+    assert seen.captions == ["nothing", "a nan"]
+    assert [i for i, _ in seen.bad] == [0, 1, 2]
+
+
+def test_captions_of_shards_in_other_encodings_and_kinds(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
+    picture = (tmp_path / "p.png").read_bytes()
+
+    def shard(name: str, parts: list[tuple[str, bytes]]) -> str:
+        with tarfile.open(tmp_path / name, "w") as f:
+            for k, (suffix, held) in enumerate(parts):
+                for member, content in ((f"{k}.png", picture), (f"{k}.{suffix}", held)):
+                    info = tarfile.TarInfo(member)
+                    info.size = len(content)
+                    f.addfile(info, io.BytesIO(content))
+        return str(tmp_path / name)
+
+    seen = open_pairs(shard("a.tar", [("txt", b"\xef\xbb\xbfa cat"), ("txt", "a dog".encode("utf-16"))]))[:2]
+    assert seen.captions == ["a cat"]  # and what is no UTF-8 is no caption, as in webdataset
+    assert [i for i, _ in seen.bad] == [1]
+    refused(lambda: open_pairs(shard("b.tar", [("cls", b"3")] * 2)), "members of other kinds (cls)", ".txt")
+
+
+def test_hidden_files_and_those_of_macos_are_no_classes_and_no_pictures(tmp_path: Path) -> None:
+    root = task_at(tmp_path / "t", ["cat", "dog", "__MACOSX", ".cache"])
+    (root / "cat" / "._0.png").write_bytes(b"\0\5\x16\7")
+    (root / "dog" / ".thumbs").mkdir()
+    Image.new("RGB", (8, 8)).save(root / "dog" / ".thumbs" / "0.png")
+    task = folders.open_task(str(root))
+    assert (task.classes, len(task.pictures)) == (("cat", "dog"), 4)
+
+
+def test_class_names_that_only_their_accents_code_apart(tmp_path: Path) -> None:
+    root = task_at(tmp_path / "t", ["caf\u00e9", "cafe\u0301"])
+    refused(lambda: folders.open_task(str(root)), "is named twice")
+
+
+@pytest.mark.parametrize(
+    ("names", "lines", "found"),
+    [
+        (["n01440764", "n01443537"], ["n01443537 goldfish", "n01440764 tench, Tinca"], ("tench, Tinca", "goldfish")),
+        (["n01440764", "n01443537"], ["n00001740\tentity", "n01440764\ta", "n01443537\tb"], ("a", "b")),
+        (["10", "2"], ["2: a", "10: b"], ("b", "a")),
+        (["cat", "dog"], ["dog: a dog", "cat: a cat"], ("a cat", "a dog")),
+        (["cat", "dog"], ["cat food", "dog food"], ("cat food", "dog food")),
+        (["cat", "dog"], ["cat, Felis catus", "dog, Canis"], ("cat, Felis catus", "dog, Canis")),
+    ],
+)
+def test_text_files_that_map_folders_to_names(
+    names: list[str], lines: list[str], found: tuple[str, ...], tmp_path: Path
+) -> None:
+    listed = text(tmp_path / "names.txt", lines[0], lines[1:])
+    assert folders.open_task(str(task_at(tmp_path / "t", names)), Path(listed)).classes == found
+
+
+def test_lists_with_numbers_or_with_names_of_other_folders(tmp_path: Path) -> None:
+    root = task_at(tmp_path / "t", ["cat", "dog", "eel"])
+    numbered = Path(text(tmp_path / "a.txt", "0 cat", ["1 dog", "2 eel"]))
+    refused(lambda: folders.open_task(str(root), numbered), "begins with its number", "map")
+    (tmp_path / "b.json").write_text(json.dumps(["a dog", "an eel", "a cat"]))
+    refused(lambda: folders.open_task(str(root), tmp_path / "b.json"), "'a dog' names another folder", "cat comes")
+    (tmp_path / "b.json").write_text(json.dumps(["kitten", "hot dog", "an eel"]))
+    assert folders.open_task(str(root), tmp_path / "b.json").classes == ("kitten", "hot dog", "an eel")

@@ -8,11 +8,12 @@ from clipvet.errors import UserError
 from clipvet.types import Batch
 
 EMPTY = "empty caption"
+NOTHING = ("nan", "none", "null", "<na>")  # as Python, pandas and databases write a missing text
 
 
 def is_empty(caption: str) -> bool:
-    """Whether nothing of a caption can be seen."""
-    return not any(c.isprintable() and not c.isspace() for c in caption)
+    """Whether nothing of a caption can be seen, or a failed scrape left a word for nothing there."""
+    return caption.strip().lower() in NOTHING or not any(c.isprintable() and not c.isspace() for c in caption)
 
 
 def captioned(batch: Batch) -> Batch:

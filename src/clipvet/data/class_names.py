@@ -2,6 +2,7 @@
 
 import logging
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +27,7 @@ MAP = 'give --classes a map {"folder": "name"}'
 
 def plain(name: str) -> str:
     """The name as the tokenizer sees it: in lower case, with single spaces."""
-    return " ".join(name.replace("_", " ").split()).casefold()
+    return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").split()).casefold()
 
 
 def spoken(name: str) -> str:
@@ -109,7 +110,8 @@ def _check_own(folders: Sequence[str], root: Path) -> None:
 def _given(folders: Sequence[str], path: Path) -> tuple[str, ...]:
     """The name of each folder's class by a JSON list or map, or by a text file with a name a line."""
     if not is_json(path):
-        return _listed(folders, list(read_classes(path)), path)
+        lines = list(read_classes(path))
+        return _mapped(folders, lines) or _listed(folders, _unnumbered(lines, path), path)
     try:
         given = TypeAdapter(list[str] | dict[str, str]).validate_python(io.read_json(path))
     except ValidationError as e:
@@ -122,6 +124,26 @@ def _given(folders: Sequence[str], path: Path) -> tuple[str, ...]:
     return tuple(spoken(given[f]) for f in folders)
 
 
+def _mapped(folders: Sequence[str], lines: Sequence[str]) -> tuple[str, ...]:
+    """The names by lines such as `n01440764 tench`, each a folder and its name; empty if the lines are no such map.
+
+    A tab, colon or equals sign parts them; if the folders are called by ids or numbers, a comma or space does too.
+    """
+    ids = all(IDS.fullmatch(f) or f.isdecimal() for f in folders)
+    mark = r"[\s,:=]\s*" if ids else r"(?:\t| *[:=])\s*"
+    parted = (re.match(rf"([^\s,:=]+){mark}(\S.*)", line) for line in lines)
+    found = {m[1]: m[2].strip("'\", ") for m in parted if m}
+    return tuple(found[f] for f in folders) if {*folders} <= {*found} else ()
+
+
+def _unnumbered(lines: list[str], path: Path) -> list[str]:
+    """The lines. Raises UserError if each begins with its number: the number would become part of the name."""
+    numbers = [m[1] for line in lines if (m := re.match(r"([0-9]+)[\s.:,)]", line))]
+    if len(numbers) == len(lines) > 1 and [int(n) - int(numbers[0]) for n in numbers] == [*range(len(lines))]:
+        raise UserError(f"{path}: each line begins with its number ({lines[0][:40]!r}); remove it, or {MAP}")
+    return lines
+
+
 def _listed(folders: Sequence[str], given: list[str], path: Path) -> tuple[str, ...]:
     """A list of names, in the order of the folders; by name if it holds the folders' own names in any order."""
     if len(given) != len(folders):
@@ -129,10 +151,10 @@ def _listed(folders: Sequence[str], given: list[str], path: Path) -> tuple[str, 
     own, listed = [plain(sound(f)) for f in folders], [plain(name) for name in given]
     if sorted(own) == sorted(listed) and len({*own}) == len(own):
         return tuple(given[listed.index(name)] for name in own)
-    moved = next((k for k, name in enumerate(listed) if name in own and own[k] != name), None)
+    moved = next((k for k, name in enumerate(listed) if _names_another(name, own, k)), None)
     if moved is not None:
         raise UserError(
-            f"{path}: '{given[moved]}' is the name of a folder, but stands where {folders[moved]} comes; {MAP}"
+            f"{path}: '{given[moved]}' names another folder, but stands where {folders[moved]} comes; {MAP}"
         )
     if (other := _natural(folders)) != list(folders) or (other := sorted(folders, key=str.casefold)) != list(folders):
         k = next(k for k, name in enumerate(other) if name != folders[k])
@@ -142,6 +164,14 @@ def _listed(folders: Sequence[str], given: list[str], path: Path) -> tuple[str, 
             f"(... {two} ...); {MAP}"
         )
     return tuple(given)
+
+
+def _names_another(name: str, own: Sequence[str], k: int) -> bool:
+    """Whether a name in a list is that of another folder than the k-th, or holds it as words and not the k-th's own."""
+    if name in own:
+        return own[k] != name
+    words = f" {name} "
+    return f" {own[k]} " not in words and any(len(o) > 2 and not o.isdecimal() and f" {o} " in words for o in own)
 
 
 def _natural(folders: Sequence[str]) -> list[str]:

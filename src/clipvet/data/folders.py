@@ -33,7 +33,7 @@ def open_task(
     root = Path(spec)
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give one with a folder of pictures for each class")
-    folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not hidden(p.name))
     if not folders:
         raise UserError(f"{root} holds no folders; put the pictures of each class into a folder of its own")
     names, labels, passed = [], [], Counter()
@@ -42,7 +42,7 @@ def open_task(
     called = class_names(folders, classes, root)
     for label, folder in enumerate(folders):
         passed += passed_over(root / folder)
-        found = _pictures(root / folder)
+        found = [name for name in _pictures(root / folder) if not any(map(hidden, Path(name).parts))]
         inside = {name.partition(os.sep)[0] for name in found if os.sep in name}
         if len(inside) > 1 and not any(os.sep not in name for name in found):
             _log.warning(
@@ -66,6 +66,11 @@ def open_folder(folder: Path, max_pixels: int = MAX_PIXELS) -> Pairs:
     if not names:
         raise UserError(f"{folder} holds no pictures; give a folder with {', '.join(sorted(SUFFIXES)[:4])} ... files")
     return _pairs(names, folder, max_pixels)
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or one that macOS adds to its archives."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def has_pictures(folder: Path) -> bool:

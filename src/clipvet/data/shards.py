@@ -104,7 +104,7 @@ class ShardCaptions(Sequence[str]):
         """The caption of a row. Raises OSError, and ValueError if there is none or the shard has changed."""
         held = None if self.key else self.shards.read(row, "text")
         if held is not None:
-            return held.decode(errors="replace").strip()
+            return held.decode("utf-8-sig").strip()  # a UnicodeDecodeError is a ValueError
         held, key = self.shards.read(row, "json"), self.key or "caption"
         try:
             said = json.loads(held or b"")
@@ -139,6 +139,15 @@ def _way_out(path: str) -> str:
     with open(path, "rb") as f, suppress(Damaged, NoTar):
         names = [m.name.rpartition(b"/")[2].lower() for m in members(f, os.path.getsize(path))]
         ends = tuple(b"." + p for p in PICTURES)
+        suffixes = {n.partition(b".")[2] for n in names} - {*PICTURES}
+        if (
+            suffixes
+            and not suffixes & {b"txt", b"json"}
+            and not any(b"." in s for s in suffixes)
+            and any(n.endswith(ends) for n in names)
+        ):
+            shown = ", ".join(sorted(s.decode(errors="replace")[:20] for s in suffixes)[:3])
+            return f"beside its pictures stand members of other kinds ({shown}); write the captions as .txt"
         if dotted := next((n for n in names if n.count(b".") > 1 and n.endswith(ends)), b""):
             shown = repr(dotted.decode(errors="replace"))[:60]
             return (

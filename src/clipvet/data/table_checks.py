@@ -15,6 +15,16 @@ from clipvet.errors import UserError
 
 MAX_GROUP = 2**32  # bytes of a parquet row group in memory
 MAX_COLUMNS = 1000  # with thousands, the table reader takes minutes
+PICTURE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)(#\d)?$", re.IGNORECASE)  # #0: Flickr30k's number of a caption
+WAY = "pandas.read_{}.to_parquet('pairs.parquet') makes a table of it"
+OTHERS = {  # first bytes of what is no text table
+    b"{": f"JSON and no table; if each line is one object, {WAY.format('json(PATH, lines=True)')}",
+    b"[": f"JSON and no table; if it is a list of objects, {WAY.format('json(PATH)')}",
+    b"PAR1": "a parquet file under another suffix; rename it to .parquet",
+    b"ARROW1": f"an Arrow file and no table; {WAY.format('feather(PATH)')}",
+    b"PK\x03\x04": "an archive or a spreadsheet; save the table in it as CSV",
+    b"\x1f\x8b": "compressed; unpack it first (gunzip)",
+}
 SPLITS = {  # as HF datasets knows them
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -62,13 +72,40 @@ def check_columns(columns: Sequence[str], keys: Sequence[str], path: Path) -> No
             "from the table's folder) and give --caption-key caption"
         )
     if absent:
-        has = ", ".join(columns)
-        raise UserError(
-            f"{path} has no column {' or '.join(absent)}, it has {has[:200]}; give image_key and caption_key"
-        )
+        raise UserError(f"{path} has no column {' or '.join(absent)}, {_instead(columns, absent[0])}")
+    if twice := [k for k in keys if list(columns).count(k) > 1]:
+        raise UserError(f"{path} has two columns {twice[0]}; rename or remove one")
     if len(columns) > MAX_COLUMNS:
         raise UserError(
             f"{path} has {len(columns)} columns, more than {MAX_COLUMNS}; keep those of pictures and captions"
+        )
+
+
+def _instead(columns: Sequence[str], wanted: str) -> str:
+    """What a table has in place of the wanted column, and what to do."""
+    if columns and columns[0].startswith("#"):
+        return "but a comment in its first line; remove it"
+    if any(re.search(PICTURE, c) for c in columns):
+        return f"its first row is no header ({', '.join(columns)[:100]}); write one with the names of the columns"
+    has = ", ".join(repr(c) if c != c.strip() else c for c in columns)[:200]
+    near = next((c for c in columns if c.strip().casefold() == wanted.casefold()), None)
+    return f"it has {has}; " + (f"rename {near!r}" if near else "name the columns with --image-key and --caption-key")
+
+
+def check_kind(path: Path) -> None:
+    """Raises UserError for a file that is no text table, although it would be read as one."""
+    with path.open("rb") as f:
+        begin = f.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if kind := next((told for magic, told in OTHERS.items() if begin.startswith(magic)), ""):
+        raise UserError(f"{path} is {kind}")
+
+
+def check_one_caption(captions: Sequence[str], path: Path, key: str) -> None:
+    """Raises UserError if the captions of the first rows are lists of captions, written as text."""
+    first = [c.strip() for c in captions[:50] if c.strip()]
+    if first and all(re.match(r"\[\s*(['\"]).*\1\s*,?\s*\]$", c, re.DOTALL) for c in first):
+        raise UserError(
+            f"{path}: column {key} holds lists of captions, such as {first[0][:60]!r}; write a row for each caption"
         )
 
 
@@ -106,8 +143,7 @@ def _holds_rows(cell: str, separator: str, width: int) -> bool:
     lines = cell.splitlines()[1:]
     if separator == "\t":
         return bool(lines) and "\t" in cell
-    named = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)$", re.IGNORECASE)
-    return any(len(own := x.split(separator)) >= width and any(map(named.search, own)) for x in lines)
+    return any(len(own := x.split(separator)) >= width and any(map(PICTURE.search, own)) for x in lines)
 
 
 def _well_quoted(field: bytes) -> bool:
@@ -122,6 +158,8 @@ def check_types(types: Mapping[str, Any], keys: Sequence[str], image_key: str, p
     types: pyarrow types by the names of the columns.
     """
     for key in keys:
+        if str(types[key]).startswith(("list<", "large_list<")) and key != image_key:
+            raise UserError(f"{path}: column {key} holds lists of captions; write a row for each caption")
         if not is_text(types[key]) and not (key == image_key and _is_encoded(types[key])):
             raise UserError(f"{path}: column {key} is {types[key]}, not text; name another column")
 
@@ -196,6 +234,7 @@ def check_groups(paths: Sequence[Path], keys: Sequence[str]) -> None:
     for path in paths:
         try:
             leaves = pq.read_metadata(path).schema
+            check_columns(leaves.to_arrow_schema().names, keys, path)
             leaves = [leaves.column(i) for i in range(len(leaves))]
             folded = [c.path for c in leaves if c.physical_type == "BYTE_ARRAY" and c.path.split(".")[0] in keys]
             with pq.ParquetFile(path, read_dictionary=folded) as held:

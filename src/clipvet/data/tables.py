@@ -24,6 +24,8 @@ from clipvet.data.decoding import MAX_PIXELS, CellPictures, FilePictures
 from clipvet.data.table_checks import (
     check_columns,
     check_groups,
+    check_kind,
+    check_one_caption,
     check_saved,
     check_text,
     check_types,
@@ -96,6 +98,7 @@ def _pairs(path: Path, opened: "Opened", image_key: str, caption_key: str, root:
         raise UserError(f"{path} has no rows; give data with pairs")
     if not opened.valid:
         check_text(table, keys, path)
+    check_one_caption(_Column(table, caption_key)[:50], path, caption_key)
     kind: Any = FilePictures if is_text(types[image_key]) else CellPictures
     return Pairs(
         kind(_Column(table, image_key), root or (path if path.is_dir() else path.parent), max_pixels),
@@ -178,6 +181,7 @@ def _open_parquet(path: Path, keys: list[str], separator: str | None = None, spl
 
 def _open_text(path: Path, keys: list[str], separator: str | None) -> Opened:
     """A text table, every column as text: a caption 007 stays 007."""
+    check_kind(path)
     separator = separator or separator_of(path)
     columns = _text_columns(path, separator)
     check_columns(columns, keys, path)
@@ -310,9 +314,11 @@ def _text_columns(path: Path, separator: str) -> list[str]:
         raise UserError(f"{path} is no UTF-8 text table ({e}); save it as UTF-8 CSV, or give a .parquet table") from e
     if not columns or first is None:
         raise UserError(f"{path} has no rows; give a table with a header and pairs")
+    if len(first) > len(columns) and columns[0].startswith("#"):
+        raise UserError(f"{path}: its first line is a comment ({columns[0][:40]!r}); remove it")
     if len(first) > len(columns):
         raise UserError(
             f"{path}: the first row has {len(first)} fields, the header {len(columns)}; quote captions that hold "
             f"{separator!r}, or save the table with tabs (.tsv)"
         )
-    return columns
+    return [c or f"Unnamed: {k}" for k, c in enumerate(columns)]  # as pandas names the numbers of rows that it writes
