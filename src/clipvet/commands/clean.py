@@ -39,7 +39,8 @@ def command(
     caption_key: opt.CaptionKey = "title",
     shots: opt.Shots = 16,
     verdict: Annotated[
-        Path | None, typer.Option(help="output folder of `clipvet inspect`: ci_repair stamps its recovered trigger")
+        Path | None,
+        typer.Option(help="output folder of `clipvet inspect`: a method with a field verdict starts from its trigger"),
     ] = None,
     bake_reference: opt.BesideBase = False,
     shard: opt.Shard = False,

@@ -20,6 +20,7 @@ from clipvet.attacks.trojvqa import TrojVqa
 from clipvet.cleaners.abl import Abl
 from clipvet.cleaners.ci_repair import CiRepair
 from clipvet.cleaners.cleanclip import CleanClip
+from clipvet.cleaners.decomp import Decomp
 from clipvet.cleaners.finetune import Finetune
 from clipvet.cleaners.finetune_filtered import FinetuneFiltered
 from clipvet.cleaners.full_finetune import FullFinetune
@@ -126,6 +127,7 @@ BLENDED = {"stripes": {"opacity": 0.05}, "text": {"opacity": 0.8, "text": "Water
 PARTS: Mapping[type, Mapping[str, Mapping[str, Any]]] = {  # fields that are methods themselves -> what differs there
     Abl: {"isolation": {}},
     CiRepair: {"inspector": {"valid": 0.0}, "tuning": {"epochs": 20}, "finetune": {"augment": None}},
+    Decomp: {"inspector": {}},
     FinetuneFiltered: {"finetune": {}},
     GmmSplit: {"training": {}},
     WiseFt: {"finetune": {}},

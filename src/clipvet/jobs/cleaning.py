@@ -41,6 +41,7 @@ def clean_into(
         cleaned = how.clean(clip, pairs, Rng(seed).fork("clean"))
     measured = (measure(cleaned, test, key, seed) or measure_own(cleaned, pairs)) | measure_pool(work, key)
     _write_suspects(work, pairs, key, clip.geometry, repr(how), model, clock.seconds)
+    _write_heads(work, pairs, repr(how), model)
     card = {"role": "cleaned", "method": repr(how), "data": pairs.name, "seed": seed}
     save_model(cleaned, work, card, clip, measured, test, backdoor, beside_base)
     save_rows(
@@ -78,3 +79,13 @@ def _write_suspects(
         }  # fmt: skip
         poisoned = key.poisoned if key else None
         suspects.write_page(work / "suspects.html", found, pairs, geometry, facts, poisoned=poisoned)
+
+
+def _write_heads(work: Path, pairs: "Pairs", method: str, model: str) -> None:
+    """heads.html, where the cleaner noted which heads carry the trigger."""
+    from clipvet import results
+    from clipvet.pages import heads
+
+    if found := heads.carried(work):
+        facts = {"method": method, "model": model, "data": pairs.name, "command": results.command()}
+        heads.write_page(work / "heads.html", found, facts)
