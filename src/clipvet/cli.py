@@ -6,6 +6,7 @@ import re
 import sys
 import traceback
 from contextlib import suppress
+from typing import Annotated
 
 import typer
 
@@ -25,6 +26,24 @@ app = typer.Typer(
     "shapes. MODEL: a folder in open_clip's or transformers' layout, a state dict of OpenAI's, an open_clip name "
     "(ViT-B-32, shapes-vit), local-dir:PATH or hf-hub:REPO.",
 )
+
+
+def _version(asked: bool | None) -> None:
+    if asked:
+        from clipvet import __version__
+
+        print(f"clipvet {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool | None, typer.Option("--version", help="print the version", callback=_version, is_eager=True)
+    ] = None,
+) -> None:
+    pass
+
 
 for _name in COMMANDS:
     app.command(name=_name)(with_bare(importlib.import_module(f"clipvet.commands.{_name}").command))

@@ -43,6 +43,8 @@ def vet(model: str | Path, out: str | Path | None = None, **options: Any) -> Vet
         found = clipvet.vet("runs/victim", task="shapes", data="shapes", out="vetted")
         print(found.sentence, found.exit_code)
     """
+    for name in ("data", "task", "images", "reference", "shots", "pretrained"):
+        options[name] = str(options[name]) if options.get(name) else None
     for name in ("cleaned", "backdoor", "classes", "templates"):
         options[name] = Path(options[name]) if options.get(name) else None
     options["nulls"] = tuple(map(Path, options.get("nulls", ())))

@@ -157,8 +157,9 @@ def histogram(
     bins: int = 60,
     width: int = 720,
 ) -> dict[str, Any]:
-    """Axes, bars and the place of the cut, for a chart that is so many pixels wide. Heights are
-    logarithmic, so that the few pairs that matter can be seen.
+    """Axes, bars and the place of the cut, for a chart that is so many pixels wide.
+
+    Heights are logarithmic, so that the few pairs that matter can be seen.
 
     A score far from the rest (by ten times the span of the middle 98 %) is counted in the outermost bar.
     """

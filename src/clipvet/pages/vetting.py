@@ -76,14 +76,14 @@ def write_page(out: Path, found: Vetting, trigger: str | None = None) -> None:
         table=before_and_after(found),
         outcome=ADVICE[found.advice],
         headline=TITLES[found.advice],
-        why=_why(found.sentence),
+        why=why(found.sentence),
         called=called,
         trigger=trigger,
         time=lambda s: "an unknown time" if s is None else in_words(s),
     )
 
 
-def _why(sentence: str) -> str:
+def why(sentence: str) -> str:
     """The sentence without its first words, which the headline says."""
     head, colon, rest = sentence.partition(": ")
     return rest[0].upper() + rest[1:] if colon and head in TITLES.values() else sentence
