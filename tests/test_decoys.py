@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_deployed import PROCESSOR, change, decoy, difference, refused
 from test_deployed import folder as folder
 
@@ -99,3 +100,41 @@ def test_an_index_whose_part_is_missing(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     io.write_json(folder / "model.safetensors.index.json", {"weight_map": dict.fromkeys(held, "a.safetensors")})
     refused(folder, "model.safetensors.index.json names a.safetensors, which is not there")
+
+
+@pytest.mark.parametrize("also", [True, False])
+def test_weights_under_open_clips_names_in_a_folder_of_transformers(also: bool, folder: Path) -> None:
+    """transformers passes over names that it does not know. Judged, they would be a decoy for those that it loads."""
+    other: Any = checkpoints.load(str(folder)).model.state_dict()
+    held = io.load_weights(folder / "model.safetensors") if also else {}
+    io.save_weights({**other, **held}, folder / "model.safetensors")
+    refused(folder, "unexpected: ln_final.bias", "open_clip's names, which transformers passes over")
+
+
+def test_wrappers_of_any_name_around_one_model(tmp_path: Path) -> None:
+    state = dict(checkpoints.load("shapes-vit", rng=Rng(5)).model.state_dict())
+    under = {p: {f"{p}{k}": v for k, v in state.items()} for p in ("net.", "clip_model.", "visual.")}
+    for held in (under["net."], {"state_dict": under["clip_model."]}, state | {"epoch": 3, "arch": "ViT"}):
+        torch.save(held, tmp_path / "w.pt")
+        again: Any = checkpoints.load("shapes-vit", str(tmp_path / "w.pt"), rng=Rng(6))
+        assert all(torch.equal(v, again.model.state_dict()[k]) for k, v in state.items())
+    for held, words in (
+        ({"state_dict": state | {"epoch": 3}, "ema": state}, "several keys (state_dict, ema)"),
+        (under["net."] | under["clip_model."], "under the prefix 'net.', 'clip_model.'"),
+        (under["net."] | {"loss.weight": torch.ones(2)}, "under the prefix 'net.'"),
+        ({"module": {}, "ds_version": "0.1"}, "a part of DeepSpeed's ZeRO"),
+        ({k: torch.empty(0) for k in state}, "its weights are empty"),
+        ({k: v for k, v in state.items() if k.startswith("visual.")}, "a picture tower alone"),
+        ({k[7:]: v for k, v in state.items() if k.startswith("visual.")}, "a picture tower alone"),
+    ):
+        torch.save(held, tmp_path / "w.pt")
+        with pytest.raises(UserError) as e:
+            checkpoints.load("shapes-vit", str(tmp_path / "w.pt"))
+        assert words in str(e.value), str(e.value)
+
+
+def test_a_wrapper_in_a_wrapper_in_transformers_layout(folder: Path) -> None:
+    held = io.load_weights(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save({"epoch": 3, "checkpoint": {"model": held}}, folder / "pytorch_model.bin")
+    refused(folder, "the key 'checkpoint'", "random")

@@ -127,12 +127,6 @@ def _check_code(config: Any, model: str) -> None:
     text = config.get("text_cfg") if isinstance(config, dict) else None
     if not isinstance(text, dict):
         return
-    for tower in (_timm_name(config), str(text.get("hf_model_name") or "")):
-        if ":" in tower or (tower and Path(tower).exists()):
-            raise UserError(
-                f"{model} takes the architecture of a tower from {tower!r:.80}, which is no part of the checkpoint and "
-                "may be changed later; name the tower itself in its open_clip_config.json"
-            )
     options = text.get("tokenizer_kwargs", {})
     if not isinstance(options, dict) or any(
         k not in TOKENIZER or not isinstance(v, str | bool) for k, v in options.items()
@@ -141,11 +135,18 @@ def _check_code(config: Any, model: str) -> None:
             f"{model} sets more options of its tokenizer than {', '.join(TOKENIZER)} ({options!r:.80}); remove them "
             "from tokenizer_kwargs in its open_clip_config.json"
         )
-    if name := text.get("hf_model_name"):
+    name = str(text.get("hf_model_name") or "")
+    if name and ":" not in name:
         from transformers import PretrainedConfig  # pyright: ignore[reportMissingImports]
 
         if gate.asks_for_code(PretrainedConfig.get_config_dict(name)[0]):
             raise UserError(f"{model} has the text tower {name}, which brings its own code; give a model without it")
+    for tower in (_timm_name(config), name):
+        if ":" in tower or (tower and Path(tower).exists()):
+            raise UserError(
+                f"{model} takes the architecture of a tower from {tower!r:.80}, which is no part of the checkpoint and "
+                "may be changed later; name the tower itself in its open_clip_config.json"
+            )
 
 
 def _timm_name(config: Any) -> str:

@@ -102,7 +102,24 @@ def _transformers_weights(stored: Stored) -> dict[str, Tensor]:
     state = _loaded(stored)
     first = state if len(stored.weights) == 1 else wrappers.state_in(stored.weights[0], bare=True)
     state = _as_deployed(stored, state, first)
-    return to_ours(state, NAMES[stored.kind](*(_depth(state, part) for part in ("vision", "text"))))
+    names = list(NAMES[stored.kind](*(_depth(state, part) for part in ("vision", "text"))))
+    _check_names(stored, state, dict.fromkeys(k for name in names for k in name.theirs))
+    return to_ours(state, names)
+
+
+def _check_names(stored: Stored, state: dict[str, Tensor], known: Mapping[str, Any]) -> None:
+    """Raises UserError for weights that transformers passes over. Under open_clip's names they would be a decoy."""
+    odd = [k for k in state if k not in known and not k.endswith("embeddings.position_ids")]  # a buffer in older files
+    if odd:
+        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+        ours = any(re.match(r"visual\.|positional_embedding$|token_embedding\.|ln_final\.", k) for k in odd)
+        way = (
+            "these are open_clip's names, which transformers passes over: give one model in one layout" if ours else ""
+        )
+        raise UserError(
+            f"{stored.weights[0]} does not fit {stored.path} (unexpected: {', '.join(k[:80] for k in odd[:3])}{more}); "
+            f"{way or wrappers.way_out(stored.weights[0], state, known)}"
+        )
 
 
 def _as_deployed(stored: Stored, state: dict[str, Tensor], first: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -88,8 +88,7 @@ NAMES = {"clip": clip_names, "siglip": siglip_names}
 def to_ours(state: Mapping[str, Tensor], names: Iterable[Name]) -> dict[str, Tensor]:
     """A state dict of transformers' under open_clip's names.
 
-    Tensors that are not in the table keep their names. Those that the state lacks are left out; `weights.fill` lists
-    them.
+    Only tensors of the table are taken. Those that the state lacks are left out; `weights.fill` lists them.
     """
     left, out = dict(state), {}
     for name in names:
@@ -102,7 +101,7 @@ def to_ours(state: Mapping[str, Tensor], names: Iterable[Name]) -> dict[str, Ten
             elif name.how == "row":
                 whole = whole.reshape(())
             out.update(zip(name.ours, _parts(whole, len(name.ours))))
-    return out | {k: v for k, v in left.items() if not k.endswith("embeddings.position_ids")}  # a buffer in older files
+    return out
 
 
 def to_theirs(state: Mapping[str, Tensor], names: Iterable[Name]) -> dict[str, Tensor]:

@@ -15,11 +15,10 @@ from torch.nn.modules import module
 
 from clipvet import io
 from clipvet.errors import Unsupported, UserError
-from clipvet.models import deployed, layouts, siglip
+from clipvet.models import deployed, layouts, siglip, wrappers
 
 WEIGHTS = "open_clip_model.safetensors"
 IGNORED = {*layouts.NUMBERS, "text.transformer.embeddings.position_ids"}  # no weights; the last is an old buffer
-QUANTISED = (".SCB", ".absmax", ".quant_map", ".qweight", ".qzeros")  # names that bitsandbytes, GPTQ and AWQ add
 TOO_LARGE = "describes a far larger model than its weights are"
 
 
@@ -189,10 +188,10 @@ def fill(net: nn.Module, state: dict[str, Tensor], path: Path, model: str) -> No
     Names of other libraries that open_clip knows are renamed as it does. path and model are for messages. Raises
     UserError that lists what does not fit; Unsupported for quantised weights.
     """
-    state = _renamed(net, state)
     wanted = net.state_dict()
+    state = _renamed(net, wrappers.without_prefix(state, wanted))
     if wrong := _misfits(state, wanted):
-        raise UserError(f"{path} does not fit {model} ({wrong}); {_way_out(path, state, wanted)}")
+        raise UserError(f"{path} does not fit {model} ({wrong}); {wrappers.way_out(path, state, wanted)}")
     for key, v in state.items():
         if v.dtype in (torch.int8, torch.uint8) and wanted[key].is_floating_point():
             raise Unsupported(f"{path} holds quantised numbers ({key}); give the float weights")
@@ -265,24 +264,6 @@ def _misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
         for what, keys in wrong.items()
         if keys
     )
-
-
-def _way_out(path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """What to do about weights that do not fit. Raises Unsupported for quantised ones."""
-    if quantised := next((k for k in state if k.endswith(QUANTISED)), ""):
-        raise Unsupported(f"{path} holds quantised weights ({quantised[:80]}); give the float weights")
-    if flat := next((k for k in state if k.endswith("_flat_param")), ""):
-        return f"{flat[:80]} are FSDP's flattened weights: save them with FULL_STATE_DICT"
-    if lora := next((k for k in state if ".lora_" in k), ""):
-        return f"{lora[:80]} belongs to an adapter: merge the adapter first (peft: merge_and_unload)"
-    anchor = next(iter(wanted))
-    before = [k.removesuffix(anchor) for k in state if k.endswith(f".{anchor}")]
-    if whole := [p for p in before if all(p + k in state for k in wanted)]:
-        told = ", ".join(repr(p[:40]) for p in whole[:3])
-        return f"whole models stand under the prefix {told}: save the one that you deploy without it"
-    if head := next((k for k in state if re.match(r"(classifier|fc|head)\.", k)), ""):
-        return f"{head[:40]} belongs to a classifier; give the CLIP model that it was made from"
-    return "give the model that it was trained as"
 
 
 @contextmanager
