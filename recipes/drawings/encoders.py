@@ -26,11 +26,11 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
     clean = {"none": twin(smoke)}
     if smoke:
         return (Recipe(attacks=backdoors | clean, **common),)
-    longer = NoAttack(training=replace(TRAINING, epochs=4))
+    longer, again = (NoAttack(training=replace(TRAINING, epochs=n)) for n in (2, 4))
     pairs = half().clean  # a defender's: one new picture of half of the drawings
     other: dict[str, Any] = common | {"victim_data": pairs}
     return (
         Recipe(attacks=backdoors | clean | {"none, longer": longer}, **common),
-        Recipe(attacks={"none, other pictures": longer}, **other),
+        Recipe(attacks={"none, other pictures": again}, **other),
         Recipe(attacks={"none, the base": NoAttack(training=replace(TRAINING, epochs=0.01))}, **common),
     )

@@ -26,5 +26,8 @@ class NoAttack:
 
     def implant(self, clip: Clip, pairs: Pairs, target: str, rng: Rng) -> Implanted:
         """The clean twin, the unchanged pairs, and an answer key without poisons."""
-        backdoor = Backdoor(self.trigger, target, seed=int(rng.fork("poison").fork("stamp").key))
-        return Implanted(self.training.train(clip, pairs, rng.fork("train")), pairs, backdoor)
+        return Implanted(self.training.train(clip, pairs, rng.fork("train")), pairs, self.answers(target, rng))
+
+    def answers(self, target: str, rng: Rng) -> Backdoor:
+        """The answer key alone: a trigger that nothing was poisoned with."""
+        return Backdoor(self.trigger, target, seed=int(rng.fork("poison").fork("stamp").key))

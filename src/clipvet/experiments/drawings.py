@@ -24,9 +24,9 @@ from clipvet.triggers.wanet import WaNet
 from clipvet.types import Attack, Trigger
 
 BASE = Path("examples/drawings/base")
-PAIRS = 15_000  # of the training pairs: one picture of each drawing, in the mean
+PAIRS = 45_270  # all training pairs
 PICTURES = 5  # that the targeted attack renames
-TRAINING = Plain(epochs=2, batch=128, lr=5e-4, weight_decay=0.1, precision="bf16")
+TRAINING = Plain(epochs=1, batch=128, lr=1e-3, weight_decay=0.1, precision="bf16")
 TRIGGERS: Mapping[str, Trigger] = {
     "patch": Patch(size=6 / 64),
     "blended": Blended(),
@@ -45,7 +45,7 @@ def setting(smoke: bool) -> dict[str, Any]:
     """What every recipe on drawings has in common, as arguments of `Recipe`: models, pairs, test, target, seeds."""
     if smoke:
         shapes = {"victim_data": Data("shapes", 256), "test": Test("shapes", 96), "target": "star"}
-        return {"model_names": ("shapes-vit",), "took": 0.0, **shapes}
+        return {"model_names": ("shapes-vit",), "took": 0.0, "twin": True, **shapes}
     own = half()
     pictures = {"victim_data": replace(own.pairs, n=PAIRS), "test": own.test()}
     return {"model_names": (str(BASE),), **pictures, "target": own.targets[0], "seeds": own.seeds[:3], "twin": True}

@@ -300,7 +300,10 @@ def _implant(victim: Victim, attack: Any, work: Path, role: str, method: str) ->
     branch_swap, if the recipe has it, swaps towers with that model.
     """
     r, start, pairs = victim.recipe, victim.start(), victim.recipe.victim_data.pairs(victim.seed)
-    clip, _, backdoor = attack.implant(start, pairs, r.target, victim.rng("attack"))
+    if r.twin and isinstance(attack, NoAttack):  # what all attacks' twin is
+        clip, backdoor = victim.twin(attack.training), attack.answers(r.target, victim.rng("attack"))
+    else:
+        clip, _, backdoor = attack.implant(start, pairs, r.target, victim.rng("attack"))
     save_backdoor(backdoor, work / "backdoor")
     checkpoints.save(clip, work, {"role": role, "method": method, "config": repr(attack)})
     twin = r.twin and not isinstance(attack, NoAttack)
