@@ -54,8 +54,11 @@ class Result(ABC):
         return f"<{type(self).__name__}: {self.sentence}>"
 
     def _repr_html_(self) -> str:
-        table = self.to_frame().head(ROWS).to_html(index=False, border=0, float_format=lambda x: f"{x:.4g}")
-        return f"<p>{html.escape(self.sentence)}</p>{table}{_image(self)}"
+        frame, said = self.to_frame(), f"<p>{html.escape(self.sentence)}</p>"
+        if not len(frame):
+            return said
+        table = frame.head(ROWS).to_html(index=False, border=0, float_format=lambda x: f"{x:.4g}")
+        return f"{said}{table}{_image(self)}"
 
 
 def _image(result: Result) -> str:

@@ -55,6 +55,8 @@ def command(
             with working(None):
                 found = asked.inspect()
             done.scores[name] = found.score
+            if (sure := asked.sureness()) is not None:
+                done.sure[name] = sure
             done.missing = [m for m in names if m not in done.scores]
             ranks.first(lambda done=done: io.write_json(out, done.model_dump()))
             say(f"{len(done.scores)} of {len(names)}  {name}: {found.score:.3f} ({found.target})")

@@ -111,6 +111,8 @@ def _say_verdict(verdict: "Verdict", out: Path) -> None:
 
     print(shown(verdict.sentence))
     record(verdict=verdict.model_dump(mode="json"))
+    for note in verdict.notes:
+        say(note)
     p = f"p = {verdict.p_value:.3g} of {verdict.clean_models} clean models, " if verdict.p_value is not None else ""
     if verdict.judged != verdicts.WHOLE and f"Judged: {verdict.judged}." not in verdict.sentence:
         say(f"judged: {verdict.judged}")
