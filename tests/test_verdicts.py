@@ -281,3 +281,24 @@ def test_the_target_feature_is_compared_with_the_true_one(inspected: Any) -> Non
     assert torch.allclose(own, F.normalize(z, dim=0), atol=1e-5)
     assert torch.allclose(made, own, atol=1e-4)
     assert target_feature(Finding(1.0), inspected.clean, inspected.pictures) is None
+
+
+def test_clean_models_that_know_much_less_are_said(inspected: Any) -> None:
+    from clipvet.jobs.inspecting import notes_on
+    from clipvet.jobs.inspection import Asked
+
+    asked = Asked(inspected.clean, None, inspected.classes, ("{}",), inspected.pictures, "", "", 0)
+    own, rows = asked.sureness(), inspected.pictures.at(inspected.clean.geometry)[:]
+    clip = inspected.clean
+    with torch.no_grad():
+        logits = clip.logit_scale * clip.encode_image(rows.images) @ clip.encode_text(inspected.classes).T
+    assert own == pytest.approx(float(logits.softmax(1).amax(1).mean()), abs=1e-5)
+    assert own is not None
+    same = {"names": inspected.classes}
+    weak = {"a": 1 / 8 + 0.4 * (own - 1 / 8), "b": 1 / 8}
+    (said,) = notes_on(null(0.1, sure=weak, **same), asked)
+    assert "The clean models know much less than this one" in said
+    assert notes_on(null(0.1, sure={"a": own}, **same), asked) == []
+    assert notes_on(null(0.1, **same), asked) == []  # of a file that does not say
+    assert notes_on(None, asked) == []
+    assert "other classes" in notes_on(null(0.1, names=("x", "y")), asked)[0]

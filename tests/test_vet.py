@@ -296,6 +296,12 @@ def test_the_advice_follows_from_the_stages(stages: list[Stage], advice: str, co
     assert (judged.cleaned is not None) == (advice == "use_cleaned")
 
 
+def test_a_copy_that_was_never_made_is_not_spoken_of() -> None:
+    told = "The cleaned copy is not shown to be good."
+    assert told in judge([*BAD, COPY[0]]).sentence
+    assert told not in judge([*BAD, stage("clean", "not_tested", "clean")]).sentence
+
+
 @pytest.mark.parametrize(
     ("args", "told"),
     [

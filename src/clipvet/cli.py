@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from clipvet.commands._options import with_bare
+from clipvet.commands._shared import with_shared
 
 # in the order of --help
 COMMANDS = ("vet", "demo", "train", "tune", "attack", "inspect", "calibrate", "evaluate", "filter", "detect", "clean")
@@ -46,7 +47,8 @@ def _options(
 
 
 for _name in COMMANDS:
-    app.command(name=_name)(with_bare(importlib.import_module(f"clipvet.commands.{_name}").command))
+    _command = importlib.import_module(f"clipvet.commands.{_name}").command
+    app.command(name=_name)(with_shared(_name, with_bare(_command)))
 
 
 def main() -> None:

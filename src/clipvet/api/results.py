@@ -50,9 +50,15 @@ class Result(ABC):
     def __str__(self) -> str:
         return self.sentence
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.sentence}>"
+
     def _repr_html_(self) -> str:
-        table = self.to_frame().head(ROWS).to_html(index=False, border=0, float_format=lambda x: f"{x:.4g}")
-        return f"<p>{html.escape(self.sentence)}</p>{table}{_image(self)}"
+        frame, said = self.to_frame(), f"<p>{html.escape(self.sentence)}</p>"
+        if not len(frame):
+            return said
+        table = frame.head(ROWS).to_html(index=False, border=0, float_format=lambda x: f"{x:.4g}")
+        return f"{said}{table}{_image(self)}"
 
 
 def _image(result: Result) -> str:
@@ -102,7 +108,7 @@ def _bars(ax: Any, numbers: Mapping[str, Measured], at: float = 0.0, label: str 
     return ax
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Measurements(Result):
     """Numbers of one model on one task: `result["clean_accuracy"]` has value (a fraction), n, and the interval."""
 
@@ -125,7 +131,7 @@ class Measurements(Result):
         return _bars(_axes(ax), self.numbers)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ranking(Result):
     """How suspect each pair or picture is; higher is more suspect.
 
@@ -164,7 +170,7 @@ class Ranking(Result):
         return ax
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspection(Result):
     """Whether a model looks backdoored. `backdoored` is True, False, or None: undecided."""
 
@@ -217,7 +223,7 @@ class Inspection(Result):
         return path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Made(Result):
     """A model that was trained or cleaned, with what was measured before and after."""
 

@@ -6,6 +6,7 @@ import typer
 
 from clipvet.commands import _options as opt
 from clipvet.commands._output import output
+from clipvet.commands._shared import rehearse
 from clipvet.jobs.leaving import save_model, save_rows, say, show, went_in
 from clipvet.jobs.opening import (
     open_data,
@@ -79,6 +80,7 @@ def command(
     config |= {"keys": [image_key, caption_key], "task": task, "target": target, "seed": seed}
     config |= went_in(clip, pairs, test, classes=classes, templates=templates)
     kind = trigger if "trigger" in _fields(attack_name) else attack_name
+    rehearse(clip, lambda probe: [probe.train("attack", how, len(pairs)), *probe.measure(test)])
     with output(out, config) as work:
         warn_shared(test, pairs)
         _say_what_may_fail(attack_name, how, pairs, target, clip, model, pretrained)

@@ -1,13 +1,16 @@
 """clipvet calibrate: what clean models score."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clipvet.commands import _options as opt
+from clipvet.commands._shared import rehearse
 from clipvet.jobs.inspection import Asked, ask, open_suspect
 from clipvet.jobs.leaving import check_new, say
+from clipvet.jobs.planning import Probe
 from clipvet.jobs.working import working
 
 if TYPE_CHECKING:
@@ -41,6 +44,9 @@ def command(
     names, done = _found(models), None
     for name in names:
         asked = ask(open_suspect(name, None, seed), method, classes, templates, images, set_, n, overlap, seed, quick)
+        rehearse(
+            asked.clip, partial(Probe.search, what=f"inspect {len(names)} models", how=asked.how, models=len(names))
+        )
         fresh = _begin(asked, names, own_classes=not classes)
         if done is None:
             done = _go_on(out, fresh, names) if out.exists() else fresh
@@ -49,6 +55,8 @@ def command(
             with working(None):
                 found = asked.inspect()
             done.scores[name] = found.score
+            if (sure := asked.sureness()) is not None:
+                done.sure[name] = sure
             done.missing = [m for m in names if m not in done.scores]
             ranks.first(lambda done=done: io.write_json(out, done.model_dump()))
             say(f"{len(done.scores)} of {len(names)}  {name}: {found.score:.3f} ({found.target})")

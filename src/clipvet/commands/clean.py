@@ -8,6 +8,7 @@ import typer
 from clipvet.commands import _checks as checks
 from clipvet.commands import _options as opt
 from clipvet.commands._output import output
+from clipvet.commands._shared import rehearse
 from clipvet.jobs.cleaning import clean_into, open_cleaner
 from clipvet.jobs.leaving import say, show, went_in
 from clipvet.jobs.opening import (
@@ -71,6 +72,10 @@ def command(
     config = {"command": "clean", "data": data, "n": n, "model": model, "pretrained": pretrained, "method": repr(how)}
     config |= few | {"keys": [image_key, caption_key], "task": task, "seed": seed}
     config |= went_in(clip, pairs, test, backdoor=backdoor, classes=classes, templates=templates, verdict=verdict)
+    rehearse(
+        clip,
+        lambda probe: [*probe.measure(test), probe.train("clean", how, len(pairs)), *probe.measure(test)],
+    )
     try:
         with output(out, config) as work:
             say(f"cleaning {model} on {pairs.name} with {how!r}")

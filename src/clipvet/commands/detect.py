@@ -7,9 +7,10 @@ import typer
 
 from clipvet.commands import _checks as checks
 from clipvet.commands import _options as opt
+from clipvet.commands._shared import rehearse
 from clipvet.jobs.detecting import ALPHA, Detected, detected
 from clipvet.jobs.inspection import classes_of, open_scan, pictures_of
-from clipvet.jobs.leaving import check_new, say, show
+from clipvet.jobs.leaving import check_new, record, say, show
 from clipvet.jobs.opening import open_key, open_model
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def command(
     """
     from clipvet import ranks, results
     from clipvet.pages import flags
+    from clipvet.rng import Rng
 
     page = out.with_suffix(".html")
     check_new(out, (".parquet",), "--out")
@@ -57,6 +59,9 @@ def command(
     size, key = clip.geometry.size, open_key(backdoor)
     given = pictures_of(pictures, n, size, seed)
     clean = pictures_of(trusted, n, size, seed) if trusted else None
+    trial = lambda k: how.detect(clip, given.take(slice(k)), names, prompts, Rng(seed))  # noqa: E731
+    judged = len(given) * (2 if key else 1) + (len(clean) if clean else 0)
+    rehearse(clip, lambda probe: probe.tried(f"judge {judged:,} pictures", judged, trial))
     done = detected(how, clip, given, names, prompts, seed, clean, alpha, key)
     facts = {
         "method": repr(how), "model": model, "data": given.name, "trusted": clean.name if clean else "none",
@@ -78,6 +83,7 @@ def _shown(done: Detected) -> dict[str, Any]:
 def _tell(done: Detected, wrote: str) -> None:
     """The most suspect pictures, how good the ranking is, and what follows."""
     found, files = done.found, _files(done)
+    record(scored=found.scored, promise=done.promise._asdict() if done.promise else None)
     for k in range(min(10, found.scored)):
         who = f"{found.ranks[k]:4}  {files[k]:<24}  {found.scores[k]:10.4f}"
         print(f"{who}  {found.captions[k]}  ({found.reasons[k]})")

@@ -1,14 +1,14 @@
 """clipvet evaluate: what a model can do, and what a trigger does to it."""
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from clipvet.commands import _options as opt
 from clipvet.commands._output import output
-from clipvet.jobs.leaving import planted, save_rows, say, show, went_in
+from clipvet.commands._shared import rehearse
+from clipvet.jobs.leaving import planted, record, save_rows, say, show, went_in
 from clipvet.jobs.opening import open_key, open_model, open_task
 from clipvet.jobs.working import measure
 
@@ -20,7 +20,6 @@ def command(
     model: opt.Model,
     task: Annotated[str, typer.Option("--task", help="shapes, or a folder with one folder per class")],
     backdoor: Annotated[Path | None, typer.Option(help="answer key of an attack (its OUT/backdoor)")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of a table")] = False,
     pretrained: opt.Pretrained = None,
     classes: opt.Classes = None,
     templates: opt.Templates = None,
@@ -47,6 +46,7 @@ def command(
     passed = check_passed_over(test, max_bad)
     files = "".join(f"; {n} files are not read ({s})" for s, n in passed.items())
     say(f"{test.name}: {len(test.pictures)} pictures of {len(test.classes)} classes{files}")
+    rehearse(clip, lambda probe: probe.measure(test))
     measured = measure(clip, test, key, seed, max_bad)
     if out:
         config = {"command": "evaluate", "model": model, "pretrained": pretrained, "task": task, "half": half}
@@ -56,18 +56,16 @@ def command(
                 work, measured, recipe="evaluate", stage="evaluate", attack=planted(key), method="none", config=model,
                 seconds=time.monotonic() - began, seed=seed, model=model, data=task,
             )  # fmt: skip
-    if as_json:
-        print(_json(model, task, measured, dict(passed)))
-    else:
-        show(measured)
+    show(measured)
+    record(whole=_as_told(model, task, measured, dict(passed)))
 
 
-def _json(model: str, task: str, measured: "dict[str, Measured]", passed: dict[str, int]) -> str:
-    """One object: the numbers by name, n of the clean accuracy, and the interval and n of each number.
+def _as_told(model: str, task: str, measured: "dict[str, Measured]", passed: dict[str, int]) -> dict[str, Any]:
+    """For --json: the numbers by name, n of the clean accuracy, and the interval and n of each number.
 
     passed: how many files were passed over, by suffix.
     """
     values = {"unreadable": 0.0, **{name: m.value for name, m in measured.items()}, "passed_over": passed}
     intervals = {name: {"n": m.n, "low": m.low, "high": m.high} for name, m in measured.items()}
     n = measured["clean_accuracy"].n
-    return json.dumps({"model": model, "task": task, **values, "n": n, "intervals": intervals})
+    return {"model": model, "task": task, **values, "n": n, "intervals": intervals}

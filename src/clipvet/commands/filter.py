@@ -9,8 +9,9 @@ import typer
 
 from clipvet.commands import _checks as checks
 from clipvet.commands import _options as opt
+from clipvet.commands._shared import rehearse
 from clipvet.jobs.filtering import architecture, captions_of, columns, filtered, open_filter, shard_key
-from clipvet.jobs.leaving import check_new, say, show
+from clipvet.jobs.leaving import check_new, record, say, show
 from clipvet.jobs.opening import open_data, open_keyed, open_model
 from clipvet.jobs.working import UNDECIDED
 
@@ -79,6 +80,7 @@ def command(
         "fingerprint": pairs.fingerprint, "n": n, "seed": seed, "backdoor": backdoor, "keys": [image_key, caption_key],
         "cleaned": cleaned,
     }  # fmt: skip
+    rehearse(clip, lambda probe: probe.filtered(how, pairs, model is None))
     with _room(out), io.scratch(out, config) as work:
         done = filtered(how, clip, pairs, captions, work, seed, poisoned, share)
         facts = {
@@ -93,6 +95,7 @@ def command(
             _write_cleaned(cleaned, source, seed, pairs, captions, done.kept, share)
         ranks.first(lambda: suspects.write_scores(out, done.found, facts, **columns(how, pairs, done.judged)))
     found = done.found
+    record(scored=found.scored, cut=done.cut, called=done.removed, decided=done.judged.decided, told=done.judged.told)
     _tell(found, done.measured, done.judged)
     wrote = " and ".join(str(path) for path in (out, page, cleaned) if path)
     say(f"scored {found.scored} pairs{_left_out(found, done.bad)} in {done.seconds:.1f} s; wrote {wrote}")

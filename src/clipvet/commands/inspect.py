@@ -7,9 +7,10 @@ import typer
 
 from clipvet.commands import _checks as checks
 from clipvet.commands import _options as opt
+from clipvet.commands._shared import rehearse
 from clipvet.jobs.inspecting import FEATURE, clean_models, inspected, scan_files
 from clipvet.jobs.inspection import ask, captions_of, open_suspect
-from clipvet.jobs.leaving import say
+from clipvet.jobs.leaving import record, say
 from clipvet.jobs.working import UNDECIDED
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def command(
         "captions": captions,
     }  # fmt: skip
     say(f"inspecting {model} with {asked.how!r}: {len(asked.classes)} classes, {len(asked.pictures)} pictures")
+    looks = f"inspect with {len(asked.pictures)} pictures"
+    rehearse(clip, lambda probe: probe.search(looks, asked.how))
     try:
         with io.output(out, config) as work:
             verdict = inspected(asked, work, clean, alpha, compared, said, model=model, weights=weights, files=files)
@@ -107,6 +110,9 @@ def _say_verdict(verdict: "Verdict", out: Path) -> None:
     from clipvet.scan import verdicts
 
     print(shown(verdict.sentence))
+    record(verdict=verdict.model_dump(mode="json"))
+    for note in verdict.notes:
+        say(note)
     p = f"p = {verdict.p_value:.3g} of {verdict.clean_models} clean models, " if verdict.p_value is not None else ""
     if verdict.judged != verdicts.WHOLE and f"Judged: {verdict.judged}." not in verdict.sentence:
         say(f"judged: {verdict.judged}")

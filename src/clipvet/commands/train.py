@@ -7,6 +7,7 @@ import typer
 from clipvet.commands import _checks as checks
 from clipvet.commands import _options as opt
 from clipvet.commands._output import output
+from clipvet.commands._shared import rehearse
 from clipvet.jobs.leaving import save_model, save_rows, say, show, went_in
 from clipvet.jobs.opening import open_data, open_keyed, open_method, open_model, open_task, plan
 from clipvet.jobs.working import measure, working
@@ -48,6 +49,7 @@ def command(
     config = {"command": "train", "data": data, "n": n, "model": model, "pretrained": pretrained, "method": repr(how)}
     config |= {"keys": [image_key, caption_key], "task": task, "seed": seed}
     config |= went_in(clip, pairs, test, backdoor=backdoor, classes=classes, templates=templates)
+    rehearse(clip, lambda probe: [probe.train("train", how, len(pairs)), *probe.measure(test)])
     with output(out, config) as work:
         say(f"training {model} on {pairs.name} with {how!r}")
         with working(work, shard, track) as clock:

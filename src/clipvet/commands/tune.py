@@ -7,6 +7,7 @@ import typer
 
 from clipvet.commands import _options as opt
 from clipvet.commands._output import output
+from clipvet.commands._shared import rehearse
 from clipvet.jobs.leaving import planted, save_model, save_rows, say, show, went_in
 from clipvet.jobs.opening import open_key, open_method, open_model, open_shots, open_task, shot_template
 from clipvet.jobs.working import measure, measure_new, warn_shared, working
@@ -52,6 +53,7 @@ def command(
     if half and task and test and {*names(pairs, how.template).classes} - {*test.classes}:
         raise UserError(f"with --half, {data} and --task {task} must have the same classes; leave --half or --task out")
     config |= went_in(clip, pairs, test, backdoor=backdoor, classes=classes, templates=templates)
+    rehearse(clip, lambda probe: [probe.train("tune", how, len(pairs)), *probe.measure(test)])
     with output(out, config) as work:
         say(f"tuning {model} on {pairs.name} with {how!r}")
         warn_shared(test, pairs)

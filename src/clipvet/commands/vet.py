@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from clipvet.commands import _options as opt
+from clipvet.commands._shared import tell_plan
 
 
 def command(
@@ -39,16 +40,13 @@ def command(
     caption_key: opt.CaptionKey = "title",
     n: opt.PairCount = None,
     seed: opt.Seed = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="print vet.json instead of sentences")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done and its time; do nothing")] = False,
-    hush: Annotated[bool, typer.Option("--quiet", help="no progress; only the answer")] = False,
 ) -> None:
     """Is this model to be used? Runs every test that fits, cleans a copy where one is needed, and says what to do.
 
     Exit code 0: use it, 1: do not use it (a cleaned copy may be there), 2: bad input, 3: unsupported, 4: undecided.
     """
     from clipvet.errors import shown
-    from clipvet.jobs.leaving import quiet, say
+    from clipvet.jobs.leaving import record, rehearsed, say
     from clipvet.jobs.vet_inputs import Options
     from clipvet.jobs.vetting import default_out, plan, run
 
@@ -57,23 +55,18 @@ def command(
         image_key, caption_key, n, seed=seed, quick=quick,
     )  # fmt: skip
     folder = out or default_out(model)
-    if dry_run:
-        print("\n".join(map(shown, plan(options))))
-        return
+    if rehearsed():
+        tell_plan(*plan(options))
     try:
-        with quiet(hush):
-            found = run(options, folder)
+        found = run(options, folder)
     except KeyboardInterrupt:
         say("\nstopped; give the same command again, and it goes on where it was")
         raise
-    if as_json:
-        print(found.model_dump_json(indent=2))
-        raise typer.Exit(found.exit_code)
+    record(whole=found.model_dump(mode="json"))
     print(shown(found.sentence))
     for step in found.next:
         print(shown(f"Next: {step.why}"))
         if step.command:
             print(shown(f"    {step.command}"))
-    if not hush:
-        say(f"see {folder / 'report.html'}")
+    say(f"see {folder / 'report.html'}")
     raise typer.Exit(found.exit_code)

@@ -221,8 +221,14 @@ def sound(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
+def asked_workers(usual: int) -> int:
+    """How many loader processes to use: as --workers (CLIPVET_WORKERS) says, else as usual."""
+    return int(os.environ.get("CLIPVET_WORKERS") or usual)
+
+
 def workers_for(n: int) -> int:
     """How many loader processes to use for n pictures on the disk; at most this rank's share of the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun and accelerate
-    return min(32, n // 500, max(1, cores)) if n >= 1000 else 0  # a small set is read faster without
+    usual = min(32, n // 500, max(1, cores)) if n >= 1000 else 0  # a small set is read faster without
+    return asked_workers(usual)

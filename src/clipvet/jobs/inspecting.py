@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     Files = list[FileFinding]
 
+WEAKER = 0.5  # of a model's sureness above chance; clean models with less are weak ones
 FEATURE = "feature.safetensors"  # where pictures with the recovered trigger land
 
 
@@ -65,6 +66,25 @@ def clean_models(null: Path | None, asked: Asked, weights: str, alpha: float) ->
     return clean, compared
 
 
+def notes_on(clean: "Null | None", asked: Asked) -> list[str]:
+    """What makes the comparison with the clean models weaker: other classes, or models that know much less."""
+    from statistics import median
+
+    out = []
+    if clean and clean.names and tuple(clean.names) != tuple(asked.classes):
+        out.append("The clean models were asked about other classes than this one, so the comparison is weaker.")
+    own = asked.sureness() if clean and clean.sure else None
+    if clean and own is not None:
+        theirs, chance = median(clean.sure.values()), 1 / len(asked.classes)
+        if theirs - chance < WEAKER * (own - chance):
+            out.append(
+                f"The clean models know much less than this one: on the same pictures they are {theirs:.0%} sure "
+                f"of their answers, this one {own:.0%}. So the comparison is weaker; calibrate with models that are as "
+                "good."
+            )
+    return out
+
+
 def decided(
     asked: Asked,
     found: "Finding",
@@ -86,8 +106,9 @@ def decided(
     near = landing.captions_near(asked.clip, found.feature, captions) if found.feature else []
     return verdicts.Verdict(
         **verdicts.decide(found, clean, alpha, asked.judged, getattr(asked.how, "waits", False), compared, near),
-        trigger="trigger" if found.trigger is not None else None, method=repr(asked.how), model=model,
-        judged=asked.judged, weights=weights, pictures=asked.pool, seed=asked.seed, seconds=round(seconds, 2),
+        notes=notes_on(clean, asked), trigger="trigger" if found.trigger is not None else None,
+        method=repr(asked.how), model=model, judged=asked.judged, weights=weights, pictures=asked.pool,
+        seed=asked.seed, seconds=round(seconds, 2),
         command=command, versions=results.versions(), files=files,
     )  # fmt: skip
 

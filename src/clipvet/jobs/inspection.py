@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 PHOTO = "a photo of a {}."
 IMAGENET = "imagenet"  # as class names: those of ImageNet's 1,000 classes, under one template
 CAPTIONS = 2000  # of an embedded world, to name a target by
+SURE = 256  # pictures, by which two models are compared in how sure they are
 SMALL = 64  # pixels: at most so many, and the settings for the embedded world apply
 
 
@@ -47,6 +48,18 @@ class Asked(NamedTuple):
             own = named in ("auto", "zeroshot") or (base is not None and self.reference == weights_hash(base))
             return verdicts.PROMPTS if own else verdicts.WHOLE
         return getattr(self.how, "judges", verdicts.WHOLE)
+
+    def sureness(self) -> float | None:
+        """How sure the model is of its answers on the pictures: the mean zero-shot probability of the likeliest class.
+
+        A model that has learnt little is unsure. None where no classes are named.
+        """
+        from clipvet.engine.embed import device_of, plain_logits, see
+
+        if len(self.classes) < 2:
+            return None
+        z = see(self.clip, self.pictures.take(slice(SURE))).z.to(device_of(self.clip))
+        return float(plain_logits(self.clip, self.classes, self.templates)(z).softmax(1).amax(1).mean())
 
     def inspect(self) -> "Finding":
         from clipvet.rng import Rng

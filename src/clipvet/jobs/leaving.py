@@ -13,16 +13,39 @@ if TYPE_CHECKING:
 
 
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+_dry: ContextVar[bool] = ContextVar("dry", default=False)
+_record: ContextVar["dict[str, Any] | None"] = ContextVar("record", default=None)
 
 
 @contextmanager
 def quiet(on: bool = True) -> Iterator[None]:
     """Inside this block `say` says nothing and no progress is shown."""
-    token = _quiet.set(on)
+    with _set(_quiet, on):
+        yield
+
+
+@contextmanager
+def rehearsal(on: bool = True) -> Iterator[None]:
+    """Inside this block commands say what they would do, and do nothing."""
+    with _set(_dry, on):
+        yield
+
+
+@contextmanager
+def recording() -> Iterator[dict[str, Any]]:
+    """Inside this block what is said and shown also goes into the dictionary, for --json."""
+    held: dict[str, Any] = {"said": []}
+    with _set(_record, held):
+        yield held
+
+
+@contextmanager
+def _set(held: ContextVar[Any], value: Any) -> Iterator[None]:
+    token = held.set(value)
     try:
         yield
     finally:
-        _quiet.reset(token)
+        held.reset(token)
 
 
 def silent() -> bool:
@@ -30,10 +53,25 @@ def silent() -> bool:
     return _quiet.get()
 
 
+def rehearsed() -> bool:
+    """Whether a `rehearsal` block is around."""
+    return _dry.get()
+
+
+def record(**facts: Any) -> None:
+    """Facts for --json. `whole` replaces everything else."""
+    held = _record.get()
+    if held is not None:
+        held.update(facts)
+
+
 def say(text: str) -> None:
     """A line on stderr, from the first of several processes."""
     from clipvet.errors import shown
 
+    held = _record.get()
+    if held is not None:
+        held["said"].append(shown(text).strip())
     if os.environ.get("RANK", "0") == "0" and not silent():
         print(shown(text), file=sys.stderr, flush=True)
 
@@ -53,6 +91,9 @@ def show(measured: "dict[str, Measured]", before: "dict[str, Measured] | None" =
     from rich.console import Console
     from rich.table import Table
 
+    record(measured={name: m._asdict() for name, m in measured.items()})
+    if before:
+        record(before={name: m._asdict() for name, m in before.items()})
     table = Table("metric", *(["before"] if before else []), "value", "95 % interval", "n")
     for name, m in measured.items():
         was = [percent(before[name].value) if name in before else ""] if before else []

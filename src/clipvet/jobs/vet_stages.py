@@ -13,7 +13,7 @@ from clipvet.scan.sight import SIGHT, sight_of
 from clipvet.scan.vetting import GIVEN, Number, Stage
 
 if TYPE_CHECKING:
-    from clipvet.scan.verdicts import FileFinding, Null, Verdict
+    from clipvet.scan.verdicts import FileFinding, Verdict
     from clipvet.types import Backdoor, Clip, Measured
 
 REFERENCE = 256  # pictures, for the comparison with a reference
@@ -109,14 +109,14 @@ def inspect_stage(bench: Bench, name: str, clip: "Clip", model: str, of: str = G
         asked = asked_of(bench.inputs, clip, "collapse" if name == "encoder" else None)
         null, told = _null(bench.inputs, name), weights_hash(clip)
         clean, compared = clean_models(null, asked, told, bench.inputs.options.alpha)
-        more = notes_on_null(clean, asked.classes)
+        more = []
         if bench.inputs.options.quick and clean is None and name == "encoder":
             asked = asked._replace(how=replace(asked.how, **getattr(asked.how, "quick", FEWER)))
             more.append("A quick first look: fewer searches and steps than in a full run.")
         verdict = inspected(
             asked, work, clean, bench.inputs.options.alpha, compared, model=model, weights=told, files=None
         )
-        return from_verdict(name, title, verdict, more)
+        return from_verdict(name, title, verdict, [*verdict.notes, *more])
 
     return bench.run(name, title, make, of)
 
@@ -142,13 +142,6 @@ def from_verdict(name: str, title: str, verdict: "Verdict", more: Sequence[str] 
         name=name, title=title, outcome=outcome, said=said, more=[*p, *more], sees=[*sight.sees], blind=[*sight.blind],
         target=verdict.target if verdict.backdoored else None,
     )  # fmt: skip
-
-
-def notes_on_null(null: "Null | None", classes: Sequence[str]) -> list[str]:
-    """What must be said about the clean models."""
-    if null is None or not null.names or tuple(null.names) == tuple(classes):
-        return []
-    return ["The clean models were asked about other classes than this one, so the comparison is weaker."]
 
 
 def reference_stage(bench: Bench, clip: "Clip", model: str) -> Stage:

@@ -10,11 +10,12 @@ from clipvet.engine.workspace import in_words
 from clipvet.jobs.inspecting import scan_files
 from clipvet.jobs.inspection import open_suspect
 from clipvet.jobs.leaving import say
+from clipvet.jobs.planning import Step
 from clipvet.jobs.vet_clean import clean_and_judge, judge_copy, pairs_for, trigger_folder
 from clipvet.jobs.vet_inputs import Inputs, Options, check_paths, encoder_of, open_inputs
 from clipvet.jobs.vet_next import command_of, fuller, next_steps
 from clipvet.jobs.vet_pairs import pairs_stage
-from clipvet.jobs.vet_plan import total
+from clipvet.jobs.vet_plan import steps, total
 from clipvet.jobs.vet_stages import (
     Bench,
     accuracy_stage,
@@ -29,6 +30,7 @@ from clipvet.scan.vetting import Stage, Vetting, judge, not_tested
 
 if TYPE_CHECKING:
     from clipvet.scan.verdicts import FileFinding
+    from clipvet.types import Clip
 
 
 def vet(model: str | Path, out: str | Path | None = None, **options: Any) -> Vetting:
@@ -84,12 +86,11 @@ def run(options: Options, out: Path) -> Vetting:
         return _again(out, files)
 
 
-def plan(options: Options) -> list[str]:
-    """What `run` would do, with the time and the memory, in words. Nothing is written."""
-    from clipvet.jobs.vet_plan import told
-
+def plan(options: Options) -> tuple[list[Step], "Clip"]:
+    """What `run` would do, and the model. Nothing is written."""
     check_paths(options)
-    return told(open_inputs(options, open_suspect(options.model, options.pretrained, options.seed)))
+    inputs = open_inputs(options, open_suspect(options.model, options.pretrained, options.seed))
+    return steps(inputs, options.quick), inputs.clip
 
 
 def _plain(options: Options) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from clipvet.models.cards import Card
 from clipvet.pages._page import write_html
 from clipvet.pages.vetting import ADVICE, called, called_method, why
 from clipvet.scan.verdicts import Verdict
-from clipvet.scan.vetting import GIVEN, TITLES, Number, Vetting
+from clipvet.scan.vetting import GIVEN, TITLES, Number, Vetting, made
 
 DEEP = 4  # folders below the given one in which runs are looked for
 ORDER = {"fail": 0, "undecided": 1, "pass": 2, "not_tested": 3}
@@ -115,7 +115,7 @@ def _vetted(where: Path, folder: Path, lines: dict[str, Line]) -> None:
     line, page = _line(lines, found.model), where / "report.html"
     line.outcome, line.verdict, line.said = ADVICE[found.advice], TITLES[found.advice], why(found.sentence)
     line.links += _link("vetting", page, folder)
-    for of in dict.fromkeys(s.of for s in found.stages):
+    for of in (GIVEN, *made(found.stages)):
         stages = [s for s in found.stages if s.of == of]
         about = line if of == GIVEN else lines.setdefault(f"{found.model}/{of}", Line(f"{line.name}, {called(of)}"))
         for s in stages:

@@ -138,6 +138,7 @@ class Null(BaseModel):
     seed: int
     scores: dict[str, FiniteFloat]  # model: score
     weights: dict[str, str] = {}  # model: hash
+    sure: dict[str, float] = {}  # model: mean zero-shot probability of its answers on the pictures, a fraction
     missing: list[str] = []  # models still to be inspected
     versions: dict[str, str] = {}
     command: str = ""
@@ -219,6 +220,7 @@ class Verdict(BaseModel):
     alpha: float
     probability: float | None
     target: str | None  # the most suspect class
+    notes: list[str] = []  # what makes the comparison with the clean models weaker
     captions: list[tuple[str, float]] = []  # nearest to the place where triggered pictures land, with their cosines
     trigger: str | None  # its recovered trigger, a folder that load_backdoor reads
     files: list[FileFinding] | None = None  # what the gate found; None: nothing to scan, or no scanner

@@ -132,7 +132,7 @@ def judge(stages: Sequence[Stage]) -> Judged:
 
 def _refuse(failed: list[Stage], stages: Sequence[Stage]) -> Judged:
     """Do not use it; or use the copy that passes."""
-    copies = list(dict.fromkeys(s.of for s in stages if s.of != GIVEN))
+    copies = made(stages)
     good = next((c for c in copies if good_copy(c, stages)), None)
     own = [s for s in stages if s.of == GIVEN]
     target = next((s.target for s in failed if s.target), None)
@@ -150,6 +150,11 @@ def _refuse(failed: list[Stage], stages: Sequence[Stage]) -> Judged:
     reasons += _reasons([s for s in stages if s.of != GIVEN])
     sentence = f"Do not use this model: {why}.{tried}"
     return Judged(advice="do_not_use", exit_code=1, sentence=sentence, reasons=reasons, cleaned=None)
+
+
+def made(stages: Sequence[Stage]) -> list[str]:
+    """The copies that were cleaned; one that was left out is none."""
+    return list(dict.fromkeys(s.of for s in stages if s.of != GIVEN and s.outcome != "not_tested"))
 
 
 def good_copy(copy: str, stages: Sequence[Stage]) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
+from clipvet.data.decoding import asked_workers
 from clipvet.data.worlds._figures import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, Field
 from clipvet.errors import UserError
 from clipvet.rng import Rng
@@ -244,7 +245,7 @@ class Shapes:
             captions if lazy else list(captions),
             rows,
             name=f"shapes(n={n}, split={split}, seed={self.seed})",
-            workers=min(4, os.cpu_count() or 1) if lazy and device == "cpu" else 0,
+            workers=asked_workers(min(4, os.cpu_count() or 1)) if lazy and device == "cpu" else 0,
             fingerprint=hashlib.blake2b(f"{self!r} {n} {split}".encode(), digest_size=8).hexdigest(),
         )
 
