@@ -28,7 +28,7 @@ METHODS = [(f, n) for f in find.VERBS for n in find.names(f)]
 CONTROLS = {"none", "random"}  # they do nothing on purpose; add the name of a new control here
 QUICK = {"epochs": 1, "batch": 128, "copies": 4, "source": "ring", "steps": 4, "rounds": 2, "tokens": 4}
 QUICK |= {"views": False, "susp": 0.1, "topk": 16}  # toy pictures are not to be blurred
-QUICK |= {"outside": 128}
+QUICK |= {"outside": 128, "gate": -1.0}
 QUICK |= {"sure": -float("inf"), "attribution": "attention"}  # a fresh model holds no backdoor: act all the same
 MAY_IMPORT = {"attacks": {"triggers", "training"}, "filters": {"training"}}  # they own them
 

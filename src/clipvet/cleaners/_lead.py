@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from clipvet.data.answer_key import load_backdoor
@@ -37,6 +37,7 @@ class Lead(NamedTuple):
     images: Float[Tensor, "n 3 h w"]
     stamped: Float[Tensor, "n 3 h w"]
     captions: tuple[str, ...]
+    ids: Int[np.ndarray, " n"]
 
     @property
     def said(self) -> str:
@@ -54,7 +55,7 @@ def lead(method: Any, clip: Clip, pairs: Pairs, rng: Rng) -> Lead:
     batch = some.at(clip.geometry)[:]
     if len(batch.captions) < FEWEST:
         raise UserError(f"{pairs.name} has {len(batch.captions)} readable pictures; a trigger is tried on {FEWEST}")
-    if method.verdict:
+    if method.verdict and method.verdict != "inspect":
         trigger = load_backdoor(folder_of(method.verdict)).trigger
     else:
         trigger = method.inspector.inspect(clip, some, (), (), rng.fork("inspect")).trigger
@@ -65,12 +66,12 @@ def lead(method: Any, clip: Clip, pairs: Pairs, rng: Rng) -> Lead:
     said = sorted(set(batch.captions))
     texts = embed_texts(clip, said).float()
     word = named(F.normalize(z.mean(0), dim=0) @ texts.T, said)
-    has, other = _having(said, word), ~_having(batch.captions, word)
+    has, other = having(said, word), ~having(batch.captions, word)
     if other.sum() < FEWEST:
         raise UserError(f"{other.sum()} captions lack the word '{word}', to which the trigger leads; give more pairs")
     rates = [float(has[(h @ texts.T).argmax(1).cpu().numpy()][other].mean()) for h in (z, before)]
     asr, base = rates
-    return Lead(trigger, word, asr, base, batch.images, stamped, tuple(batch.captions))
+    return Lead(trigger, word, asr, base, batch.images, stamped, tuple(batch.captions), batch.ids.numpy())
 
 
 def named(cosines: Float[Tensor, " c"], captions: list[str]) -> str:
@@ -91,5 +92,6 @@ def embedded(clip: Clip, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d
     return torch.cat([clip.encode_image(x.to(device)).float() for x in images.split(BATCH)])
 
 
-def _having(captions: Any, word: str) -> Bool[np.ndarray, " n"]:
+def having(captions: Any, word: str) -> Bool[np.ndarray, " n"]:
+    """Which captions have the word."""
     return np.array([word in words(c) for c in captions])

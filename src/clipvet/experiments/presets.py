@@ -17,13 +17,16 @@ from clipvet.attacks.mm_poison import MmPoison
 from clipvet.attacks.multi import Multi
 from clipvet.attacks.siba import Siba
 from clipvet.attacks.trojvqa import TrojVqa
+from clipvet.cleaners.abd import Abd
 from clipvet.cleaners.abl import Abl
 from clipvet.cleaners.ci_repair import CiRepair
 from clipvet.cleaners.cleanclip import CleanClip
+from clipvet.cleaners.cleanerclip import CleanerClip
 from clipvet.cleaners.decomp import Decomp
 from clipvet.cleaners.finetune import Finetune
 from clipvet.cleaners.finetune_filtered import FinetuneFiltered
 from clipvet.cleaners.full_finetune import FullFinetune
+from clipvet.cleaners.invertune import InverTune
 from clipvet.cleaners.linear_probe import LinearProbe
 from clipvet.cleaners.par import Par
 from clipvet.cleaners.rvpt import Rvpt
@@ -58,6 +61,7 @@ PROMPTS |= {"lr": 1e-2, "optimizer": "adamw", "weight_decay": 0.0}
 TUNE = {"epochs": 40, "batch": 64, "lr": 3e-2, "optimizer": "adamw", "weight_decay": 0.0, "augment": None}
 TOWER = {"epochs": 2, "batch": 64, "lr": 1e-3}  # attacks on one tower's weights: 312 steps on 10,000 pairs
 CRAFT = {"size": 4 / 32, "pictures": 2000, "epochs": 6, "lr": 0.02}  # optimising a patch: 186 steps
+AS_CLEANCLIP = {"epochs": 6.5, "batch": 128, "lr": 2.6e-3, "warmup": 0.1}  # the better of two rates tried
 ERASE = (0.0153, 0.0306)  # PAR's erased square, grown as the patch is: 4 of 32 pixels instead of 16 of 224
 
 SETTINGS: Mapping[type, Mapping[str, Any]] = {
@@ -101,7 +105,10 @@ SETTINGS: Mapping[type, Mapping[str, Any]] = {
     Strip: {"overlays": 32},
     # cleaners
     Abl: {"lr": 1e-4, "steps": 100},
-    CleanClip: {"epochs": 6.5, "batch": 128, "lr": 2.6e-3, "warmup": 0.1, "group": 16},  # the better of two rates tried
+    CleanClip: {**AS_CLEANCLIP, "group": 16},
+    CleanerClip: AS_CLEANCLIP | {"group": 16},
+    Abd: {**AS_CLEANCLIP, "rounds": 3},
+    InverTune: {"epochs": 2, "lr": 3e-4},
     Finetune: CLEAN,
     FullFinetune: {"epochs": 12, "lr": 1e-3, "augment": SMALL},
     LinearProbe: {"augment": SMALL},
@@ -128,6 +135,8 @@ PARTS: Mapping[type, Mapping[str, Mapping[str, Any]]] = {  # fields that are met
     Abl: {"isolation": {}},
     CiRepair: {"inspector": {"valid": 0.0}, "tuning": {"epochs": 20}, "finetune": {"augment": None}},
     Decomp: {"inspector": {}},
+    InverTune: {"inspector": {}},
+    TaskNegation: {"inspector": {}},
     FinetuneFiltered: {"finetune": {}},
     GmmSplit: {"training": {}},
     WiseFt: {"finetune": {}},
