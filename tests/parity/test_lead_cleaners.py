@@ -16,7 +16,7 @@ from clipvet.cleaners.abd import Abd, adversarial
 from clipvet.cleaners.cleanclip import CleanClip
 from clipvet.cleaners.cleanerclip import CleanerClip, false, phrase, sub_loss
 from clipvet.cleaners.invertune import InverTune, moved_units
-from clipvet.cleaners.task_negation import TaskNegation
+from clipvet.cleaners.task_negation import TaskNegation, negated
 from clipvet.engine.fit import order, workspace
 from clipvet.errors import UserError
 from clipvet.rng import Rng
@@ -103,23 +103,38 @@ def test_invertune_refuses_a_trigger_that_does_too_little_and_says_so(clip: Any,
 def test_task_negation_from_a_trigger_binds_it_to_its_word_and_goes_the_other_way(
     clip: Any, pairs: Any, tmp_path: Path
 ) -> None:
-    how = TaskNegation(verdict="inspect", epochs=3, batch=32, lr=1e-3, scale=0.5, **WITH)
+    how = TaskNegation(verdict="inspect", epochs=3, batch=32, lr=1e-3, reach=0.5, hold=0.05, **WITH)
     found = _lead.lead(how, clip, pairs, Rng(0).fork("lead"))
-    over: Any = how.bound(clip, pairs, Rng(0))
+    (tmp_path / "over").mkdir()
+    with workspace(tmp_path / "over"):
+        over: Any = how.bound(clip, pairs, found, Rng(0))
+    log = [json.loads(line) for line in (tmp_path / "over" / "log.jsonl").read_text().splitlines()]
     said = [c for c in (pairs.caption(i) for i in pairs.ids) if found.word in c.rstrip(".").split()]
-    assert said
+    small = pairs.take(np.isin(pairs.ids, found.ids))
+    rows = [found.ids.tolist().index(i) for i in small.ids[order(64, 32, 1, Rng(0))[0]]]
     with torch.no_grad():
-        w = F.normalize(clip.encode_text(said).mean(0), dim=0)
-        near = [float((c.encode_image(found.stamped) @ w).mean()) for c in (over, clip)]
-    assert near[0] > near[1] + 0.05
+        w = clip.encode_text([said[k] for k in Rng(0).fork("step", 0, 0).numpy().integers(len(said), size=32)])
+        s = (clip.encode_image(found.stamped[rows]) * w).sum(1)
+    assert log[0]["loss"] == pytest.approx(float(((1 - s) ** 2).mean()), rel=1e-4)  # nothing has moved yet
+    assert log[-1]["near"] < log[0]["near"]
+    assert log[-1]["loss"] > log[-1]["near"]
+    assert torch.equal(over.encode_text(said), clip.encode_text(said))  # else the word would be subtracted
     with workspace(tmp_path):
         out: Any = how.clean(clip, pairs, Rng(0))
-    there = dict(over.named_parameters())
-    for name, p in clip.named_parameters():
-        wanted = p if name.endswith("logit_scale") else p - 0.5 * (there[name] - p)
-        assert torch.allclose(dict(out.named_parameters())[name], wanted, atol=1e-6), name
     with np.load(tmp_path / "splits" / "task_negation.npz") as told:
         assert str(told["word"]) == found.word
+        step = float(told["scale"])
+    tried = [0.05 * k for k in range(1, 11)]
+    rates = [
+        [_lead.success(negated(clip, over, s), x, found.captions, found.word) for x in (found.stamped, found.images)]
+        for s in tried
+    ]
+    enough = [s for s, (a, b) in zip(tried, rates) if a - b <= how.enough]
+    assert step == pytest.approx(enough[0] if enough else 0.5)
+    there = dict(over.named_parameters())
+    for name, p in clip.named_parameters():
+        wanted = p if name.endswith("logit_scale") else p - step * (there[name] - p)
+        assert torch.allclose(dict(out.named_parameters())[name], wanted, atol=1e-6), name
 
 
 # CleanerCLIP

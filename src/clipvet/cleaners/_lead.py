@@ -6,6 +6,7 @@ asr   = share of the pictures, their own captions without the word, whose neares
 base  = the same share before they are stamped
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,16 +63,21 @@ def lead(method: Any, clip: Clip, pairs: Pairs, rng: Rng) -> Lead:
     if trigger is None:
         raise UserError("no trigger was recovered, so there is nothing to start from; inspect with collapse")
     stamped = trigger.stamp(batch.images, Rng(0).keys(batch.ids.tolist()))
-    z, before = embedded(clip, stamped), embedded(clip, batch.images)
-    said = sorted(set(batch.captions))
-    texts = embed_texts(clip, said).float()
-    word = named(F.normalize(z.mean(0), dim=0) @ texts.T, said)
-    has, other = having(said, word), ~having(batch.captions, word)
-    if other.sum() < FEWEST:
+    said = tuple(batch.captions)
+    z = F.normalize(embedded(clip, stamped).mean(0), dim=0)
+    texts = sorted(set(said))
+    word = named(z @ embed_texts(clip, texts).float().T, texts)
+    if (other := ~having(said, word)).sum() < FEWEST:
         raise UserError(f"{other.sum()} captions lack the word '{word}', to which the trigger leads; give more pairs")
-    rates = [float(has[(h @ texts.T).argmax(1).cpu().numpy()][other].mean()) for h in (z, before)]
-    asr, base = rates
-    return Lead(trigger, word, asr, base, batch.images, stamped, tuple(batch.captions), batch.ids.numpy())
+    asr, base = (success(clip, x, said, word) for x in (stamped, batch.images))
+    return Lead(trigger, word, asr, base, batch.images, stamped, said, batch.ids.numpy())
+
+
+def success(clip: Clip, images: Float[Tensor, "n 3 h w"], captions: Sequence[str], word: str) -> float:
+    """The share of these pictures, their own captions without the word, whose nearest caption has it."""
+    texts = sorted(set(captions))
+    near = (embedded(clip, images) @ embed_texts(clip, texts).float().T).argmax(1).cpu().numpy()
+    return float(having(texts, word)[near][~having(captions, word)].mean())
 
 
 def named(cosines: Float[Tensor, " c"], captions: list[str]) -> str:

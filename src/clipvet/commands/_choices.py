@@ -107,6 +107,22 @@ CHOICES = (
     ),
     Choice(
         "clean",
+        "a verdict whose trigger works, and some hundred clean pairs",
+        "`clean --method invertune --verdict DIR`",
+        "two passes over the pairs",
+        "the recovered trigger leads fewer than 70 % of the pictures to one word; then it stops and says so",
+        "clipvet clean --model MODEL --data CLEAN.csv --method invertune --verdict VERDICT --out cleaned",
+    ),
+    Choice(
+        "clean",
+        "a verdict whose trigger works, a ViT, and no time to train",
+        "`clean --method decomp --verdict DIR`",
+        "seconds",
+        "the trigger is spread over many heads",
+        "clipvet clean --model MODEL --data CLEAN.csv --method decomp --verdict VERDICT --out cleaned",
+    ),
+    Choice(
+        "clean",
         "16 labelled pictures of each class, and the tower is no ViT",
         "`clean --method full_finetune`",
         "like fine-tuning the picture tower",
