@@ -110,7 +110,7 @@ def test_a_crafted_patch_keeps_its_pixels_at_any_size():
     for h, w in ((32, 40), (7, 9), (5, 5), (64, 64)):
         x = torch.rand(2, 3, h, w, generator=G)
         out = Crafted(SQUARE).stamp(x, keys)
-        top, left = (h - 5) // 2, (w - 5) // 2
+        top, left = (max(0, (2 * (n // 2) - 5) // 2) for n in (h, w))  # rounded down twice, as BadCLIP's code does
         assert torch.equal(out[:, :, top : top + 5, left : left + 5], SQUARE.expand(2, -1, -1, -1))
         assert (out != x).any(1).sum() <= 2 * 25
         assert torch.equal(

@@ -317,7 +317,7 @@ FIX = {
     "output holds another run": "another run",
     "unknown task": "absent",
     "no answer key there": "backdoor.json",
-    "report without rows": "results.jsonl",
+    "report without rows": "no results",
     "no such recipe": "recipes/",
 }
 

@@ -190,7 +190,9 @@ def test_a_transformers_folder_of_a_far_larger_model_costs_no_memory(tmp_path: P
     told = made.config("clip", "gelu")
     for part in ("vision_config", "text_config"):
         told[part] |= tower
-    io.save_weights({"x": torch.zeros(7_500_000, dtype=torch.int8)}, tmp_path / "model.safetensors")
+    io.save_weights(
+        {"visual_projection.weight": torch.zeros(7_500_000, dtype=torch.int8)}, tmp_path / "model.safetensors"
+    )
     (tmp_path / "config.json").write_text(json.dumps(told))
     only_without_memory(monkeypatch)
     assert "far larger" in sentence(checkpoints.load, str(tmp_path))

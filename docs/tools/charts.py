@@ -145,4 +145,5 @@ CHARTS: dict[str, Callable[[], Chart]] = {
     "safeclip_shapes": _training,
     "inspector_suite": _inspectors("inspector_suite"),
     "inspector_encoders": _inspectors("inspector_encoders"),
+    "inspector_references": _inspectors("inspector_references"),
 }  # name of the file in docs/results/ -> what it shows

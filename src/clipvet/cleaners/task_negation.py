@@ -34,13 +34,13 @@ from clipvet.unlearning.shortcut import Over, overfit, weak_pairs
 @dataclass(frozen=True)
 class TaskNegation:
     scale: float = 1.0  # length of the step back, in units of theta_o - theta_p; without a verdict
+    reference: str = ""  # a clean model, by name or folder; empty: the given one on changed pictures
     verdict: str = ""  # a folder of `clipvet inspect` with the trigger; inspect: look for it now; empty: weak pairs
     reach: float = 4.0  # the longest step from a trigger
     enough: float = 0.02  # of the pictures
     hold: float = 10.0  # weight of the pictures without the trigger, whose features stay
     inspector: Inspector = field(default_factory=lambda: find.load("inspectors", "collapse")())
     pictures: int = 500  # that the trigger is stamped on
-    reference: str = ""  # a clean model, by name or folder; empty: the given one on changed pictures
     views: bool = True  # without a reference: blur, crop and mirror the pictures
     susp: float = 0.004  # share of the pairs that is suspicious
     normal: float = 0.8  # share of the others, the best under the reference, that counts as clean

@@ -31,7 +31,7 @@ TRIGGERS: Mapping[str, Trigger] = {
     "patch": Patch(size=6 / 64),
     "blended": Blended(),
     "sig": Sig(opacity=0.5),
-    "wanet": WaNet(k=8, s=3.0),
+    "wanet": WaNet(k=8, s=8.0),
 }
 
 

@@ -94,11 +94,11 @@ def to_ours(state: Mapping[str, Tensor], names: Iterable[Name]) -> dict[str, Ten
     for name in names:
         if all(k in left for k in name.theirs):
             whole = _whole([left.pop(k) for k in name.theirs])
-            if name.how == "transposed":
+            if name.how == "transposed" and whole.ndim == 2:  # a tensor of another shape is named by `weights.fill`
                 whole = whole.T
             elif name.how == "lead":
                 whole = whole[None]
-            elif name.how == "row":
+            elif name.how == "row" and whole.numel() == 1:
                 whole = whole.reshape(())
             out.update(zip(name.ours, _parts(whole, len(name.ours))))
     return out
