@@ -1,11 +1,12 @@
 """Is this model backdoored? Inspectors of encoders without a clean reference, on eight kinds of victims.
 
 command:  clipvet run recipes/inspector_encoders.py --out results/inspector_encoders
-expected: attacks' ASR >= 0.80, but for label_consistent, which is refused (at most 0.013). Over seeds 10 and 11 collapse has an
-          AUROC of 0.89: 1.0 for each kind but BadCLIP and DRUPE, where it is 0.6; no false alarm on ten clean models.
-          DECREE 0.76, random 0.56
-hardware: 2 CPU cores, 25 minutes of one core for a seed. Every seed has a world and a base model of its own, from which its victims and four of its five
-          clean models start. Seeds 0 to 9 were used to choose settings; 10 to 19 are for the judged run
+expected: attacks' ASR >= 0.80, but for label_consistent, which is refused (at most 0.013). Over seeds 10 and 11
+          collapse has an AUROC of 0.89: 1.0 for each kind but BadCLIP and DRUPE, where it is 0.6; no false alarm on ten
+          clean models. DECREE 0.76, random 0.56
+hardware: 2 CPU cores, 25 minutes of one core for a seed. Every seed has a world and a base model of its own, from which
+          its victims and four of its five clean models start. Seeds 0 to 9 were used to choose settings; 10 to 19 are
+          for the judged run
 """
 
 from dataclasses import replace
