@@ -6,7 +6,8 @@
 paper:   ABD, arXiv:2409.15968; abstract alone: adversarial examples as CleanCLIP's augmentation, as they resemble
          triggered pictures
 needs:   clean pairs; white-box weights
-differs: loss, bound and rounds of the search are ours; the rest is CleanCLIP's
+differs: loss, bound and rounds of the search are ours; BatchNorm keeps its statistics, as the search would move them;
+         the rest is CleanCLIP's
 """
 
 from dataclasses import dataclass
@@ -17,9 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.data.augment import eda
+from clipvet.cleaners.cleanclip import self_supervised
 from clipvet.engine.fit import fit_by
-from clipvet.engine.losses import match_loss, own_loss
 from clipvet.engine.optim import warmup_cosine
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
@@ -62,13 +62,10 @@ class Abd:
         words = rng.fork("eda")
 
         def loss(clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
-            s, w = clip.logit_scale, clip.encode_text(batch.tokens)  # pyright: ignore[reportArgumentType]
-            views = adversarial(clip, batch.images, w, self.eps, self.rounds, rng)
-            z, z_v = clip.encode_image(torch.cat([batch.images, views])).chunk(2)
-            w_v = clip.encode_text([eda(c, words.fork(int(i))) for c, i in zip(batch.captions, batch.ids)])
-            pairs_term = own_loss(clip, z, w)
-            self_term = (match_loss(z, z_v, s) + match_loss(w, w_v, s)) / 2
-            total = self.w_clip * pairs_term + self.w_self * self_term
-            return {"loss": total, "clip": pairs_term, "self": self_term}
+            def view(w: Tensor) -> Tensor:
+                return adversarial(clip, batch.images, w, self.eps, self.rounds, rng)
+
+            _, parts = self_supervised(clip, batch, view, words)
+            return {"loss": self.w_clip * parts["clip"] + self.w_self * parts["self"], **parts}
 
         return fit_by(self, clip, pairs, loss, rng, schedule=warmup_cosine(self.lr, self.warmup), batchnorm="eval")

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.data.augment import auto_augment, eda
+from clipvet.cleaners.cleanclip import self_supervised
+from clipvet.data.augment import auto_augment
 from clipvet.engine.fit import fit_by
-from clipvet.engine.losses import match_loss, own_loss
 from clipvet.engine.optim import warmup_cosine
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
@@ -80,15 +80,12 @@ class CleanerClip:
         words = rng.fork("eda")
 
         def loss(clip: Clip, batch: Batch, rng: Rng) -> dict[str, Tensor]:
-            s, said = clip.logit_scale, batch.captions
-            z, z_v = clip.encode_image(torch.cat([batch.images, auto_augment(batch.images, rng, self.group)])).chunk(2)
-            w = clip.encode_text(batch.tokens)  # pyright: ignore[reportArgumentType]
-            w_v = clip.encode_text([eda(c, words.fork(int(i))) for c, i in zip(said, batch.ids)])
+            said = batch.captions
+            z, parts = self_supervised(clip, batch, lambda w: auto_augment(batch.images, rng, self.group), words)
             p = clip.encode_text([phrase(c, rng.fork("phrase", k)) for k, c in enumerate(said)])
             untrue = [false(c, said, rng.fork("false", k, j)) for k, c in enumerate(said) for j in range(self.wrong)]
             n = clip.encode_text(untrue).unflatten(0, (-1, self.wrong))
-            parts = {"clip": own_loss(clip, z, w), "self": (match_loss(z, z_v, s) + match_loss(w, w_v, s)) / 2}
-            parts["sub"] = sub_loss(z, p, n, s)
+            parts["sub"] = sub_loss(z, p, n, clip.logit_scale)
             total = self.w_clip * parts["clip"] + self.w_self * parts["self"] + self.w_sub * parts["sub"]
             return {"loss": total, **parts}
 

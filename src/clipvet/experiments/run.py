@@ -121,15 +121,17 @@ def _carry_out(
 
 
 def _nulls(recipes: list[Recipe]) -> dict[str, list[float]]:
-    """The clean scores that come with clipvet, by inspector. Raises UserError for an inspector with other settings."""
+    """The clean scores that come with clipvet, by inspector.
+
+    Raises UserError where they were made with another method, other classes or other templates than the recipe's.
+    """
     found = {}
     for recipe in recipes:
         for name, family in recipe.nulls.items():
-            null = read_null(NULLS / f"{family}.json")
-            if null.method != repr(recipe.inspectors[name]):
-                raise UserError(
-                    f"the null of {family} was made with other settings than those of {name}: {null.method}"
-                )
+            null, task = read_null(NULLS / f"{family}.json"), recipe.test.task(recipe.seeds[0])
+            own = (repr(recipe.inspectors[name]), tuple(task.classes), tuple(task.templates))
+            if own != (null.method, null.names, null.templates):
+                raise UserError(f"the null of {family} has another method, classes or templates than {name} here")
             found[name] = list(null.scores.values())
     return found
 
