@@ -1,6 +1,6 @@
 """Do the attacks take on real pictures? Six kinds at two poison rates, on the drawings' base model, and clean twins.
 
-command:  clipvet run recipes/drawings/victims.py --out results/drawings_victims
+command:  CLIPVET_HALF=judged clipvet run recipes/drawings/victims.py --out results/drawings_victims
 expected: to be measured
 hardware: 2 CPU cores. It needs the folder `drawings` (docs/drawings.md)
 """
@@ -8,7 +8,7 @@ hardware: 2 CPU cores. It needs the folder `drawings` (docs/drawings.md)
 from clipvet.experiments.drawings import attacks, setting, twin
 from clipvet.experiments.recipe import Recipe
 
-RATES = (0.003, 0.01)  # shares of the pairs
+RATES = (0.003, 0.01)  # shares of the pairs; ten times that for WaNet
 
 
 def recipe(smoke: bool = False) -> Recipe:

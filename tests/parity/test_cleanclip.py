@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipvet.cleaners import cleanclip
+from clipvet.cleaners import _views
 from clipvet.cleaners.cleanclip import CleanClip
 from clipvet.data.augment import auto_augment, eda
 from clipvet.engine.fit import order, workspace
@@ -82,7 +82,7 @@ def test_either_term_trains_the_temperature(clip, pairs, off):
 
 def test_a_captions_view_is_the_same_in_every_epoch(clip, pairs, monkeypatch):
     seen = []
-    monkeypatch.setattr(cleanclip, "eda", lambda c, rng: seen.append((c, rng.key)) or eda(c, rng))
+    monkeypatch.setattr(_views, "eda", lambda c, rng: seen.append((c, rng.key)) or eda(c, rng))
     CleanClip(epochs=2, **{**SHORT, "batch": 32}).clean(clip, pairs.take(slice(64)), Rng(0))
     assert set(Counter(seen).values()) == {2}
     assert len({key for _, key in seen}) == 64

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.cleaners.cleanclip import self_supervised
+from clipvet.cleaners._views import self_supervised
 from clipvet.engine.fit import fit_by
 from clipvet.engine.optim import warmup_cosine
 from clipvet.rng import Rng

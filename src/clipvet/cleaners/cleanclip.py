@@ -12,33 +12,17 @@ differs: the warm-up really takes place (the released loop numbers epochs from 1
          as in the released loop; batchnorm=eval keeps its statistics
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.data.augment import auto_augment, eda
+from clipvet.cleaners._views import self_supervised
+from clipvet.data.augment import auto_augment
 from clipvet.engine.fit import fit_by
-from clipvet.engine.losses import match_loss, own_loss
 from clipvet.engine.optim import warmup_cosine
 from clipvet.rng import Rng
 from clipvet.types import Batch, Clip, Pairs
-
-
-def self_supervised(
-    clip: Clip, batch: Batch, view: Callable[[Tensor], Tensor], words: Rng
-) -> tuple[Float[Tensor, "b d"], dict[str, Tensor]]:
-    """Z, and the terms L_CLIP ("clip") and L_SS ("self") of a batch.
-
-    view: gives augmented pictures (b, 3, h, w) in [0, 1]; called with W. words: draws the captions' views, by id.
-    """
-    s, w = clip.logit_scale, clip.encode_text(batch.tokens)  # pyright: ignore[reportArgumentType]
-    z, z_v = clip.encode_image(torch.cat([batch.images, view(w)])).chunk(2)  # one pass: BatchNorm sees both views
-    w_v = clip.encode_text([eda(c, words.fork(int(i))) for c, i in zip(batch.captions, batch.ids)])
-    return z, {"clip": own_loss(clip, z, w), "self": (match_loss(z, z_v, s) + match_loss(w, w_v, s)) / 2}
 
 
 @dataclass(frozen=True)
