@@ -18,7 +18,7 @@ from clipvet import results
 from clipvet.data.worlds.pool import pool_pairs
 from clipvet.engine.embed import device_of
 from clipvet.experiments.presets import shapes
-from clipvet.inspectors.collapse import Collapse
+from clipvet.inspectors.collapse import FORMS, Collapse
 from clipvet.models import adapter, checkpoints
 from clipvet.ranks import device
 from clipvet.rng import Rng
@@ -49,15 +49,18 @@ def main() -> None:
     }
     times = Times(cases, a.rounds)
 
-    def whole(name: str, idle: str, steps: int) -> float:
-        """Seconds of all steps: those measured, less what a search costs without any, times how many there are."""
+    def whole(name: str, idle: str, method: Collapse) -> float:
+        """Seconds of all steps, by those measured less what the searches cost without any, and by the race."""
+        counts = [getattr(method, form) for form in FORMS]
+        left = sum(min(n, method.kept) for n in counts) / sum(counts)  # share of the searches that go on
+        steps = method.trial + left * (method.steps - method.trial)  # of all searches, that cost as much
         return times.of(idle) + (times.of(name) - times.of(idle)) / a.steps * steps
 
     told = {
         "command": results.command(),
         "side by side / one by one": times.ratio("side by side", "one by one"),
-        "whole, minutes (estimate)": whole("side by side", "no steps", how.steps) / 60,
-        "quick, minutes (estimate)": whole("quick", "quick, no steps", quick.steps) / 60,
+        "whole, minutes (estimate)": whole("side by side", "no steps", how) / 60,
+        "quick, minutes (estimate)": whole("quick", "quick, no steps", quick) / 60,
         "searches": len(every),
         "searches, quick": len(few),
         "peak memory, GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,

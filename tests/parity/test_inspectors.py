@@ -21,7 +21,7 @@ from clipvet.inspectors.ood_share import OodShare
 from clipvet.inspectors.pixel_backdoor import PixelBackdoor
 from clipvet.inspectors.random import Random
 from clipvet.rng import Rng
-from clipvet.scan.collapse import Search, alike, faint, search, warping, windowed
+from clipvet.scan.collapse import Change, Collapsed, Race, Search, alike, faint, search, warping, windowed
 from clipvet.scan.collapse import masked as behind_a_mask
 from clipvet.scan.forms import masked, signed, started
 from clipvet.scan.heads import steps_of
@@ -416,6 +416,30 @@ def test_collapse_by_hand(inspected: Any, form: str) -> None:
     assert torch.allclose(clip.encode_image(again).detach(), h, atol=1e-3)
 
 
+def test_a_race_gives_up_what_stands_worst_and_leaves_the_rest_as_it_was(inspected: Any) -> None:
+    x, clip, (low, high) = images(inspected), inspected.backdoored, PRICES["masked"]
+    searches = [Search(f, x, f"{f}-{k}") for k in range(3) for f in ("masked", "faint")]  # the forms alternate
+
+    def run(some: list[Search], changes: dict[str, Change], steps: int, race: Race = Race()) -> Collapsed:
+        return search(clip.encode_image, some, changes, steps, 6, 16, 0.1, Rng(4), torch.device("cpu"), race)
+
+    every, raced = run(searches, CHANGES, 5), run(searches, CHANGES, 5, Race(trial=3, kept=2))
+    assert every.which == (0, 1, 2, 3, 4, 5)
+    stand = dict.fromkeys(range(6), 0.0)  # the losses of the first three steps, each from a search that ends before it
+    for j, one in enumerate(searches):
+        g = Rng(4).fork("order", one.name).numpy()
+        for n in range(3):
+            price = [low * (high / low) ** (k / 4) for k in (max(0, n - 1), n)]
+            t = run([one], CHANGES | {"masked": behind_a_mask((low, price[0]))}, n).triggers[0]
+            h = clip.encode_image(t.stamp(x[g.choice(48, 6, replace=False)], Rng(0).keys(range(6)))).detach()
+            stand[j] += price[1] * float(t.mask.mean()) - float((h @ h.T).triu(1).sum()) / 15
+    best = [sorted(range(k, 6, 2), key=stand.__getitem__)[:2] for k in (0, 1)]
+    assert raced.which == tuple(sorted(sum(best, [])))
+    for place, j in enumerate(raced.which):
+        assert torch.allclose(raced.h[place], every.h[j], atol=1e-5)
+        assert torch.allclose(raced.triggers[place].mask, every.triggers[j].mask, atol=1e-5)
+
+
 def test_the_score_of_a_collapse(inspected: Any) -> None:
     usual = (0.25, 0.3, 0.5, 0.5)
     how = Collapse(masked=1, larger=1, faint=1, warped=0, steps=3, batch=6, fresh=20, usual=usual)
@@ -423,12 +447,18 @@ def test_the_score_of_a_collapse(inspected: Any) -> None:
     best = max(found.classes, key=lambda r: r.score)
     assert (found.target, found.score) == (best.name, best.score)
     assert found.score == max(found.settings[f"{f}_score"] for f in ("masked", "larger", "faint"))
-    for row in found.classes:
-        assert row.score in [pytest.approx(((row.asr - row.loss) / 2 - u) / 0.1) for u in usual[:3]]
+    order = Rng(2).fork("mix", 0).numpy().permutation(64)
+    kept, named = images(inspected)[order][-20:], inspected.backdoored.encode_text(list(inspected.classes)).detach()
+    for t, (row, trigger) in enumerate(zip(found.classes, found.triggers)):  # s_t, from the trigger
+        h = inspected.backdoored.encode_image(trigger.stamp(kept, Rng(0).keys(range(20)))).detach()
+        same = sum(float(h[i] @ h[j]) for i in range(20) for j in range(i)) / 190
+        share = sum(int((named @ x).argmax()) == t for x in h) / 20
+        s = share * max(same, float(F.normalize(h.mean(0), dim=0) @ named[t]))
+        assert (-row.loss, row.asr) == (pytest.approx(same, abs=1e-3), pytest.approx(share))
+        assert row.score in [pytest.approx((s - u) / 0.1, abs=0.01) for u in usual[:3]]
     z = torch.tensor(found.feature)
     assert (len(z), float(z.norm())) == (32, pytest.approx(1, abs=1e-5))
-    named = inspected.backdoored.encode_text(list(inspected.classes)) @ z
-    assert found.settings["near"] == pytest.approx(float(named.detach().max()), abs=1e-4)
+    assert found.settings["near"] == pytest.approx(float((named @ z).max()), abs=1e-4)
 
     bare = replace(how, alone=(0.2, 0.4, 0.3, 0.5)).inspect(inspected.backdoored, inspected.pictures, (), (), Rng(2))
     assert (bare.target, bare.classes) == (None, ())

@@ -4,7 +4,8 @@
     x'  = (1 - m) x + m q, size = mean(m);   the same with a square m of fixed side, size = how spread its place is;
           or x + delta, |delta| <= eps;   or x warped by a smooth field of at most `far`
     z   = mean of h(x') on fresh pictures, of length 1: the target feature
-    s_t = [ mean_{i != j} cos(h(x'_i), h(x'_j)) + share of the x' that are called t ] / 2;   without classes: the first
+    s_t = share of the x' that are called t * max( mean_{i != j} cos(h(x'_i), h(x'_j)), cos(z, w_t) )
+          w_t: the prompt of class t;   without classes: the mean cosine alone
     score = max over t and all searches of (s_t - usual_form) / 0.1
 
 paper:   none that we know has this search; its objective is that of DECREE (Feng et al., CVPR 2023), with a price that
@@ -26,7 +27,7 @@ from clipvet.data.worlds.pool import pool
 from clipvet.engine.embed import device_of
 from clipvet.models.adapter import frozen
 from clipvet.rng import Rng
-from clipvet.scan.collapse import Change, Search, check, faint, masked, search, warping, windowed
+from clipvet.scan.collapse import Change, Race, Search, check, faint, masked, search, warping, windowed
 from clipvet.scan.heads import check_classes, check_slope, computing, pixels
 from clipvet.scan.landing import check_varied, finding
 from clipvet.types import Clip, Finding, Pairs
@@ -36,11 +37,13 @@ FORMS: tuple[str, ...] = ("masked", "larger", "faint", "warped")
 
 @dataclass(frozen=True)
 class Collapse:
-    masked: int = 3  # searches of each form; the last masked one sees pictures from outside of every task
+    masked: int = 18  # searches of each form; one masked in six sees pictures from outside of every task
     larger: int = 0  # with a square of fixed side
     faint: int = 2
     warped: int = 2
     steps: int = 200
+    trial: int = 40  # steps after which the searches of a form that stand worst are given up
+    kept: int = 5  # of each form
     batch: int = 8  # pictures a step, in every search
     fresh: int = 128  # pictures kept for judging; at most a third of them
     lr: float = 0.1  # Adam's
@@ -50,7 +53,7 @@ class Collapse:
     eps: float = 2 / 255  # largest change of a pixel in the form `faint`, pixels in [0, 1]
     far: float = 0.06  # largest shift in the form `warped`, in half sides
     points: int = 8  # control points of the warp along a side
-    usual: tuple[float, ...] = (0.45, 0.69, 0.37, 0.48)  # what each form reaches in clean models
+    usual: tuple[float, ...] = (0.34, 0.5, 0.21, 0.32)  # what each form reaches in clean models
     alone: tuple[float, ...] = (0.35, 0.6, 0.33, 0.4)  # the same without classes
     precision: Literal["no", "bf16"] = "no"
 
@@ -62,7 +65,7 @@ class Collapse:
     )
     waits: ClassVar[bool] = True  # without clean models its verdict is left open
     sees: ClassVar[str] = "task"  # which pictures suit it best
-    quick: ClassVar[Mapping[str, Any]] = {"masked": 2, "faint": 1, "warped": 1, "steps": 100}
+    quick: ClassVar[Mapping[str, Any]] = {"masked": 6, "kept": 2, "faint": 1, "warped": 1, "steps": 100}
 
     def inspect(
         self, clip: Clip, pictures: Pairs, classes: Sequence[str], templates: Sequence[str], rng: Rng
@@ -94,10 +97,16 @@ class Collapse:
             untouched = encode(seen[-fresh:].to(device)).float().cpu()
         check_varied(untouched, pictures.name)
         searches, draws = self.searches(seen, rng), rng.fork("search")
-        found = search(encode, searches, self.changes, self.steps, self.batch, fresh, self.lr, draws, device)
+        found = search(encode, searches, self.changes, self.steps, self.batch, fresh, self.lr, draws, device, self.race)
         usual = dict(zip(FORMS, self.usual if classes else self.alone))
         told = {"pictures": len(seen), "updates": self.steps}
-        return finding(still, found, [s.form for s in searches], usual, untouched, classes, templates, told)
+        forms = [searches[k].form for k in found.which]
+        return finding(still, found, forms, usual, untouched, classes, templates, told)
+
+    @property
+    def race(self) -> Race:
+        """When searches are given up."""
+        return Race(self.trial, self.kept)
 
     @property
     def changes(self) -> dict[str, Change]:
@@ -117,6 +126,6 @@ class Collapse:
             x[torch.from_numpy(rng.fork("mix", k).numpy().permutation(len(x)))] for k, x in enumerate((seen, outside))
         ]
         made = [Search(f, mixed[0], f"{f}-{k}") for f, n in counts.items() for k in range(n)]
-        if self.masked > 1:
-            made[self.masked - 1] = made[self.masked - 1]._replace(pool=mixed[1])
+        for k in range(5, self.masked, 6):
+            made[k] = made[k]._replace(pool=mixed[1])
         return made

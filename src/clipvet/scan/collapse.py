@@ -12,7 +12,6 @@ from functools import cache
 from itertools import product
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -27,6 +26,7 @@ from clipvet.triggers.recovered import Recovered, warped
 Encode = Callable[[Tensor], Tensor]  # pictures (b, 3, h, w) -> (b, d) of length 1, with gradient
 SPREAD = 0.5  # standard deviation of a start's parameters
 LEAST = 6  # pictures, so that two are left for judging
+TALLY = 10  # steps over which a search's loss is averaged
 
 
 class Change(NamedTuple):
@@ -153,12 +153,20 @@ class Search(NamedTuple):
 
 
 class Collapsed(NamedTuple):
-    """Where the searches ended, in their order, judged on fresh pictures."""
+    """Where the searches that went on to the end arrived, judged on fresh pictures. In the order of the searches."""
 
     same: Float[Tensor, " k"]  # the mean cosine of two changed pictures
     h: Float[Tensor, "k n d"]  # embeddings of the changed pictures
     area: Float[Tensor, " k"]  # mean of the mask
     triggers: tuple[Recovered, ...]
+    which: tuple[int, ...]  # their places among all searches
+
+
+class Race(NamedTuple):
+    """After `trial` steps only the `kept` searches of each form that stand best go on. 0 steps: no race."""
+
+    trial: int = 0
+    kept: int = 1
 
 
 def search(
@@ -171,48 +179,67 @@ def search(
     lr: float,
     rng: Rng,
     device: torch.device,
+    race: Race = Race(),
 ) -> Collapsed:
     """All searches side by side. Every price rises from its first value to the second, exponentially over the steps.
 
-    fresh: the last pictures of each pool, kept for judging. Raises UserError on a loss that is not finite.
+    fresh: the last pictures of each pool, kept for judging. race: when searches are given up; a search stands by the
+    mean of its loss over the last `TALLY` steps. Raises UserError on a loss that is not finite.
     """
-    order = sorted(range(len(searches)), key=lambda k: [*changes].index(searches[k].form))
-    run = [searches[k] for k in order]
-    forms = [f for f in changes if any(s.form == f for s in run)]
-    counts = [sum(s.form == f for s in run) for f in forms]
-    params = {f: _started(changes[f], [s for s in run if s.form == f], rng, device) for f in forms}
-    draws = [rng.fork("order", s.name).numpy() for s in run]
+    run = {f: [k for k, s in enumerate(searches) if s.form == f] for f in changes}  # places in `searches`, by form
+    run = {f: ks for f, ks in run.items() if ks}
+    params = {f: _started(changes[f], [searches[k] for k in ks], rng, device) for f, ks in run.items()}
+    rows = {f: list(range(len(ks))) for f, ks in run.items()}  # of the parameters, of the searches that go on
+    draws = [rng.fork("order", s.name).numpy() for s in searches]
 
-    def changed(x: Tensor) -> Tensor:
-        return torch.cat([changes[f].apply(params[f], part) for f, part in zip(forms, x.split(counts))])
+    def changed(pools: Callable[[int], Tensor]) -> Tensor:
+        """The pictures of all searches that go on, (their number, b, 3, h, w)."""
+        return torch.cat(
+            [
+                changes[f].apply(_of(params[f], rows[f]), torch.stack([pools(run[f][j]) for j in rows[f]]).to(device))
+                for f in run
+            ]
+        )
 
-    adam = torch.optim.Adam([p for ps in params.values() for p in ps if p.requires_grad], lr)
+    def drawn(k: int) -> Tensor:
+        pictures = searches[k].pool
+        return pictures[draws[k].choice(len(pictures) - fresh, batch, replace=False)]
+
+    adam, recent = torch.optim.Adam([p for ps in params.values() for p in ps if p.requires_grad], lr), []
     with counting(steps, "steps") as count:
         for step in range(steps):
-            rows = [g.choice(len(s.pool) - fresh, batch, replace=False) for g, s in zip(draws, run)]
-            x = torch.stack([s.pool[r] for s, r in zip(run, rows)]).to(device)
-            h = encode(changed(x).flatten(0, 1)).float().unflatten(0, (len(run), batch))
-            cost = [changes[f].price for f in forms]
-            cost = [low * (high / low) ** (step / max(1, steps - 1)) for low, high in cost]
-            loss = -alike(h) + torch.cat([c * changes[f].size(params[f]) for f, c in zip(forms, cost)])
+            h = _encoded(encode, changed(drawn))
+            cost = [(f, *changes[f].price) for f in run]
+            prices = [(f, low * (high / low) ** (step / max(1, steps - 1))) for f, low, high in cost]
+            loss = -alike(h) + torch.cat([c * changes[f].size(_of(params[f], rows[f])) for f, c in prices])
             adam.zero_grad()
             loss.sum().backward()
             if not bool(torch.isfinite(loss).all()):
                 raise UserError("the loss of a recovered trigger is not finite; give whole weights, or precision=no")
             adam.step()
+            recent = [*recent, loss.detach().cpu()][-TALLY:]
+            if step + 1 == race.trial:
+                stand = torch.stack(recent).mean(0).split([len(r) for r in rows.values()])
+                rows = {f: sorted(x.argsort(stable=True)[: race.kept].tolist()) for f, x in zip(rows, stand)}
+                recent = []
             count(1)
     with torch.no_grad():
-        h = torch.cat(
-            [
-                encode(changes[f].apply(params[f], x.to(device)).flatten(0, 1)).float().unflatten(0, (n, -1)).cpu()
-                for f, n, x in zip(forms, counts, torch.stack([s.pool[-fresh:] for s in run]).split(counts))
-            ]
-        )
-        parts = [changes[f].parts(params[f]) for f in forms]
-        found = [Recovered(*(t[j].cpu().clone() for t in p)) for p, n in zip(parts, counts) for j in range(n)]
-    back = np.argsort(order)
-    area = torch.tensor([float(t.mask.mean()) for t in found])
-    return Collapsed(alike(h)[back], h[back], area[back], tuple(found[k] for k in back))
+        h = _encoded(encode, changed(lambda k: searches[k].pool[-fresh:])).cpu()
+        parts = [[p.cpu().clone() for p in changes[f].parts(_of(params[f], rows[f]))] for f in run]
+    which = torch.tensor([run[f][j] for f in run for j in rows[f]])
+    found, back = [Recovered(*each) for part in parts for each in zip(*part)], which.argsort()
+    triggers = tuple(found[k] for k in back.tolist())
+    area = torch.tensor([float(t.mask.mean()) for t in triggers])
+    return Collapsed(alike(h)[back], h[back], area, triggers, tuple(which[back].tolist()))
+
+
+def _of(params: Params, rows: Sequence[int]) -> Params:
+    return tuple(p[rows] for p in params)
+
+
+def _encoded(encode: Encode, x: Tensor) -> Tensor:
+    """Pictures (k, b, 3, h, w) -> (k, b, d)."""
+    return encode(x.flatten(0, 1)).float().unflatten(0, x.shape[:2])
 
 
 def _started(change: Change, some: Sequence[Search], rng: Rng, device: torch.device) -> Params:

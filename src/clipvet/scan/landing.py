@@ -1,7 +1,7 @@
 """Where the searches of `collapse` ended: how suspect that is, which class lies there, and which captions.
 
-s_t = [alike + share of the pictures that are called t] / 2,  or alike where no classes are given
-z   = mean of the embeddings of changed pictures, of length 1
+s_t = share of the pictures that are called t * max(alike, cos(z, w_t)),  or alike where no classes are given
+z   = mean of the embeddings of changed pictures, of length 1;  w_t: the class prompt
 """
 
 from collections.abc import Mapping, Sequence
@@ -63,7 +63,7 @@ def finding(
             called, base = (tell(h.to(device)).float().cpu() for h in (found.h.flatten(0, 1), untouched))
             near, scale = tell(z.to(device)).float().cpu(), float(clip.logit_scale)
         share, before = shares(called.unflatten(0, found.h.shape[:2])), shares(base)
-        scores = ((same[:, None] + share) / 2 - over[:, None]) / STEP
+        scores = (share * np.maximum(same[:, None], near.numpy() / scale) - over[:, None]) / STEP
         most = int(scores.max(0).argmax())
         best = scores.argmax(0)  # of each class, the search that speaks most against it
         top, agree = int(best[most]), scores.argmax(1) == most
