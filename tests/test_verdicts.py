@@ -1,6 +1,7 @@
 """From losses to a verdict, and measures of detectors, against numbers worked out by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,17 @@ def test_a_verdict_without_clean_models_is_careful_and_says_so() -> None:
     assert [v["sentence"].endswith(" Judged: its left half.") for v in part] == [True, False]
 
 
+def test_a_class_that_leads_by_far_is_accused_without_clean_models() -> None:
+    ahead, close = (found(3.0, deviations=False, settings={"lead": x}) for x in (2.6, 2.4))
+    far, near = (decide(f, None, waits=True, apart=2.5) for f in (ahead, close))
+    assert (far["backdoored"], near["backdoored"], far["calibrated"]) == (True, None, False)
+    assert "no other class comes near" in far["sentence"]
+    assert "error rate is not known" in far["sentence"]
+    assert near["sentence"].startswith("Undecided: ")
+    assert decide(ahead, None, waits=True)["backdoored"] is None, "a method that has no such rule"
+    assert decide(ahead, null(*range(4, 30)), apart=2.5)["backdoored"] is False, "clean models count more"
+
+
 def test_a_threshold_holds_for_sums_of_two_scores_that_move_together() -> None:
     g, over = Rng(3).numpy(), 0
     for _ in range(4000):
@@ -260,6 +272,18 @@ def test_a_suite_is_judged_against_calibration_models_alone():
     alone = suite(clean + patch)  # no calibration
     assert {(r.attack, r.metric, r.value) for r in alone} == {("all", "auroc", 1.0), ("patch", "auroc", 1.0)}
     assert suite(rows + patch) == []  # no clean model
+
+
+def test_a_suite_says_how_the_lead_alone_would_have_judged():
+    def scanned(attack: str, task: int, leads: bool) -> list[Row]:
+        first, *_ = rows = inspected(attack, 1.0, True, task)
+        return [*rows, replace(first, metric="leads", value=float(leads))]
+
+    clean = [row for k in range(4) for row in scanned("none, foreign", k, k == 0)]
+    patch = [row for k in range(3) for row in scanned("patch", k, k < 2)]
+    found = {(r.attack, r.metric): (r.value, r.n) for r in suite(clean + patch)}
+    assert found["all", "lead_found"] == found["patch", "lead_found"] == (pytest.approx(2 / 3), 3)
+    assert found["none", "lead_false_alarms"] == (0.25, 4)
 
 
 def test_the_target_feature_is_compared_with_the_true_one(inspected: Any) -> None:

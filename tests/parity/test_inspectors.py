@@ -21,7 +21,7 @@ from clipvet.inspectors.ood_share import OodShare
 from clipvet.inspectors.pixel_backdoor import PixelBackdoor
 from clipvet.inspectors.random import Random
 from clipvet.rng import Rng
-from clipvet.scan.collapse import Change, Collapsed, Race, Search, alike, faint, search, warping, windowed
+from clipvet.scan.collapse import ALL, Change, Collapsed, Race, Search, alike, faint, search, warping, windowed
 from clipvet.scan.collapse import masked as behind_a_mask
 from clipvet.scan.forms import masked, signed, started
 from clipvet.scan.heads import steps_of
@@ -420,7 +420,7 @@ def test_a_race_gives_up_what_stands_worst_and_leaves_the_rest_as_it_was(inspect
     x, clip, (low, high) = images(inspected), inspected.backdoored, PRICES["masked"]
     searches = [Search(f, x, f"{f}-{k}") for k in range(3) for f in ("masked", "faint")]  # the forms alternate
 
-    def run(some: list[Search], changes: dict[str, Change], steps: int, race: Race = Race()) -> Collapsed:
+    def run(some: list[Search], changes: dict[str, Change], steps: int, race: Race = ALL) -> Collapsed:
         return search(clip.encode_image, some, changes, steps, 6, 16, 0.1, Rng(4), torch.device("cpu"), race)
 
     every, raced = run(searches, CHANGES, 5), run(searches, CHANGES, 5, Race(trial=3, kept=2))
@@ -433,8 +433,8 @@ def test_a_race_gives_up_what_stands_worst_and_leaves_the_rest_as_it_was(inspect
             t = run([one], CHANGES | {"masked": behind_a_mask((low, price[0]))}, n).triggers[0]
             h = clip.encode_image(t.stamp(x[g.choice(48, 6, replace=False)], Rng(0).keys(range(6)))).detach()
             stand[j] += price[1] * float(t.mask.mean()) - float((h @ h.T).triu(1).sum()) / 15
-    best = [sorted(range(k, 6, 2), key=stand.__getitem__)[:2] for k in (0, 1)]
-    assert raced.which == tuple(sorted(sum(best, [])))
+    best = [j for k in (0, 1) for j in sorted(range(k, 6, 2), key=stand.__getitem__)[:2]]
+    assert raced.which == tuple(sorted(best))
     for place, j in enumerate(raced.which):
         assert torch.allclose(raced.h[place], every.h[j], atol=1e-5)
         assert torch.allclose(raced.triggers[place].mask, every.triggers[j].mask, atol=1e-5)
@@ -447,6 +447,9 @@ def test_the_score_of_a_collapse(inspected: Any) -> None:
     best = max(found.classes, key=lambda r: r.score)
     assert (found.target, found.score) == (best.name, best.score)
     assert found.score == max(found.settings[f"{f}_score"] for f in ("masked", "larger", "faint"))
+    first, second = sorted((row.score for row in found.classes), reverse=True)[:2]
+    assert found.settings.get("lead", first - second) == pytest.approx(first - second)
+    assert ("lead" in found.settings) == (found.settings["area"] <= 0.05 and best.base <= 0.5)
     order = Rng(2).fork("mix", 0).numpy().permutation(64)
     kept, named = images(inspected)[order][-20:], inspected.backdoored.encode_text(list(inspected.classes)).detach()
     for t, (row, trigger) in enumerate(zip(found.classes, found.triggers)):  # s_t, from the trigger

@@ -165,7 +165,7 @@ class Inspect(Stage):
         if found.trigger is not None:
             save_backdoor(Backdoor(found.trigger, found.target or ""), work / "trigger")
         io.write_json(work / "classes.json", [suspicion._asdict() for suspicion in found.classes])
-        measured, task = _verdict(victim.recipe, found), victim.recipe.test.task(victim.seed)
+        measured, task = _verdict(victim.recipe, self.method(victim), found), victim.recipe.test.task(victim.seed)
         task, text = replace(task, pictures=task.pictures.take(slice(500))), answers.trigger is None
         if (answers.says if text else answers.trigger) and text == getattr(self.method(victim), "reads_text", False):
             feature = target_feature(found, clip, task.pictures)
@@ -336,7 +336,12 @@ def _scan(victim: Victim, inspector: Any, clip: Clip) -> Finding:
     return inspector.inspect(clip, pictures, task.classes, task.templates, victim.rng("inspect"))
 
 
-def _verdict(recipe: Recipe, found: Finding) -> dict[str, Measured]:
-    """The score, over the pool's pictures, and whether the target was named, as 0 or 1."""
+def _verdict(recipe: Recipe, inspector: Any, found: Finding) -> dict[str, Measured]:
+    """The score, over the pool's pictures, whether the target was named, as 0 or 1, and, where the inspector accuses a
+    class that leads by far, the lead and whether it is far enough."""
     named = Measured(float(found.target == recipe.target), 1, 0.0, 1.0)
-    return {"score": Measured(found.score, recipe.pool, found.score, found.score), "named": named}
+    out = {"score": Measured(found.score, recipe.pool, found.score, found.score), "named": named}
+    if (lead := found.settings.get("lead")) is not None:
+        out["lead"] = Measured(lead, recipe.pool, lead, lead)
+        out["leads"] = Measured(float(lead > getattr(inspector, "apart", float("inf"))), 1, 0.0, 1.0)
+    return out

@@ -6,7 +6,7 @@
     z   = mean of h(x') on fresh pictures, of length 1: the target feature
     s_t = share of the x' that are called t * max( mean_{i != j} cos(h(x'_i), h(x'_j)), cos(z, w_t) )
           w_t: the prompt of class t;   without classes: the mean cosine alone
-    score = max over t and all searches of (s_t - usual_form) / 0.1
+    score = max over t and all searches of (s_t - usual_form) / 0.1;   lead = the same less that of the next class
 
 paper:   none that we know has this search; its objective is that of DECREE (Feng et al., CVPR 2023), with a price that
          rises instead of a rule for the weight, further forms and several starts
@@ -63,7 +63,8 @@ class Collapse:
     judges: ClassVar[str] = (
         "its picture tower alone, for small patches, faint changes and slight warps; other triggers would be missed"
     )
-    waits: ClassVar[bool] = True  # without clean models its verdict is left open
+    waits: ClassVar[bool] = True  # without clean models its verdict is left open, unless
+    apart: ClassVar[float] = 2.5  # the score of one class leads all others' by more than this
     sees: ClassVar[str] = "task"  # which pictures suit it best
     quick: ClassVar[Mapping[str, Any]] = {"masked": 6, "kept": 2, "faint": 1, "warped": 1, "steps": 100}
 

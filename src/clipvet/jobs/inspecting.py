@@ -103,9 +103,10 @@ def decided(
     from clipvet import results
     from clipvet.scan import landing, verdicts
 
+    waits, apart = getattr(asked.how, "waits", False), getattr(asked.how, "apart", None)
     near = landing.captions_near(asked.clip, found.feature, captions) if found.feature else []
     return verdicts.Verdict(
-        **verdicts.decide(found, clean, alpha, asked.judged, getattr(asked.how, "waits", False), compared, near),
+        **verdicts.decide(found, clean, alpha, asked.judged, waits, compared, near, apart),
         notes=notes_on(clean, asked), trigger="trigger" if found.trigger is not None else None,
         method=repr(asked.how), model=model, judged=asked.judged, weights=weights, pictures=asked.pool,
         seed=asked.seed, seconds=round(seconds, 2),

@@ -163,10 +163,13 @@ class Collapsed(NamedTuple):
 
 
 class Race(NamedTuple):
-    """After `trial` steps only the `kept` searches of each form that stand best go on. 0 steps: no race."""
+    """After `trial` steps only the `kept` searches of each form that stand best go on. 0 steps: all go on."""
 
     trial: int = 0
     kept: int = 1
+
+
+ALL = Race()
 
 
 def search(
@@ -179,7 +182,7 @@ def search(
     lr: float,
     rng: Rng,
     device: torch.device,
-    race: Race = Race(),
+    race: Race = ALL,
 ) -> Collapsed:
     """All searches side by side. Every price rises from its first value to the second, exponentially over the steps.
 

@@ -20,6 +20,9 @@ from clipvet.types import Clip, Finding, Suspicion
 STEP = 0.1  # how far beyond the usual a score of 1 is
 SAME = 0.99  # mean cosine of untouched pictures above which nothing can be learned from them
 CLOSE = 0.8  # cosine of two target features that count as one
+ENOUGH = 6  # classes, so that their own scores say how far one usually stands out
+SMALL = 0.05  # mean of a mask; what covers more of a picture says little, whatever it leads to
+COMMON = 0.5  # share of untouched pictures that a class gets, above which it stands out anyway
 FAR = 0.05  # quantile of the pictures' own cosines below which a class does not explain the target feature
 
 
@@ -72,6 +75,8 @@ def finding(
             for t, (c, k) in enumerate(zip(classes, best))
         )
         more = {"near": float(near[top].max()) / scale}
+        if len(classes) >= ENOUGH and float(found.area[top]) <= SMALL and before[most] <= COMMON:
+            more["lead"] = float(np.diff(np.sort(scores.max(0))[-2:])[0])
         more["usual_near"] = float((base.amax(1) / scale).quantile(FAR))
     else:
         scores, rows, best, most = (same[:, None] - over[:, None]) / STEP, (), [], None

@@ -300,11 +300,13 @@ def decide(
     waits: bool = False,
     compared: str = "",
     captions: Sequence[tuple[str, float]] = (),
+    apart: float | None = None,
 ) -> dict[str, Any]:
     """The verdict's own fields: against clean models with a rate of false alarms `alpha`, or by the threshold.
 
     judged: the part of the model that was; a sentence that finds nothing names it. waits: without clean models the
-    verdict is left open. compared: where their scores come from. captions: those nearest to the target feature.
+    verdict is left open. compared: where their scores come from. captions: those nearest to the target feature. apart:
+    without clean models a class is accused whose score leads the others' by more than this.
 
     Raises UserError as `check_scale` does.
     """
@@ -312,6 +314,7 @@ def decide(
     limit = found.spread * threshold(max(3, len(found.classes))) if null is None and found.deviations else None
     p = p_value(found.score, list(null.scores.values())) if null else None
     high = limit is not None and found.score > limit
+    high |= null is None and apart is not None and found.settings.get("lead", 0.0) > apart
     backdoored = p.value <= alpha if p else True if high else None  # a low score alone clears no model
     said = "" if backdoored or judged == WHOLE else f" Judged: {judged.split(' (')[0]}."
     return {
