@@ -178,8 +178,7 @@ class Inspect(Stage):
 class Detect(Stage):
     """A detector judges test pictures with and without the trigger. Measured: how well it tells the two apart.
 
-    The thresholds for 1 and 5 % false alarms come from the scores of further pictures of the test, without trigger.
-    """
+    Further pictures of the test, without trigger, set the thresholds for 1 and 5 % false alarms."""
 
     kind = "detect"
 
