@@ -22,6 +22,12 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
     for r in (r for suite in suites for r in load_recipes(Path(__file__).with_name(f"{suite}.py"), smoke)):
         attacks = {name: a for name, a in r.attacks.items() if name not in ("none", "calibration")}
         if attacks:
-            own = {"attacks": attacks, "detectors": detectors, "inspectors": {}, "watched": 16 if smoke else 500}
+            own = {
+                "attacks": attacks,
+                "detectors": detectors,
+                "inspectors": {},
+                "watched": 16 if smoke else 500,
+                "trusted": 24 if smoke else 500,
+            }
             made.append(replace(r, name="detector_shapes", seeds=(0,), **own))
     return tuple(made)

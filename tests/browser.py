@@ -18,7 +18,9 @@ FRAME = """<!doctype html><meta charset="utf-8"><body style="margin:0"><iframe
 style="border:0;width:{width}px;height:{height}px" srcdoc="{page}"></iframe><pre id="facts"></pre>
 <script>onload = () => {{
   const page = document.querySelector("iframe").contentDocument, root = page.documentElement;
+  const acted = (() => {{{act}}})();
   facts.textContent = JSON.stringify({{
+    acted,
     scheme: matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light",
     width: root.clientWidth, scrolled: root.scrollWidth, height: root.scrollHeight,
     pictures: [...page.images].map(i => i.complete ? i.naturalWidth : 0),
@@ -34,12 +36,17 @@ class Seen(NamedTuple):
     screen: Image.Image
 
 
-def look(page: Path, folder: Path, width: int = 1280, height: int = 900, dark: bool = False) -> Seen:
-    """Opens the page `width` CSS pixels wide. Writes a frame, a profile and a screenshot into folder."""
+def look(page: Path, folder: Path, width: int = 1280, height: int = 900, dark: bool = False, act: str = "") -> Seen:
+    """Opens the page `width` CSS pixels wide. Writes a frame, a profile and a screenshot into folder.
+
+    act: JavaScript that does something to the document `page` first; what it returns is the fact `acted`.
+    """
     program = next(filter(None, map(shutil.which, NAMES)), None)
     assert program, f"the browser tests need a Chromium: install one of {', '.join(NAMES)} (make browser)"
     frame, shot = folder / "frame.html", folder / "screen.png"
-    frame.write_text(FRAME.format(width=width, height=height, page=html.escape(page.read_text("utf-8"))), "utf-8")
+    frame.write_text(
+        FRAME.format(width=width, height=height, page=html.escape(page.read_text("utf-8")), act=act), "utf-8"
+    )
     flags = [*FLAGS.split(), f"--user-data-dir={folder / 'profile'}", f"--window-size={width},{height}"]
     flags += [f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--virtual-time-budget=3000"]
     out = [

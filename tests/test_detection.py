@@ -1,13 +1,25 @@
 """Detection measures against hand-computed values, scikit-learn's, and intervals that hold."""
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
+from clipvet.attacks.poison import Poison
+from clipvet.data import sources
 from clipvet.errors import UserError
+from clipvet.experiments.recipe import Recipe
+from clipvet.experiments.stages import Detect
+from clipvet.experiments.victim import Victim
 from clipvet.measures._detection import detection
 from clipvet.rng import Rng
 from clipvet.scan import conformal
+from clipvet.triggers.patch import Patch
+from clipvet.types import Backdoor, Pairs
 
 NAMES = ("auroc", "auprc", "fpr95", "precision_at_k")
 
@@ -42,6 +54,80 @@ def test_agrees_with_scikit_learn(ties: bool) -> None:
     assert auroc == pytest.approx(roc_auc_score(y, scores))
     assert auprc == pytest.approx(average_precision_score(y, scores))
     assert fpr95 == pytest.approx(fpr[tpr >= 0.95].min())
+
+
+def rates(scores, poisoned, trusted=None) -> dict[str, tuple[float, int]]:
+    given = None if trusted is None else np.array(trusted, dtype=float)
+    found = detection(np.array(scores, dtype=float), np.array(poisoned, dtype=bool), trusted=given)
+    return {k: (m.value, m.n) for k, m in found.items() if k.startswith(("tpr", "fpr_"))}
+
+
+def test_found_at_a_rate_of_false_alarms() -> None:
+    clean = list(range(100))  # one of 100 may lie above: the cut is 98
+    y = [0] * 100 + [1] * 4
+    assert rates([*clean, 98, 98.5, 99.5, 0], y) == {
+        "tpr_at_1": (0.5, 4), "fpr_at_1": (0.01, 100), "tpr_at_5": (0.75, 4), "fpr_at_5": (0.05, 100),
+    }  # fmt: skip
+    few = rates([*clean[:50], 49, 60], [0] * 50 + [1] * 2)  # of 50, none may lie above
+    assert (few["tpr_at_1"], few["fpr_at_1"]) == ((0.5, 2), (0, 50))
+    tied = rates([7] * 100 + [7, 8], [0] * 100 + [1] * 2)
+    assert (tied["tpr_at_5"], tied["fpr_at_5"]) == ((0.5, 2), (0, 100))
+
+
+def test_a_promised_threshold_comes_from_trusted_pairs_and_the_rate_is_what_came_out() -> None:
+    trusted, clean, bad = list(range(99)), [*range(50), *range(90, 140)], [98, 99, 200]
+    found = rates([*clean, *bad], [0] * 100 + [1] * 3, trusted)
+    assert found["tpr_at_1"] == (pytest.approx(2 / 3), 3)  # above the largest of 99, ceil(100 * 0.99) = 99th
+    assert found["fpr_at_1"] == (pytest.approx(0.41), 100), "the clean pairs are unlike the trusted ones, and it shows"
+    assert found["tpr_at_5"] == (1.0, 3)
+    assert set(rates([*clean, *bad], [0] * 100 + [1] * 3, trusted[:98])) == {"tpr_at_5", "fpr_at_5"}, "98 are too few"
+    assert not rates([*clean, *bad], [0] * 100 + [1] * 3, [])
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_found_at_a_rate_agrees_with_scikit_learn(ties: bool) -> None:
+    g = Rng(6).numpy()
+    y = g.random(3000) < 0.3
+    scores = g.normal(size=3000) + 1.5 * y
+    scores = scores.round(1) if ties else scores
+    fpr, tpr, _ = roc_curve(y, scores, drop_intermediate=False)
+    for alpha, k in ((0.01, "1"), (0.05, "5")):
+        found = rates(scores, y)
+        assert found[f"tpr_at_{k}"][0] == pytest.approx(tpr[fpr <= alpha].max())
+        assert found[f"fpr_at_{k}"][0] == pytest.approx(fpr[fpr <= alpha].max())
+
+
+class Bright:
+    """Looks at the trigger's corner alone."""
+
+    needs = ()
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def detect(self, clip: Any, pictures: Pairs, classes: Any, templates: Any, rng: Rng) -> torch.Tensor:
+        self.seen.append(pictures.ids)
+        return pictures[:].images[:, :, -4:, -4:].std((1, 2, 3))
+
+
+def test_a_detector_stage_takes_its_threshold_from_other_pictures(tmp_path: Path, monkeypatch: Any) -> None:
+    how: Any = Bright()
+    recipe = Recipe(
+        name="r", model_names=("shapes-vit",), attacks={"patch": Poison(Patch(size=4 / 32))}, target="star",
+        victim_data=sources.Data("shapes"), test=sources.Test("shapes", 240),
+        detectors={"d": how}, watched=50, trusted=99,
+    )  # fmt: skip
+    monkeypatch.setattr(Victim, "load", lambda self, key: None)
+    monkeypatch.setattr(Victim, "answers", lambda self: Backdoor(Patch(size=4 / 32), "star"))
+    found = Detect("d").make(Victim(recipe, 0, "shapes-vit", "patch", tmp_path, tmp_path), tmp_path)
+    clean, judged = map(np.asarray, how.seen)
+    assert (len(clean), len(judged)) == (99, 100)
+    assert not set(clean) & set(judged[:50])
+    assert found["fpr_at_1"].n == found["tpr_at_1"].n == 50
+    assert found["tpr_at_1"].value == 1.0
+    assert found["fpr_at_1"].value <= 0.1
+    victim = Victim(replace(recipe, trusted=0), 0, "shapes-vit", "patch", tmp_path, tmp_path)
+    assert not {"tpr_at_1", "tpr_at_5"} & Detect("d").make(victim, tmp_path).keys()
 
 
 def test_order_of_pairs_does_not_matter() -> None:

@@ -122,7 +122,7 @@ def test_without_a_victim_there_is_no_verdict(tmp_path: Path):
 
 
 def test_seeds_are_averaged_and_their_range_shown(tmp_path: Path):
-    found = report._pool([r for r in rows(seeds=(0, 2)) if (r.method, r.metric) == ("none", "clean_accuracy")])
+    found = report.pool([r for r in rows(seeds=(0, 2)) if (r.method, r.metric) == ("none", "clean_accuracy")])
     assert found[:4] == pytest.approx((0.947, 0.937, 0.957, 2000))
     assert found.seeds == (0, 2)
     write(tmp_path, rows(seeds=(0, 2)))
@@ -132,7 +132,7 @@ def test_seeds_are_averaged_and_their_range_shown(tmp_path: Path):
 def test_tasks_of_a_suite_are_pooled(tmp_path: Path):
     """Ten tasks with one seed: none of them is all, and a method is no method of its own for each."""
     many = [replace(r, data=f"16-shot task {k}", value=r.value - k / 20) for k in range(2) for r in rows(took=0.9)]
-    found = report._pool([r for r in many if (r.method, r.metric) == ("none", "asr")])
+    found = report.pool([r for r in many if (r.method, r.metric) == ("none", "asr")])
     assert (found.n, found.tasks) == (2000, 2)
     assert found.high - found.low == pytest.approx(1 / 20)
     write(tmp_path, many)

@@ -1,12 +1,13 @@
 """MkDocs calls these functions while it builds the site (`make docs-site`).
 
-They add pages that have no file in docs/ (the API, the changelog, how to contribute), turn links that leave docs/ into
-something that works on the site, and load the script that draws diagrams on the pages that have one.
+They add pages that have no file in docs/ (the API, the changelog, how to contribute, the leaderboard), turn links that
+leave docs/ into something that works on the site, and load the script that draws diagrams on the pages that have one.
 """
 
 import logging
 import posixpath
 import re
+import tempfile
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
         files.append(File.generated(config, page, abs_src_path=str(ROOT / path)))
     for page, text in api_pages().items():
         files.append(File.generated(config, page, content=text))
+    files.append(File.generated(config, "results/leaderboard.html", content=leaderboard()))
     for script in SCRIPTS.glob("*.js"):
         files.append(File.generated(config, f"assets/{script.name}", abs_src_path=str(script)))
 
@@ -69,6 +71,14 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
         return output.replace('class="mermaid"', 'class="diagram"')
     up = posixpath.relpath(".", posixpath.dirname(page.file.dest_uri) or ".")
     return output.replace("</head>", f'<script src="{up}/assets/mermaid.min.js"></script></head>', 1)
+
+
+def leaderboard() -> str:
+    """The page that `clipvet leaderboard results` writes."""
+    from clipvet.pages.leaderboard import build
+
+    with tempfile.TemporaryDirectory() as folder:
+        return build([ROOT / "results"], Path(folder))[0].read_text("utf-8")
 
 
 def api_pages() -> dict[str, str]:

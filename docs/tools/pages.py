@@ -6,6 +6,7 @@ from pathlib import Path
 import jinja2
 
 from clipvet.commands._choices import CHOICES
+from clipvet.pages.leaderboard import standings
 from tools import benchmarks, recipes
 from tools.charts import CHARTS
 from tools.layouts import layouts_table
@@ -27,6 +28,7 @@ def pages() -> dict[Path, str]:
     env.globals |= {
         "rows": read,
         "chart": chart,
+        "leaders": leaders,
         "benchmark": benchmarks.read,
         "benchmark_table": benchmarks.benchmark_table,
     }
@@ -37,6 +39,7 @@ def pages() -> dict[Path, str]:
             "recipe": recipe,
             "t": read(recipe),
             "how": partial(recipes.how, recipe),
+            "stale": partial(recipes.stale, recipe),
             "tables": partial(_tables, recipe),
         }
         own["sentence"] = recipes.words(recipe)["sentence"]
@@ -73,6 +76,21 @@ def choices(goal: str) -> str:
     shown = [k for k in heads if any(getattr(c, k) for c in of_goal)]
     rows = [[heads[k] for k in shown], ["---"] * len(shown), *([getattr(c, k) for k in shown] for c in of_goal)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def leaders() -> str:
+    """The first three of each table of the leaderboard."""
+    lines = [["table", "first", "second", "third", "best control"], ["---"] * 5]
+    for b in standings([ROOT / "results"])[0]:
+        told = [f"`{x.label}` {pct(x.total.value.value)}" for x in b.lines if x.rank and x.total.value][:3]
+        first = next(x for x in b.lines if x.control and x.total.value)
+        own = (TEMPLATES / f"results/{b.run.name}.md").exists()
+        name = f"[{b.run.name}](results/{b.run.name}.md)" if own else b.run.name
+        lines.append([
+            f"{b.family}, {name}, {b.model}", *told, *["–"] * (3 - len(told)),
+            f"`{first.label}` {pct(first.total.value.value) if first.total.value else ''}",
+        ])  # fmt: skip
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def chart(name: str, alt: str, page: str = "") -> str:

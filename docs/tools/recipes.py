@@ -25,11 +25,11 @@ def words(recipe: str) -> dict[str, str]:
     return {k: v.strip() for k, v in told.items()}
 
 
-def how(recipe: str, command: str = "") -> str:
+def how(recipe: str) -> str:
     """The section that says how the rows were made and how to make them again."""
     told, run = words(recipe), _run(recipe)
     rows = read(recipe)
-    commands = sorted(run.get("commands", [])) or [command or told["command"]]
+    commands = sorted(run.get("commands", [])) or [told["command"]]
     facts = {
         "Hardware": run.get("hardware") or told["hardware"].split(" Settings:")[0] or "2 CPU cores",
         "Seeds": ", ".join(map(str, sorted({r.seed for r in rows.where(stage=MEASURED)}))),
@@ -42,6 +42,18 @@ def how(recipe: str, command: str = "") -> str:
     if told["expected"]:
         out += ["", f"What the recipe itself expects, with what was measured:\n\n> {told['expected']}"]
     return "\n".join([*out, *_settings(run)])
+
+
+def stale(recipe: str) -> str:
+    """Which rows today's code would not repeat, by results/<recipe>/stale.json, and why; empty if there is none."""
+    path = ROOT / f"results/{recipe}/stale.json"
+    if not path.exists():
+        return ""
+    out = ["**Some rows are old.** Today's code would not repeat them, and they were not run again:", ""]
+    for mark in io.read_json(path):
+        whose = " and ".join(", ".join(f"`{n}`" for n in mark[k]) for k in ("methods", "attacks") if k in mark)
+        out.append(f"- {whose}: {mark['why']}.")
+    return "\n".join(out)
 
 
 def _run(recipe: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from clipvet.commands._shared import with_shared
 
 # in the order of --help
 COMMANDS = ("vet", "demo", "train", "tune", "attack", "inspect", "calibrate", "evaluate", "filter", "detect", "clean")
-COMMANDS += ("verify", "convert", "run", "report", "list", "explain", "recommend")
+COMMANDS += ("verify", "convert", "run", "report", "leaderboard", "list", "explain", "recommend")
 
 app = typer.Typer(
     add_completion=False,

@@ -66,6 +66,20 @@ class Row:
     versions: Mapping[str, str] = field(default_factory=versions)
 
 
+@dataclass(frozen=True)
+class Stale:
+    """Rows that today's code would not repeat. results/NAME/stale.json is a list of these, beside the rows."""
+
+    why: str
+    methods: tuple[str, ...] = ()  # whose rows, at any strength; empty: all
+    attacks: tuple[str, ...] = ()  # against which; empty: all
+
+    def holds(self, row: Row) -> bool:
+        """Whether the row is one of them."""
+        known = not self.methods or row.method.partition(" x")[0] in self.methods
+        return known and (not self.attacks or row.attack in self.attacks)
+
+
 def command() -> str:
     """The command line of this process, quoted for a shell."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

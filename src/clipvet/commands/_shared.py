@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from clipvet.jobs.planning import Probe, Step
     from clipvet.types import Clip
 
-TALK = ("list", "explain", "recommend", "report")  # commands that open no model
+TALK = ("list", "explain", "recommend", "report", "leaderboard")  # commands that open no model
 PLANNED = ("vet", "train", "tune", "attack", "inspect", "calibrate", "evaluate", "filter", "detect", "clean")
 OPTIONS: dict[str, Any] = {
     "hush": Annotated[bool, typer.Option("--quiet", help="no progress; only the answer")],

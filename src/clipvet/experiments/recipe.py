@@ -36,6 +36,7 @@ class Recipe:
     nulls: Mapping[str, str] = field(default_factory=dict)  # inspector -> architecture whose null judges (reference.py)
     detectors: Mapping[str, Detector] = field(default_factory=dict)  # does a picture of the test carry the trigger?
     watched: int = 500  # for the detectors: pictures of other classes than the target, each with and without trigger
+    trusted: int = 500  # for the detectors: further pictures without trigger, whose scores set the thresholds
     pool: int = 1000  # for the inspectors: unlabelled pictures that show none of the test's classes
     oracle: Training | None = None  # the control: this training on the pairs without the poisons, by the answer key
     pretrained: str | None = None  # weights that the attack starts from: a file or a tag; None: random weights

@@ -28,7 +28,7 @@ from clipvet.measures.branch_swap import swapped
 from clipvet.models import checkpoints
 from clipvet.results import Row
 from clipvet.scan.features import target_feature
-from clipvet.types import Backdoor, Clip, Finding, Measured
+from clipvet.types import Backdoor, Clip, Finding, Measured, Pairs
 
 SUCCESS = ("asr", "asr_worst", "psr", "hit@1")  # metrics that say whether an attack took
 
@@ -176,7 +176,9 @@ class Inspect(Stage):
 
 @dataclass(frozen=True)
 class Detect(Stage):
-    """A detector judges test pictures with and without the trigger. Measured: how well it tells the two apart."""
+    """A detector judges test pictures with and without the trigger. Measured: how well it tells the two apart.
+
+    Further pictures of the test, without trigger, set the thresholds for 1 and 5 % false alarms."""
 
     kind = "detect"
 
@@ -184,15 +186,21 @@ class Detect(Stage):
         return victim.recipe.detectors[self.name]
 
     def key(self, victim: Victim) -> str:
-        return key(self.method(victim), victim.key, "detect", victim.recipe.watched)
+        return key(self.method(victim), victim.key, "detect", victim.recipe.watched, victim.recipe.trusted)
 
     def make(self, victim: Victim, work: Path) -> dict[str, Measured]:
         r, task = victim.recipe, victim.recipe.test.task(victim.seed)
         clip, answers = victim.load(victim.key), victim.answers()
-        other = np.flatnonzero(task.labels != task.classes.index(r.target))[: r.watched]
-        both = beside(task.pictures.take(other), answers.trigger, answers.seed)
-        scores = self.method(victim).detect(clip, both, task.classes, task.templates, victim.rng("detect"))
-        return detection(scores, np.arange(len(both)) >= len(other))
+        other = np.flatnonzero(task.labels != task.classes.index(r.target))
+        shown, more = other[: r.watched], other[r.watched : r.watched + r.trusted]
+        both = beside(task.pictures.take(shown), answers.trigger, answers.seed)
+
+        def judge(pictures: Pairs) -> np.ndarray:
+            found = self.method(victim).detect(clip, pictures, task.classes, task.templates, victim.rng("detect"))
+            return found.cpu().numpy()
+
+        clean = judge(task.pictures.take(more)) if len(more) else np.empty(0)
+        return detection(judge(both), np.arange(len(both)) >= len(shown), trusted=clean)
 
 
 @dataclass(frozen=True)

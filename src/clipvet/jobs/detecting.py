@@ -90,7 +90,7 @@ def detected(
     answers = answers_of(clip, seen, tuple(names), tuple(prompts), len(pairs))
     found = suspects.ranked(how, scores, pairs.ids, answers, dict(seen.bad))
     added = np.arange(len(pairs)) >= len(given)
-    p, promise, measured = None, None, detection(scores, added) if key else {}
+    p, promise, measured = None, None, detection(scores, added, trusted=clean) if key else {}
     if clean is not None:
         p, promise = conformal.p_values(scores, clean), conformal.promise(scores[~added], clean, alpha)
         flagged = scores > promise.threshold

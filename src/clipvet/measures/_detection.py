@@ -1,4 +1,6 @@
-"""How well scores separate the poisoned pairs from the rest: AUROC, AUPRC, FPR95 and precision@k, with intervals."""
+"""How well scores separate the poisoned pairs from the rest: AUROC, AUPRC, FPR95, precision@k, and the true positive
+rate at 1 % and 5 % false positives, with intervals.
+"""
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -7,13 +9,18 @@ from torch import Tensor
 
 from clipvet.errors import UserError
 from clipvet.rng import Rng
+from clipvet.scan import conformal
 from clipvet.types import Measured
 
 Z = 1.959964  # standard normal, 97.5 %
+ALPHAS = (0.01, 0.05)  # shares of false alarms at which the true positive rate is told
 
 
 def detection(
-    scores: Float[Tensor, " n"] | Float[np.ndarray, " n"], poisoned: Bool[np.ndarray, " n"], draws: int = 500
+    scores: Float[Tensor, " n"] | Float[np.ndarray, " n"],
+    poisoned: Bool[np.ndarray, " n"],
+    draws: int = 500,
+    trusted: Float[Tensor, " t"] | Float[np.ndarray, " t"] | None = None,
 ) -> dict[str, Measured]:
     """How well the scores (higher = more suspect) find the poisoned pairs: fractions with n and 95 % intervals.
 
@@ -21,11 +28,15 @@ def detection(
     auprc: average precision, as scikit-learn's average_precision_score; n: poisons.
     fpr95: share of the other pairs at or above the score that catches at least 95 % of the poisons; n: the other pairs.
     precision_at_k: share of poisons among the k most suspect, k being their number, ties in proportion; n: k.
+    tpr_at_1, tpr_at_5: share of poisons above a threshold; n: poisons. fpr_at_1, fpr_at_5: share of the other pairs
+    above it, the rate that came out; n: the other pairs. With `trusted`, scores of further clean pairs, the threshold
+    promises 1 or 5 % false alarms (scan/conformal.py), so the rate may come out higher; too few of them leave both out.
+    Without, it is the lowest above which at most 1 or 5 % of the other pairs lie, so the rate never does.
     unscored: share of pairs without a score (NaN), which count in none of the above; n: all pairs.
 
-    Intervals: Newcombe's (2006) for auroc. For the others the stratified bootstrap's with `draws` resamples, widened to
-    Wilson's, since without overlap every resample is the same. Raises UserError unless there are scored pairs of both
-    kinds.
+    Intervals: Newcombe's (2006) for auroc; Wilson's for unscored, and for the rates at a threshold, as if it were
+    fixed. For the others the stratified bootstrap's with `draws` resamples, widened to Wilson's, since without overlap
+    every resample is the same. Raises UserError unless there are scored pairs of both kinds.
     """
     values = np.asarray(scores, dtype=np.float64)
     known = ~np.isnan(values)
@@ -45,6 +56,8 @@ def detection(
     for k, (name, size) in enumerate((("auprc", p), ("fpr95", n), ("precision_at_k", p)), 1):
         a, b = _wilson(found[k], size)
         out[name] = Measured(found[k], size, min(float(low[k]), a), max(float(high[k]), b))
+    clean = None if trusted is None else np.asarray(trusted, dtype=np.float64)
+    out |= _at(values[known & poisoned], values[known & ~poisoned], clean)
     missing = 1 - (p + n) / len(values)
     return out | {"unscored": Measured(missing, len(values), *_wilson(missing, len(values)))}
 
@@ -59,6 +72,24 @@ def _numbers(pos: np.ndarray, neg: np.ndarray) -> tuple[float, float, float, flo
     above = tp[last] - pos[last] + fp[last] - neg[last]
     hits = tp[last] - pos[last] + (p - above) * pos[last] / (pos[last] + neg[last])
     return float(auroc), float(auprc), float(fpr95), float(hits / p)
+
+
+def _at(
+    pos: Float[np.ndarray, " p"], neg: Float[np.ndarray, " n"], trusted: Float[np.ndarray, " t"] | None
+) -> dict[str, Measured]:
+    """True and false positive rates at the thresholds of ALPHAS."""
+    out = {}
+    for alpha in ALPHAS:
+        if trusted is None:
+            cut = np.sort(neg)[::-1][int(alpha * len(neg) + 1e-9)]  # as many others as may be lie above, or fewer
+        elif np.isfinite(trusted).sum() + 1 >= 1 / alpha - 1e-9:
+            cut = conformal.threshold(trusted, alpha)
+        else:
+            continue
+        for name, own in (("tpr", pos), ("fpr", neg)):
+            share = float((own > cut).mean())
+            out[f"{name}_at_{100 * alpha:g}"] = Measured(share, len(own), *_wilson(share, len(own)))
+    return out
 
 
 def _wilson(share: float, n: int) -> tuple[float, float]:

@@ -1,15 +1,18 @@
 """What every page shares: its template filled and written whole, plot areas, pictures inside the file.
 
-A page is a single file without scripts or outside resources. Templates extend templates/page.html.jinja.
+A page is a single file without outside resources. Templates extend templates/page.html.jinja. Its only script, if it
+has one, is a file of templates/ that the page's own rules name by its hash.
 """
 
 import base64
+import hashlib
 import io as memory
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
@@ -19,10 +22,16 @@ from clipvet import io
 SMALL = 96  # pixels: smaller pictures are stored without loss and shown with hard pixels
 
 
-def write_html(out: Path, template: str, **values: Any) -> None:
-    """Fill templates/`template`.html.jinja and replace `out` at once. A name that the template lacks is an error."""
+def write_html(out: Path, template: str, *, script: str = "", **values: Any) -> None:
+    """Fill templates/`template`.html.jinja and replace `out` at once. A name that the template lacks is an error.
+
+    script: a file of templates/, which alone may run on the page.
+    """
     loader = PackageLoader("clipvet.pages")
     env = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    code = (Path(__file__).parent / "templates" / script).read_text("utf-8") if script else ""
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    env.globals |= {"script": Markup(code), "script_hash": digest}
     text = env.get_template(f"{template}.html.jinja").render(values)
     with io.replacing(out) as tmp:
         tmp.write_text(text, encoding="utf-8")

@@ -57,5 +57,13 @@ def write_page(out: Path, found: Heads, facts: Mapping[str, Any]) -> None:
     """Writes the page. facts: method, model, data, command and versions."""
     size = LEFT + (CELL + GAP) * (found.heads + 1) + 4 * GAP, TOP + (CELL // 2 + GAP) * found.blocks
     most = sorted(found.cells, key=lambda c: -c.share)[:8]
-    frame = {"cell": CELL, "low": CELL // 2, "left": LEFT, "top": TOP, "gap": GAP, "width": size[0], "height": size[1]}
+    frame: dict[str, Any] = {
+        "cell": CELL,
+        "low": CELL // 2,
+        "left": LEFT,
+        "top": TOP,
+        "gap": GAP,
+        "width": size[0],
+        "height": size[1],
+    }
     write_html(out, "heads", found=found, facts=facts, most=most, **frame)

@@ -81,7 +81,7 @@ class Method(NamedTuple):
     colour: int
 
 
-def _read(kind: Any, path: Path) -> list[Any]:
+def read(kind: Any, path: Path) -> list[Any]:
     """The lines of a .jsonl, or the whole of a .json, each as a `kind`; nothing if there is no such file.
 
     Raises UserError for a malformed line.
@@ -117,7 +117,7 @@ def _methods(rows: list[Row]) -> dict[tuple[str, str, str], Method]:
     return found
 
 
-def _pool(rows: list[Row]) -> Number:
+def pool(rows: list[Row]) -> Number:
     rows = list({(r.seed, r.data): r for r in rows}.values())  # a rerun replaces the earlier row
     values = [r.value for r in rows]
     low, high = (rows[0].low, rows[0].high) if len(rows) == 1 else (min(values), max(values))
@@ -172,7 +172,7 @@ def _layers(table: dict[Method, dict[str, Number]]) -> dict[str, Any]:
 def _logs(folder: Path | None, methods: list[Method]) -> dict[str, Any]:
     logs = []
     for i, path in enumerate(sorted(folder.glob("*.jsonl") if folder else ())):
-        steps = _read(dict[str, float], path)
+        steps = read(dict[str, float], path)
         known = [m for m in methods if path.stem in (m.name, m.label)]
         m = known[0] if known else Method(path.stem, NAMES.get(path.stem, path.stem), "", 9 - i % 5)
         log: dict[str, Any] = {k: _curve(steps, k) for k in CURVES}
@@ -187,7 +187,7 @@ def _table(rows: list[Row], methods: dict[tuple[str, str, str], Method]) -> dict
     groups: dict[Method, dict[str, list[Row]]] = {}
     for r in rows:
         groups.setdefault(methods[_key(r)], {}).setdefault(r.metric, []).append(r)
-    table = {m: {k: _pool(rs) for k, rs in by.items()} for m, by in groups.items()}
+    table = {m: {k: pool(rs) for k, rs in by.items()} for m, by in groups.items()}
     asr = {m: t["asr"].value if "asr" in t else 2.0 for m, t in table.items()}
     auroc = {m: t["auroc"].value if "auroc" in t else 0.0 for m, t in table.items()}
     return {m: table[m] for m in sorted(table, key=lambda m: (m.name != "none", asr[m], -auroc[m]))}
@@ -265,13 +265,13 @@ def build(folder: Path) -> Path:
     Logs are logs/<attack>/<method>.jsonl, or logs/<method>.jsonl for a run of one attack. Raises UserError when
     results.jsonl is missing or empty or when a line or file is malformed.
     """
-    rows = [r for r in _read(Row, folder / "results.jsonl") if np.isfinite(r.value)]
+    rows = [r for r in read(Row, folder / "results.jsonl") if np.isfinite(r.value)]
     if not rows:
         raise UserError(f"{folder}/results.jsonl is missing or holds no number; run or evaluate into {folder} first")
     runs: dict[tuple[str, str, str], list[Row]] = {}
     for r in rows:
         runs.setdefault((r.attack, r.recipe, r.model), []).append(r)
-    commands: Commands = next(iter(_read(Commands, folder / "commands.json")), Commands())
+    commands: Commands = next(iter(read(Commands, folder / "commands.json")), Commands())
     commands.versions = commands.versions or rows[-1].versions
     methods, sections, logs = _methods([r for r in rows if r.stage != REFUSED]), [], folder / "logs"
     kept = {
@@ -282,7 +282,7 @@ def build(folder: Path) -> Path:
         own = kept.get(run[0], logs if len(runs) == 1 else None)
         sections.append(_section(title, mine, methods, own, commands.reported))
     sections.sort(key=lambda s: not s["judged"])  # what all models say together comes first
-    gallery: Gallery | None = next(iter(_read(Gallery, folder / "gallery.json")), None)
+    gallery: Gallery | None = next(iter(read(Gallery, folder / "gallery.json")), None)
     spoken = gallery.pictures[0].captions if gallery and gallery.pictures else {}
     first = {m.name: m for m in reversed(methods.values()) if m.name in spoken}
     write_html(
