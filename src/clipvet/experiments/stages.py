@@ -21,7 +21,7 @@ from clipvet.errors import UserError
 from clipvet.experiments.keys import code, key
 from clipvet.experiments.recipe import Recipe
 from clipvet.experiments.splits import measure_pool, measure_splits
-from clipvet.experiments.suite import feature_cosine
+from clipvet.experiments.suite import feature_cosine, verdict
 from clipvet.experiments.victim import Stage, Victim
 from clipvet.measures._detection import detection
 from clipvet.measures.branch_swap import swapped
@@ -165,7 +165,8 @@ class Inspect(Stage):
         if found.trigger is not None:
             save_backdoor(Backdoor(found.trigger, found.target or ""), work / "trigger")
         io.write_json(work / "classes.json", [suspicion._asdict() for suspicion in found.classes])
-        measured, task = _verdict(victim.recipe, self.method(victim), found), victim.recipe.test.task(victim.seed)
+        measured = verdict(self.method(victim), found, victim.recipe.target, victim.recipe.pool)
+        task = victim.recipe.test.task(victim.seed)
         task, text = replace(task, pictures=task.pictures.take(slice(500))), answers.trigger is None
         if (answers.says if text else answers.trigger) and text == getattr(self.method(victim), "reads_text", False):
             feature = target_feature(found, clip, task.pictures)
@@ -238,8 +239,8 @@ class Clean(Stage):
         measured = victim.measure(cleaned, answers) | measure_pool(work, answers)
         for name, inspector in r.inspectors.items():
             with workspace(None):  # its cost is not the cleaner's
-                verdict = _verdict(r, _scan(victim, inspector, cleaned))
-            measured |= {f"{name}_{metric}": m for metric, m in verdict.items()}
+                told = verdict(inspector, _scan(victim, inspector, cleaned), r.target, r.pool)
+            measured |= {f"{name}_{metric}": m for metric, m in told.items()}
         return measured
 
     def label(self, victim: Victim) -> str:
@@ -342,14 +343,3 @@ def _scan(victim: Victim, inspector: Any, clip: Clip) -> Finding:
     else:
         pictures = pool_pairs(victim.recipe.pool, clip.geometry.size, victim.seed)
     return inspector.inspect(clip, pictures, task.classes, task.templates, victim.rng("inspect"))
-
-
-def _verdict(recipe: Recipe, inspector: Any, found: Finding) -> dict[str, Measured]:
-    """The score, over the pool's pictures, whether the target was named, as 0 or 1, and, where the inspector accuses a
-    class that leads by far, the lead and whether it is far enough."""
-    named = Measured(float(found.target == recipe.target), 1, 0.0, 1.0)
-    out = {"score": Measured(found.score, recipe.pool, found.score, found.score), "named": named}
-    if (lead := found.settings.get("lead")) is not None:
-        out["lead"] = Measured(lead, recipe.pool, lead, lead)
-        out["leads"] = Measured(float(lead > getattr(inspector, "apart", float("inf"))), 1, 0.0, 1.0)
-    return out

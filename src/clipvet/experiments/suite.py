@@ -6,6 +6,7 @@ are backdoored: their attacks were measured before and took.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -17,7 +18,7 @@ from clipvet.measures._intervals import share
 from clipvet.results import Row, rows_of
 from clipvet.rng import Rng
 from clipvet.scan.verdicts import p_value, probability
-from clipvet.types import Backdoor, Clip, Measured, Task
+from clipvet.types import Backdoor, Clip, Finding, Measured, Task
 
 CLEAN, CALIBRATION = "none", "calibration"  # names of attacks that plant nothing
 
@@ -115,6 +116,19 @@ def brier(chance: Float[np.ndarray, " n"], backdoored: Bool[np.ndarray, " n"]) -
 def is_clean(attack: str) -> bool:
     """Whether an attack of this name plants nothing."""
     return attack.partition(", ")[0] in (CLEAN, CALIBRATION)
+
+
+def verdict(inspector: Any, found: Finding, target: str, pool: int) -> dict[str, Measured]:
+    """The score, over so many pictures of the pool, and whether the target was named, as 0 or 1.
+
+    Where the inspector accuses a class that leads by far: its lead, and whether that is far enough, as 0 or 1.
+    """
+    out = {"score": Measured(found.score, pool, found.score, found.score)}
+    out["named"] = Measured(float(found.target == target), 1, 0.0, 1.0)
+    if (lead := found.settings.get("lead")) is not None:
+        out["lead"] = Measured(lead, pool, lead, lead)
+        out["leads"] = Measured(float(lead > getattr(inspector, "apart", float("inf"))), 1, 0.0, 1.0)
+    return out
 
 
 def suite(rows: Sequence[Row], alpha: float = 0.05, nulls: Mapping[str, Sequence[float]] | None = None) -> list[Row]:
