@@ -31,27 +31,36 @@ class Way(NamedTuple):
 
 
 def ways(bench: Bench) -> Iterator[Way]:
-    """The ways to clean that the user's things allow, the best first. Raises UserError for pairs that are too few.
+    """The ways to clean that the user's things allow, the best first.
+
+    Raises UserError for pairs that are too few, where there are no labelled pictures.
 
     Pairs: PAR, on those that are not called poisoned. Pairs of which some are called poisoned: UBT, on all. Labelled
     pictures: ci_repair, if a trigger was recovered, and RVPT.
     """
     import numpy as np
 
+    from clipvet.errors import UserError
+
     got, called = bench.inputs, called_ids(bench)
     if got.pairs is not None:
         kept = got.pairs.take(~np.isin(got.pairs.ids, called))
         what = f"{len(kept):,} of your pairs, without the {len(called):,} that are called poisoned"
-        par = _enough(open_method("cleaners", "par", got.small, []), kept)
-        yield Way("par", par, kept, what if len(called) else f"your {len(kept):,} pairs")
+        try:
+            par = _enough(open_method("cleaners", "par", got.small, []), kept)
+            yield Way("par", par, kept, what if len(called) else f"your {len(kept):,} pairs")
+        except UserError as e:
+            if got.shots is None:
+                raise
+            say(f"  {e}")
         if any(s.name == "pairs" and s.outcome == "fail" for s in bench.stages):
             yield Way("ubt", open_method("cleaners", "ubt", got.small, []), got.pairs, "all of your pairs")
     if got.shots is not None:
         what, data = f"{len(got.shots)} labelled pictures", got.options.shots or got.options.task or "shapes"
         if trigger := trigger_folder(bench):
-            how = open_cleaner("ci_repair", got.small or data, got.options.templates, trigger.parent, [])
+            how = open_cleaner("ci_repair", data, got.options.templates, trigger.parent, [], got.small)
             yield Way("ci_repair", how, got.shots, what)
-        rvpt = open_cleaner("rvpt", got.small or data, got.options.templates, None, [])
+        rvpt = open_cleaner("rvpt", data, got.options.templates, None, [], got.small)
         yield Way("rvpt", rvpt, got.shots, what)
 
 

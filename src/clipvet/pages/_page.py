@@ -5,11 +5,13 @@ A page is a single file without scripts or outside resources. Templates extend t
 
 import base64
 import io as memory
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
@@ -23,9 +25,15 @@ def write_html(out: Path, template: str, **values: Any) -> None:
     """Fill templates/`template`.html.jinja and replace `out` at once. A name that the template lacks is an error."""
     loader = PackageLoader("clipvet.pages")
     env = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    env.filters["options"] = options
     text = env.get_template(f"{template}.html.jinja").render(values)
     with io.replacing(out) as tmp:
         tmp.write_text(text, encoding="utf-8")
+
+
+def options(text: str) -> Markup:
+    """Text in which options such as --task stand out, and stay on one line."""
+    return Markup(re.sub(r"(?<![\w-])--[a-z][a-z-]*", r'<code class="option">\g<0></code>', str(escape(text))))
 
 
 class Axes(NamedTuple):
