@@ -143,6 +143,7 @@ def test_a_clean_model_is_to_be_used_and_nothing_is_cleaned(
     assert v.cleaned is None
     assert {s.of for s in v.stages} == {"given"}
     assert "large patches" in " ".join(v.not_tested)
+    assert f"--task shapes --reference REFERENCE --out {tmp_path}/out-2" in str(v.next[0].command)
     assert set(check_sarif(sarif(v)).values()) == {"none"}
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from clipvet.jobs.cleaning import clean_into, open_cleaner
 from clipvet.jobs.leaving import say
 from clipvet.jobs.opening import open_method, plan
-from clipvet.jobs.vet_inputs import Inputs, encoder_of
+from clipvet.jobs.vet_inputs import Inputs, encoder_of, prompted
 from clipvet.jobs.vet_pairs import called_ids, pairs_stage
 from clipvet.jobs.vet_stages import Bench, accuracy_stage, inspect_stage, missed
 from clipvet.pages.vetting import called_method
@@ -36,14 +36,14 @@ def ways(bench: Bench) -> Iterator[Way]:
     Raises UserError for pairs that are too few, where there are no labelled pictures.
 
     Pairs: PAR, on those that are not called poisoned. Pairs of which some are called poisoned: UBT, on all. Labelled
-    pictures: ci_repair, if a trigger was recovered, and RVPT.
+    pictures: ci_repair, if a trigger was recovered, and RVPT. Class prompts learn from labelled pictures alone.
     """
     import numpy as np
 
     from clipvet.errors import UserError
 
     got, called = bench.inputs, called_ids(bench)
-    if got.pairs is not None:
+    if got.pairs is not None and not prompted(got.clip):
         kept = got.pairs.take(~np.isin(got.pairs.ids, called))
         what = f"{len(kept):,} of your pairs, without the {len(called):,} that are called poisoned"
         try:
@@ -60,6 +60,8 @@ def ways(bench: Bench) -> Iterator[Way]:
         if trigger := trigger_folder(bench):
             how = open_cleaner("ci_repair", data, got.options.templates, trigger.parent, [], got.small)
             yield Way("ci_repair", how, got.shots, what)
+        if prompted(got.clip):
+            return  # the picture tower is frozen
         rvpt = open_cleaner("rvpt", data, got.options.templates, None, [], got.small)
         yield Way("rvpt", rvpt, got.shots, what)
 

@@ -92,7 +92,8 @@ def open_inputs(options: Options, clip: "Clip") -> Inputs:
     if o.shots:
         shots = open_shots(o.shots, size, None, o.templates, SHOTS, o.seed)
     else:
-        shots, test = (None, test) if pairs or test is None else _spared(test, o.task or "", size, o.seed)
+        without = test is None or (pairs and not prompted(clip))  # pairs are the better food, but not for prompts
+        shots, test = (None, test) if without else _spared(test, o.task or "", size, o.seed)
     found = Inputs(options, clip, weights_hash(clip), test, pairs, made, key, shots, nulls, reference)
     for null in nulls:
         null_for(null, found)
@@ -191,9 +192,14 @@ def lists_classes(clip: "Clip") -> bool:
     return bool(getattr(clip, "classes", ()))
 
 
+def prompted(clip: "Clip") -> bool:
+    """Whether it has learned class prompts on a frozen model."""
+    return hasattr(clip, "classifier") and hasattr(clip, "base")
+
+
 def encoder_of(clip: "Clip") -> Any:
     """The model whose picture tower is in use: below class prompts the frozen one, else the model itself."""
-    return clip.base if hasattr(clip, "classifier") and hasattr(clip, "base") else clip  # pyright: ignore
+    return clip.base if prompted(clip) else clip  # pyright: ignore
 
 
 def null_for(null: "Null", inputs: Inputs) -> str:

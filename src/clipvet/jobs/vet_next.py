@@ -37,12 +37,17 @@ def next_steps(
         check = shlex.join(["clipvet", "verify", copy, *(["--task", options.task] if options.task else [])])
         return [Next(why=f"Use {copy} instead. This checks at any time that nobody has changed it.", command=check)]
     steps = [_instead(options, out, stages, own)] if advice == "do_not_use" else []
-    steps += [step for name in ("prompts", "encoder") if (step := _calibrate(options, own.get(name), listed))]
+    steps += [
+        step for name in ("prompts", "encoder") if (step := _calibrate(options, _left_open(stages, name), listed))
+    ]
     if "files" in own and own["files"].outcome == "not_tested":
         steps.append(_scannable())
     if own["encoder"].outcome != "not_tested" and _unmeasured(own.get("accuracy")):
         why = "Measure it on your task, a folder with one folder of pictures for each class."
         steps.append(Next(why=why, command=command_of(options, another(out), task="TASK")))
+    if advice == "use" and not options.reference and "text" in own and own["text"].outcome == "not_tested":
+        why = "To have its text tower tested too, name the clean model that it was made from, if there is one."
+        steps.append(Next(why=why, command=command_of(options, another(out), reference="REFERENCE")))
     if "pairs" in own and own["pairs"].outcome == "undecided":
         steps.append(Next(why=f"Look at the pairs that stand out: {out / 'pairs' / 'report.html'}."))
     return steps
@@ -68,9 +73,25 @@ def _instead(options: Options, out: Path, stages: Sequence[Stage], own: dict[str
         return Next(why="Take the weights without the code, and vet that copy.", command=shlex.join(safe))
     if options.quick:
         return Next(why="Clean a copy: run it in full.", command=command_of(options, another(out), quick=False))
-    if any(s.of != GIVEN for s in stages):
+    copies = [s for s in stages if s.of != GIVEN]
+    if any(s.outcome == "undecided" for s in copies) and not any(s.outcome == "fail" for s in copies):
+        return Next(
+            why="Take another model, or have the cleaned copy judged: clean models to compare it with are missing."
+        )
+    if "prompts" in failed:
+        more = command_of(options, another(out), shots="SHOTS", cleaned=None, quick=False)
+        why = (
+            "Take another model, or repair a copy with labelled pictures: a folder for each class, 16 pictures in each."
+        )
+        return Next(why=why, command=more)
+    if copies:
         return Next(why="Take another model, or clean again with more pairs that you trust.", command=more)
     return Next(why="Take another model, or clean a copy with pairs of pictures and captions.", command=more)
+
+
+def _left_open(stages: Sequence[Stage], name: str) -> Stage | None:
+    """The stage of this name that is undecided: the given model's, or a cleaned copy's."""
+    return next((s for s in stages if s.name == name and s.outcome == "undecided"), None)
 
 
 def _scannable() -> Next:
@@ -86,7 +107,7 @@ def _calibrate(options: Options, stage: Stage | None, listed: bool) -> Next | No
     """How to get a decision from an inspection that was left open for want of clean models: asked as it was asked."""
     from clipvet.data.sources import WORLDS
 
-    if stage is None or stage.outcome != "undecided":
+    if stage is None:
         return None
     words = ["clipvet", "calibrate", "--models", "CLEAN", "--out", "null.json"]
     words += ["--method", "clip_inspector"] if stage.name == "prompts" else []

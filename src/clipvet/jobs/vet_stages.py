@@ -196,7 +196,9 @@ def text_stage(bench: Bench, clip: "Clip", model: str) -> Stage:
 
     named = bench.inputs.options.reference
     if not named:  # clean text towers differ too much for a verdict of one by itself
-        why = "A trigger word in captions shows only beside the clean model that this one was made from: --reference."
+        why = "A trigger word in captions shows only beside the clean model that this one was made from"
+        why += "; give it as --reference."
+        say(f"{title} ...\n  not tested: {why}")
         bench.stages.append(missed("text", title, why))
         return bench.stages[-1]
 
