@@ -91,9 +91,10 @@ def open_inputs(options: Options, clip: "Clip") -> Inputs:
         pairs, key, made = open_keyed(source, o.seed, o.backdoor)
     if o.shots:
         shots = open_shots(o.shots, size, None, o.templates, SHOTS, o.seed)
+    elif test is None or (pairs is not None and not prompted(clip)):  # prompts learn from labelled pictures alone
+        shots = None
     else:
-        without = test is None or (pairs and not prompted(clip))  # pairs are the better food, but not for prompts
-        shots, test = (None, test) if without else _spared(test, o.task or "", size, o.seed)
+        shots, test = _spared(test, o.task or "", size, o.seed)
     found = Inputs(options, clip, weights_hash(clip), test, pairs, made, key, shots, nulls, reference)
     for null in nulls:
         null_for(null, found)
