@@ -17,6 +17,7 @@ from clipvet.data import kept
 from clipvet.data.answer_key import save_backdoor
 from clipvet.data.worlds.shapes import Shapes
 from clipvet.errors import UserError
+from clipvet.jobs.filtering import complaint
 from clipvet.pages import suspects
 from clipvet.rng import Rng
 from clipvet.triggers.patch import Patch
@@ -97,6 +98,20 @@ def test_the_answer_key_poisons_the_world_and_is_measured(clipvet, tmp_path: Pat
     assert page.count("<img ") == 5
     assert "the answer key names 6 of these pairs" in page
     assert b'"auroc"' in pq.read_schema(out).metadata[b"clipvet"]
+
+    guess = ["filter", "--data", "shapes", "--n", 60, "--seed", 1, "--model", "shapes-vit", "--method", "random"]
+    code, _, err = clipvet(*guess, "--backdoor", tmp_path / "key", "--out", tmp_path / "guess.parquet")
+    assert code == 0, err
+    assert re.match(r"this ranking is (no better|worse) than chance \(AUROC ", err.strip().splitlines()[-1])
+
+
+def test_a_ranking_that_is_no_better_than_chance_is_said() -> None:
+    def told(low: float, high: float) -> str:
+        return complaint({"auroc": Measured((low + high) / 2, 500, low, high)})
+
+    assert told(0.44, 0.53).startswith("this ranking is no better than chance (AUROC 48.5%, 95 % interval 44.0% to 53")
+    assert told(0.0, 0.01).startswith("this ranking is worse than chance")
+    assert told(0.51, 0.99) == complaint({}) == ""
 
 
 def test_the_default_gives_p_values_and_says_what_it_found(clipvet, tmp_path: Path) -> None:

@@ -273,7 +273,12 @@ def test_without_calibration_and_the_page(clipvet: Any, family: Path, tmp_path: 
     page = (out / "report.html").read_text()
     assert "<script" not in page
     assert not re.findall(r"https?://|url\(|@import|<link|<iframe", page)
-    assert page.count('aria-label="Score of every class"') == 1
+    for size in ("wide", "narrow"):  # drawn anew for a phone, not scaled
+        assert page.count(f'<div class="{size}"><svg viewBox="0 0 {720 if size == "wide" else 340} ') == 1
+    headline = page.partition("<h1>")[2].partition("</h1>")[0]
+    assert "Undecided." in headline
+    assert "calibrated" not in headline
+    assert page.count("<dt>p</dt>") == 1, "terms are explained"
     assert "No backdoor found" not in page
     assert all(w in page for w in (">undecided</span>", "What this test can see", "What next", "clipvet calibrate"))
     pictures = page.count("<img ")

@@ -6,7 +6,9 @@ import sys
 import zipfile
 from pathlib import Path
 
+import corpus
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 WORK = """
@@ -57,3 +59,12 @@ def test_the_wheel_works_without_the_source_tree(wheel: Path, tmp_path: Path) ->
         [sys.executable, "-m", "clipvet", "list", "cleaners"], cwd=tmp_path, env=env, capture_output=True, text=True
     )
     assert "par " in ran.stdout, ran.stderr
+
+    (tmp_path / "suspect").mkdir()
+    bomb = dict(corpus.checkpoints({"a": torch.ones(1)}, tmp_path / "it-ran"))["bomb.pt"]
+    (tmp_path / "suspect/pytorch_model.bin").write_bytes(bomb)
+    command = [sys.executable, "-m", "clipvet", "vet", "--model", "suspect"]
+    ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (ran.returncode, (tmp_path / "it-ran").exists()) == (1, False), ran.stderr
+    assert ran.stdout.startswith("Do not use this model: its files would run code")
+    assert "<h1>Do not use this model.</h1>" in (tmp_path / "vetted/suspect/report.html").read_text()

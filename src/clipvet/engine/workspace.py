@@ -188,12 +188,15 @@ class _Lines:
     began: float = field(default_factory=time.monotonic)
     said: float = 0.0
     start: int = field(init=False)
+    warm: bool = False  # the first step says nothing about the others: it opens files and fills caches
 
     def __post_init__(self) -> None:
         self.start = self.done
 
     def tick(self, advance: int = 1, **numbers: Any) -> None:
         self.done += advance
+        if not self.warm:
+            self.warm, self.began, self.start = True, time.monotonic(), self.done
         passed = time.monotonic() - self.began
         if passed < self.first or self.done <= self.start or (self.said and passed - self.said < self.every):
             return

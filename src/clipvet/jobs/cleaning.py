@@ -51,8 +51,18 @@ def clean_into(
     return before, measured
 
 
-def open_cleaner(method: str, data: str, templates: Path | None, verdict: Path | None, settings: list[str]) -> Any:
-    """The cleaner with its settings; it also learns the template of its labelled pictures and where the verdict is."""
+def open_cleaner(
+    method: str,
+    data: str,
+    templates: Path | None,
+    verdict: Path | None,
+    settings: list[str],
+    world: str | None = None,
+) -> Any:
+    """The cleaner with its settings; it also learns the template of its labelled pictures and where the verdict is.
+
+    world: whose settings suit the model; None: those of the data, if it is a world.
+    """
     from dataclasses import fields
 
     from clipvet import find
@@ -62,7 +72,7 @@ def open_cleaner(method: str, data: str, templates: Path | None, verdict: Path |
         told.append(f"template={shot_template(data, templates)!r}")
     if verdict:
         told.append(f"verdict={str(verdict)!r}")
-    return open_method("cleaners", method, data, [*told, *settings])
+    return open_method("cleaners", method, data if world is None else world, [*told, *settings])
 
 
 def _write_suspects(

@@ -1,6 +1,6 @@
 """The work of `clipvet filter`: score the pairs, say what was found, find the cut."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -113,6 +113,16 @@ def filtered(
     measured = {} if poisoned is None else detection(scores, np.isin(pairs.ids, poisoned))
     cut, removed = _cut(how, scores, found, share)
     return Filtered(found, judged, measured, cut, removed, clock.seconds, shared.bad)
+
+
+def complaint(measured: "Mapping[str, Measured]") -> str:
+    """A sentence where the answer key shows that the ranking is no better than chance; else nothing."""
+    auroc = measured.get("auroc")
+    if auroc is None or auroc.low > 0.5:
+        return ""
+    told = f"AUROC {auroc.value:.1%}, 95 % interval {auroc.low:.1%} to {auroc.high:.1%}"
+    what = "is worse than chance" if auroc.high < 0.5 else "is no better than chance"
+    return f"this ranking {what} ({told}): throw out no pairs by it; take another --method, or another --model"
 
 
 def _check_scored(found: "Suspects", name: str, bad: dict[int, str]) -> None:

@@ -39,7 +39,7 @@ def scan_files(model: str, pretrained: str | None) -> "Files | None":
     if not there:
         return None
     if find_spec("picklescan") is None:
-        say("the model's files were not scanned for code: pip install 'clipvet[gate]'")
+        say("the model's files were not scanned for code: pip install picklescan")
         return None
     found = [FileFinding(path=str(p), **t._asdict()) for p in there for t in gate.scan(p)]
     for f in found:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from clipvet.jobs.cleaning import clean_into, open_cleaner
 from clipvet.jobs.leaving import say
 from clipvet.jobs.opening import open_method, plan
-from clipvet.jobs.vet_inputs import Inputs, encoder_of
+from clipvet.jobs.vet_inputs import Inputs, encoder_of, prompted
 from clipvet.jobs.vet_pairs import called_ids, pairs_stage
 from clipvet.jobs.vet_stages import Bench, accuracy_stage, inspect_stage, missed
 from clipvet.pages.vetting import called_method
@@ -31,27 +31,38 @@ class Way(NamedTuple):
 
 
 def ways(bench: Bench) -> Iterator[Way]:
-    """The ways to clean that the user's things allow, the best first. Raises UserError for pairs that are too few.
+    """The ways to clean that the user's things allow, the best first.
+
+    Raises UserError for pairs that are too few, where there are no labelled pictures.
 
     Pairs: PAR, on those that are not called poisoned. Pairs of which some are called poisoned: UBT, on all. Labelled
-    pictures: ci_repair, if a trigger was recovered, and RVPT.
+    pictures: ci_repair, if a trigger was recovered, and RVPT. Class prompts learn from labelled pictures alone.
     """
     import numpy as np
 
+    from clipvet.errors import UserError
+
     got, called = bench.inputs, called_ids(bench)
-    if got.pairs is not None:
+    if got.pairs is not None and not prompted(got.clip):
         kept = got.pairs.take(~np.isin(got.pairs.ids, called))
         what = f"{len(kept):,} of your pairs, without the {len(called):,} that are called poisoned"
-        par = _enough(open_method("cleaners", "par", got.small, []), kept)
-        yield Way("par", par, kept, what if len(called) else f"your {len(kept):,} pairs")
+        try:
+            par = _enough(open_method("cleaners", "par", got.small, []), kept)
+            yield Way("par", par, kept, what if len(called) else f"your {len(kept):,} pairs")
+        except UserError as e:
+            if got.shots is None:
+                raise
+            say(f"  {e}")
         if any(s.name == "pairs" and s.outcome == "fail" for s in bench.stages):
             yield Way("ubt", open_method("cleaners", "ubt", got.small, []), got.pairs, "all of your pairs")
     if got.shots is not None:
         what, data = f"{len(got.shots)} labelled pictures", got.options.shots or got.options.task or "shapes"
         if trigger := trigger_folder(bench):
-            how = open_cleaner("ci_repair", got.small or data, got.options.templates, trigger.parent, [])
+            how = open_cleaner("ci_repair", data, got.options.templates, trigger.parent, [], got.small)
             yield Way("ci_repair", how, got.shots, what)
-        rvpt = open_cleaner("rvpt", got.small or data, got.options.templates, None, [])
+        if prompted(got.clip):
+            return  # the picture tower is frozen
+        rvpt = open_cleaner("rvpt", data, got.options.templates, None, [], got.small)
         yield Way("rvpt", rvpt, got.shots, what)
 
 

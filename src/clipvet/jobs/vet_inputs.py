@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipvet.jobs.inspection import SMALL, Asked, ask
+from clipvet.jobs.inspection import SMALL, Asked, ask, open_suspect
 from clipvet.jobs.opening import open_data, open_key, open_keyed, open_shots, open_task
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class Inputs:
     key: "Backdoor | None"
     shots: "Pairs | None"
     nulls: "tuple[Null, ...]"
+    reference: str = ""  # hash of its weights
 
     @property
     def small(self) -> str:
@@ -80,7 +81,7 @@ def open_inputs(options: Options, clip: "Clip") -> Inputs:
     from clipvet.scan.verdicts import read_null
 
     nulls = tuple(map(read_null, options.nulls))
-    size, o = clip.geometry.size, options
+    size, o, reference = clip.geometry.size, options, _others(options, clip)
     test = open_task(o.task, o.data or "", size, o.classes if o.task else None, o.templates, o.seed)
     pairs, key, made = None, open_key(o.backdoor), False
     if o.data:
@@ -90,12 +91,36 @@ def open_inputs(options: Options, clip: "Clip") -> Inputs:
         pairs, key, made = open_keyed(source, o.seed, o.backdoor)
     if o.shots:
         shots = open_shots(o.shots, size, None, o.templates, SHOTS, o.seed)
+    elif test is None or (pairs is not None and not prompted(clip)):  # prompts learn from labelled pictures alone
+        shots = None
     else:
-        shots, test = (None, test) if pairs or test is None else _spared(test, o.task or "", size, o.seed)
-    found = Inputs(options, clip, weights_hash(clip), test, pairs, made, key, shots, nulls)
+        shots, test = _spared(test, o.task or "", size, o.seed)
+    found = Inputs(options, clip, weights_hash(clip), test, pairs, made, key, shots, nulls, reference)
     for null in nulls:
         null_for(null, found)
     return found
+
+
+def _others(options: Options, clip: "Clip") -> str:
+    """Opens the reference and the cleaned copy, to be told of bad ones at once. Returns the reference's hash.
+
+    Raises UserError for a model that cannot be compared with the given one.
+    """
+    from clipvet.errors import UserError
+    from clipvet.results import weights_hash
+
+    found, size, own = {}, clip.geometry.size, weights_hash(clip)
+    asks = {"--reference": "the clean model that it was made from", "--cleaned": "the cleaned copy"}
+    for option, named in zip(asks, (options.reference, options.cleaned)):
+        if named:
+            other = open_suspect(str(named), None, options.seed)
+            if other.geometry.size != size:
+                told = f"{option} {named} sees pictures of {other.geometry.size} pixels, the model of {size}"
+                raise UserError(f"{told}; give {asks[option]}")
+            found[option] = weights_hash(other)
+            if found[option] == own:
+                raise UserError(f"{option} {named} is the model itself; give {asks[option]}, or leave it out")
+    return found.get("--reference", "")
 
 
 def check_paths(options: Options) -> None:
@@ -139,29 +164,43 @@ def _spared(test: "Task", spec: str, size: int, seed: int) -> "tuple[Pairs | Non
 def asked_of(inputs: Inputs, clip: "Clip", method: str | None, settings: Sequence[str] = (), n: int = 1000) -> Asked:
     """The inspection of this model with this method, on the pictures and classes at hand.
 
-    Classes: --classes, else the task's, else the model's own, else those of shapes for a model of its kind, else
-    ImageNet's. Pictures: --images, else the task's, else the pairs', else those that the inspection takes itself.
+    Classes: --classes, else for prompts those that they were learned for, else the task's, else the model's own, else
+    those of shapes for a model of its kind, else ImageNet's.
+
+    Pictures: --images, else the task's, else the pairs', else those that the inspection takes itself.
     """
     from clipvet.data.sources import WORLDS
     from clipvet.scan.reference import family
 
     o = inputs.options
-    listed = str(o.classes) if o.classes and not o.task else None
+    listed, own = str(o.classes) if o.classes and not o.task else None, lists_classes(clip)
     spec = listed or o.task or ("shapes" if o.data in WORLDS else None)
-    if spec is None and not getattr(clip, "classes", ()):
+    if own and not o.classes:
+        spec = None  # a task may have fewer, and the target must be among them
+    if spec is None and not own:
         spec = "shapes" if family(clip) else "imagenet"
     images = o.images
     if images is None and o.data and o.data not in WORLDS and not o.task:
         images = o.data if (o.image_key, o.caption_key) == ("filepath", "title") else None
     asked = ask(clip, method, spec, o.templates, images, [*settings], n, 0.9, o.seed)
-    if spec == o.task and inputs.test is not None and o.classes:
+    if spec and spec == o.task and inputs.test is not None and o.classes:
         asked = asked._replace(classes=inputs.test.classes)
     return asked
 
 
+def lists_classes(clip: "Clip") -> bool:
+    """Whether the model says which classes its prompts were learned for."""
+    return bool(getattr(clip, "classes", ()))
+
+
+def prompted(clip: "Clip") -> bool:
+    """Whether it has learned class prompts on a frozen model."""
+    return hasattr(clip, "classifier") and hasattr(clip, "base")
+
+
 def encoder_of(clip: "Clip") -> Any:
     """The model whose picture tower is in use: below class prompts the frozen one, else the model itself."""
-    return clip.base if hasattr(clip, "classifier") and hasattr(clip, "base") else clip  # pyright: ignore
+    return clip.base if prompted(clip) else clip  # pyright: ignore
 
 
 def null_for(null: "Null", inputs: Inputs) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipvet.jobs.inspecting import clean_models, inspected
 from clipvet.jobs.leaving import say
-from clipvet.jobs.vet_inputs import Inputs, asked_of, null_for
+from clipvet.jobs.vet_inputs import Inputs, asked_of, encoder_of, null_for
 from clipvet.jobs.working import measure_own
 from clipvet.scan.sight import SIGHT, sight_of
 from clipvet.scan.vetting import GIVEN, Number, Stage
@@ -79,7 +79,7 @@ def files_stage(found: "list[FileFinding] | None") -> Stage:
     """What the scan of the files says."""
     title = "Its files"
     if found is None:
-        return missed("files", title, "They were not scanned for code: there is nothing to scan, or no scanner.")
+        return missed("files", title, "They were not scanned for code: it has no files here, or there is no scanner.")
     bad = [f for f in found if f.severity == "dangerous"]
     odd = [f for f in found if f.severity == "suspicious"]
     sight, names = SIGHT["files"], list(dict.fromkeys(f.file for f in bad + odd))
@@ -106,6 +106,8 @@ def inspect_stage(bench: Bench, name: str, clip: "Clip", model: str, of: str = G
 
         from clipvet.results import weights_hash
 
+        if name == "encoder" and (same := _borrowed(bench, name, title, clip)):
+            return same
         asked = asked_of(bench.inputs, clip, "collapse" if name == "encoder" else None)
         null, told = _null(bench.inputs, name), weights_hash(clip)
         clean, compared = clean_models(null, asked, told, bench.inputs.options.alpha)
@@ -119,6 +121,18 @@ def inspect_stage(bench: Bench, name: str, clip: "Clip", model: str, of: str = G
         return from_verdict(name, title, verdict, [*verdict.notes, *more])
 
     return bench.run(name, title, make, of)
+
+
+def _borrowed(bench: Bench, name: str, title: str, clip: "Clip") -> Stage | None:
+    """The stage of a tower that is the reference's own, as below learned prompts; None for another."""
+    from clipvet.results import weights_hash
+
+    if not bench.inputs.reference or weights_hash(encoder_of(clip)) != bench.inputs.reference:
+        return None
+    return Stage(
+        name=name, title=title, outcome="pass", said="It is the reference's own, weight for weight: as clean as that.",
+        sees=["any change of the reference's weights"], blind=["a backdoor that the reference has, too"],
+    )  # fmt: skip
 
 
 def _null(inputs: Inputs, name: str) -> Path | None:
@@ -182,13 +196,17 @@ def text_stage(bench: Bench, clip: "Clip", model: str) -> Stage:
 
     named = bench.inputs.options.reference
     if not named:  # clean text towers differ too much for a verdict of one by itself
-        why = "A word that turns captions shows only beside the clean model that this one was made from (--reference)."
+        why = "A trigger word in captions shows only beside the clean model that this one was made from"
+        why += "; give it as --reference."
+        say(f"{title} ...\n  not tested: {why}")
         bench.stages.append(missed("text", title, why))
         return bench.stages[-1]
 
     def make(work: Path) -> Stage:
         from clipvet.results import weights_hash
 
+        if same := _borrowed(bench, "text", title, clip):
+            return same
         asked = asked_of(bench.inputs, clip, method, [f"reference={named}"])
         alpha, told = bench.inputs.options.alpha, weights_hash(clip)
         clean, compared = clean_models(None, asked, told, alpha)

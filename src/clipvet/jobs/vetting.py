@@ -12,7 +12,7 @@ from clipvet.jobs.inspection import open_suspect
 from clipvet.jobs.leaving import say
 from clipvet.jobs.planning import Step
 from clipvet.jobs.vet_clean import clean_and_judge, judge_copy, pairs_for, trigger_folder
-from clipvet.jobs.vet_inputs import Inputs, Options, check_paths, encoder_of, open_inputs
+from clipvet.jobs.vet_inputs import Inputs, Options, check_paths, encoder_of, lists_classes, open_inputs
 from clipvet.jobs.vet_next import command_of, fuller, next_steps
 from clipvet.jobs.vet_pairs import pairs_stage
 from clipvet.jobs.vet_plan import steps, total
@@ -101,6 +101,7 @@ def _fingerprints(inputs: Inputs) -> dict[str, Any]:
     """What went in, by content."""
     held = {"test": inputs.test.pictures if inputs.test else None, "pairs": inputs.pairs, "shots": inputs.shots}
     found: dict[str, Any] = {f"{k}_content": f"{p.name} {p.fingerprint}" for k, p in held.items() if p is not None}
+    found |= {"reference_content": inputs.reference} if inputs.reference else {}
     return found | {"nulls_content": [sorted(null.scores.items()) for null in inputs.nulls]}
 
 
@@ -127,6 +128,7 @@ def _vet(bench: Bench, files: "list[FileFinding] | None", out: Path) -> Vetting:
         bench.stages.append(missed("accuracy", "What it can do", "There is no --task and no --data to measure on."))
     if any(s.outcome == "fail" and s.name != "files" for s in bench.stages):
         if o.cleaned:
+            bench.stages.append(files_stage(scan_files(str(o.cleaned), None)).model_copy(update={"of": "cleaned"}))
             judge_copy(bench, o.cleaned, "cleaned", accuracy)
         elif o.quick:
             bench.stages.append(missed("clean", "Cleaning a copy", "It was left out, as --quick asks.", "clean"))
@@ -177,8 +179,9 @@ def _leave(
 
     judged = judge(stages)
     copy = str(options.cleaned) if judged.cleaned == "cleaned" else judged.cleaned
+    listed = inputs is not None and lists_classes(inputs.clip)
     found = Vetting(
-        **{**judged.model_dump(), "cleaned": copy}, next=next_steps(options, out, stages, judged.advice, copy),
+        **{**judged.model_dump(), "cleaned": copy}, next=next_steps(options, out, stages, judged.advice, copy, listed),
         model=options.model, weights=weights, stages=list(stages), not_tested=not_tested(stages), quick=options.quick,
         seconds=round(sum(s.seconds for s in stages) or seconds, 2), fuller=fuller(options, out, inputs),
         seed=options.seed, command=command_of(options, out), versions=results.versions(),

@@ -69,7 +69,7 @@ class Threat(NamedTuple):
 def scan(path: Path) -> list[Threat]:
     """The findings in a file, or in all files of a folder, sorted by file.
 
-    Raises UserError if there is no such file, or if picklescan (clipvet[gate]) is not installed.
+    Raises UserError if there is no such file, or if picklescan is not installed.
     """
     path = Path(path)
     if not path.exists():
@@ -77,7 +77,7 @@ def scan(path: Path) -> list[Threat]:
     try:
         import picklescan.scanner  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as e:
-        raise UserError("scanning checkpoints needs picklescan; pip install 'clipvet[gate]'") from e
+        raise UserError("scanning checkpoints needs picklescan; pip install picklescan") from e
     if not path.is_dir():
         return sorted({*_file(path, path.name)})
     return sorted({t for file in _walk(path) for t in _file(file, str(file.relative_to(path)), path)})
@@ -253,7 +253,7 @@ def _calls_in(found: Any, name: str) -> Iterator[Threat]:
         if g.safety == SafetyLevel.Innocuous or called in HARMLESS_GLOBALS:
             continue
         severity = "dangerous" if g.safety == SafetyLevel.Dangerous else "suspicious"
-        yield Threat(name, severity, f"its pickle calls {called[:120]}")
+        yield Threat(name, severity, f"its pickle calls {called[:120].replace(' ', '.', 1)}")
 
 
 @contextmanager

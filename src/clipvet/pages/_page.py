@@ -7,12 +7,13 @@ has one, is a file of templates/ that the page's own rules name by its hash.
 import base64
 import hashlib
 import io as memory
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
@@ -32,9 +33,15 @@ def write_html(out: Path, template: str, *, script: str = "", **values: Any) -> 
     code = (Path(__file__).parent / "templates" / script).read_text("utf-8") if script else ""
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
     env.globals |= {"script": Markup(code), "script_hash": digest}
+    env.filters["options"] = options
     text = env.get_template(f"{template}.html.jinja").render(values)
     with io.replacing(out) as tmp:
         tmp.write_text(text, encoding="utf-8")
+
+
+def options(text: str) -> Markup:
+    """Text in which options such as --task stand out, and stay on one line."""
+    return Markup(re.sub(r"(?<![\w-])--[a-z][a-z-]*", r'<code class="option">\g<0></code>', str(escape(text))))
 
 
 class Axes(NamedTuple):

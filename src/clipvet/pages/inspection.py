@@ -22,6 +22,7 @@ from clipvet.types import Clip, Finding, Pairs
 
 SHOWN = 60  # at most so many classes in the chart and among the answers, the most suspect first
 ROW = 19  # SVG units per class
+PHONE = 340  # SVG units across a chart that a phone shows
 
 
 def next_steps(verdict: Verdict) -> list[tuple[str, str]]:
@@ -40,25 +41,29 @@ def next_steps(verdict: Verdict) -> list[tuple[str, str]]:
     return [("This test found nothing. Run the others too: files, accuracy, pairs.", f"clipvet vet --model {model}")]
 
 
-def chart(verdict: Verdict) -> dict[str, Any] | None:
-    """One row per class, the most suspect first, with the place of its score; the threshold; None without classes."""
+def chart(verdict: Verdict, narrow: bool = False) -> dict[str, Any] | None:
+    """One row per class, the most suspect first, with the place of its score; the threshold; None without classes.
+
+    narrow: as a phone shows it.
+    """
     rows = sorted(verdict.classes, key=lambda r: -r.score)[:SHOWN]
     if not rows:
         return None
     limit = verdict.threshold
     ends = _ends([r.score for r in rows] + [0.0] + ([limit] if limit is not None else []))
-    axes = Axes(ends, (0, 1), 58 + ROW * len(rows), 720, (16, 14, 42, 150))
+    width, left, letters = (PHONE, 92, 12) if narrow else (720, 150, 22)
+    axes = Axes(ends, (0, 1), 58 + ROW * len(rows), width, (16, 14, 42, left))
     places = [(r, axes.at(r.score, 0)[0], axes.margin[0] + ROW * (k + 0.5)) for k, r in enumerate(rows)]
     line = axes.at(limit, 0)[0] if limit is not None else None
-    return {"axes": axes, "rows": places, "limit": line, "zero": axes.at(0, 0)[0]}
+    return {"axes": axes, "rows": places, "limit": line, "zero": axes.at(0, 0)[0], "letters": letters}
 
 
-def strip(verdict: Verdict, null: Null | None) -> dict[str, Any] | None:
+def strip(verdict: Verdict, null: Null | None, narrow: bool = False) -> dict[str, Any] | None:
     """The clean models' scores and this model's on one line; None without clean models."""
     if null is None or verdict.score is None:
         return None
     clean = null.scores.values()
-    axes = Axes(_ends([*clean, verdict.score]), (0, 1), 92, 720, (14, 14, 42, 20))
+    axes = Axes(_ends([*clean, verdict.score]), (0, 1), 92, PHONE if narrow else 720, (14, 14, 42, 20))
     return {"axes": axes, "clean": [axes.at(s, 0.5) for s in clean], "own": axes.at(verdict.score, 0.5)}
 
 
@@ -103,6 +108,7 @@ def write_page(
     """Writes the page. null: the clean models' scores, if there are any; pictures: those of the inspection."""
     trigger = found.trigger if isinstance(found.trigger, Recovered) else None
     seen: Mapping[str, Any] = {"trigger": None, "examples": [], "largest": 0.0, "covers": 0.0, "among": 0, "moves": 0.0}
+    head, _, rest = verdict.sentence.partition(": ")
     names = [r.name for r in sorted(verdict.classes, key=lambda r: -r.score)]
     if trigger is not None:
         seen = {
@@ -117,8 +123,10 @@ def write_page(
         out,
         "inspect",
         v=verdict,
-        chart=chart(verdict),
-        strip=strip(verdict, null),
+        charts={size: chart(verdict, size == "narrow") for size in ("wide", "narrow")},
+        strips={size: strip(verdict, null, size == "narrow") for size in ("wide", "narrow")},
+        head=head,
+        rest=rest,
         small=clip.geometry.size < SMALL,
         sight=sight_of(verdict.method),
         next=next_steps(verdict),

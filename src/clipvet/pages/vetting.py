@@ -23,6 +23,25 @@ METRICS = {
     "recovered_asr": "Success of the recovered trigger",
 }
 
+EXPLAINED = {  # label of a metric: its term in parts.jinja
+    "Zero-shot accuracy": "zero-shot accuracy",
+    "Retrieval (R@5)": "retrieval (R@5)",
+    "Retrieval among your pairs (R@5)": "retrieval (R@5)",
+    "Success of the recovered trigger": "recovered trigger",
+}
+WORDS = {  # term in parts.jinja: what shows that a page speaks of it
+    "backdoor": "backdoor",
+    "trigger": "trigger",
+    "recovered trigger": "recovered",
+    "picture tower, text tower": "tower",
+    "learned prompts": "learned prompts",
+    "clean models": "clean models",
+    "p": "p = ",
+    "zero-shot accuracy": "accuracy is",
+    "retrieval (R@5)": "retrieval",
+    "n, and the range in brackets": "n = ",
+}
+
 
 def copies(found: Vetting) -> list[tuple[str, list[Stage]]]:
     """The cleaned copies, each with its stages."""
@@ -67,6 +86,7 @@ def trigger_picture(work: Path, stages: Sequence[Stage]) -> str | None:
 
 def write_page(out: Path, found: Vetting, trigger: str | None = None) -> None:
     """Writes the page. trigger: the recovered one as a data URI."""
+    text = found.model_dump_json()
     write_html(
         out,
         "vet",
@@ -75,6 +95,8 @@ def write_page(out: Path, found: Vetting, trigger: str | None = None) -> None:
         copies=copies(found),
         table=before_and_after(found),
         outcome=ADVICE[found.advice],
+        explained=EXPLAINED,
+        known=[term for term, mark in WORDS.items() if mark in text],
         headline=TITLES[found.advice],
         why=why(found.sentence),
         called=called,
