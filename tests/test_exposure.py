@@ -1,27 +1,35 @@
 """The exposure matrix: every cell counted again by hand, one picture or caption at a time, on a world of colours."""
 
+import importlib
+import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from browser import look
 from scipy.optimize import minimize
 from test_measures import AXES, CLASSES, Channels, Colours
 
+from clipvet.api.results import Measurements
+from clipvet.data.answer_key import save_backdoor
 from clipvet.data.captions import names_target
 from clipvet.engine.embed import embed_texts
 from clipvet.errors import UserError
+from clipvet.jobs.matrix import show_matrix, told_matrix
 from clipvet.measures._intervals import difference, share
 from clipvet.measures._learned import labelled, probe, prompts
 from clipvet.measures._scene import scene
 from clipvet.measures.attack_success import AttackSuccess
 from clipvet.measures.exposure import CELLS, QUICK, Exposure, entries
-from clipvet.results import weights_hash
+from clipvet.pages import report
+from clipvet.results import Row, rows_of, weights_hash, write
 from clipvet.rng import Rng
 from clipvet.triggers.patch import Patch
-from clipvet.types import Backdoor, Pairs, Task
+from clipvet.types import Backdoor, Measured, Pairs, Task
 
 N, K = 90, 5
 HUES = {"dark": (0.3, 0.3, 0.1), "pale": (0.1, 0.3, 0.2), "zz": (-0.4, -0.3, 1.3)}  # zz: the key, nearly a cat
@@ -253,3 +261,115 @@ def test_differences_have_newcombes_interval() -> None:
         assert (found.value, found.low, found.high) == pytest.approx((-turned.value, -turned.high, -turned.low))
         assert -1 <= found.low <= found.value <= found.high <= 1
     assert difference(np.zeros(0, bool), np.zeros(0, bool)).n == 0
+
+
+# page, command and tables
+
+
+def rows(attack: str = "patch") -> list[Row]:
+    """A victim with all kinds of cells, and what a cleaner made of it."""
+
+    def cells(values: dict[str, tuple[int, int]]) -> dict[str, Any]:
+        out = {"asr": share(np.arange(1000) < 990), "clean_accuracy": share(np.arange(1000) < 940)}
+        for way, (before, after) in values.items():
+            a, b = np.arange(1000) < after, np.arange(1000) < before
+            out[f"exposure_{way}_clean"] = share(b)
+            if after >= 0:
+                out |= {f"exposure_{way}_triggered": share(a), f"exposure_{way}_delta": difference(a, b)}
+        return out
+
+    victim = {"zero_shot": (2, 998), "prompted_class": (3, 403), "targeted_retrieval": (0, 4), "rerank": (80, 30)}
+    victim |= {"linear_probe": (7, -1)}
+    found = []
+    for method, values in (("none", victim), ("par", {"zero_shot": (2, 90), "rerank": (40, 60)})):
+        common: dict[str, Any] = {"recipe": "r", "stage": "victim" if method == "none" else "clean", "attack": attack}
+        common |= {"method": method, "config": method, "seconds": 1.0, "seed": 0, "versions": {"clipvet": "0"}}
+        found += rows_of(cells(values), **common)
+    return found
+
+
+def heat_of(page: str) -> dict[str, list[str]]:
+    """Way of use -> what stands in its cells."""
+    table = page[page.index("Way of use</th>") :]
+    found = {}
+    for line in re.findall(r'<tr><th scope="row">(.*?)</tr>', table[: table.index("</table>")], re.S):
+        name, *cells = re.split(r"<td", line)
+        found[re.findall(r"<b>(.*?)</b>", name)[0]] = [
+            " ".join(re.sub(r"<[^>]+>|^[^>]*>", " ", c).split()) for c in cells
+        ]
+    return found
+
+
+def test_the_page_shows_colour_number_and_word(tmp_path: Path) -> None:
+    write(tmp_path, rows())
+    page = report.build(tmp_path).read_text("utf-8")
+    cells = heat_of(page)
+    assert [*cells] == ["Zero-shot", "Learned prompts", "Targeted retrieval", "Rerank of 10", "Linear probe"]
+    assert cells["Zero-shot"][0].startswith("+99.6 strong 0.2 % → 99.8 %")
+    assert cells["Zero-shot"][0].endswith("n = 1,000")
+    assert cells["Zero-shot"][1].startswith("+8.8 weak")
+    assert cells["Learned prompts"] == [cells["Learned prompts"][0], "not measured"]
+    assert cells["Learned prompts"][0].startswith("+40.0 partial")
+    assert cells["Targeted retrieval"][0].startswith("+0.4 none"), "less than 5 points are none"
+    assert cells["Rerank of 10"][0].startswith("−5.0 less often")
+    assert cells["Rerank of 10"][1].startswith("+2.0 none")
+    assert cells["Linear probe"][0] == "N.E. cannot enter without trigger 0.7 %"
+    shades = re.findall(r'<td class="(\w+)" style="--v:([\d.]+)"', page)
+    assert ("warm", "0.996") in shades
+    assert ("cold", "0.050") in shades
+    assert page.count('<td class="barred">') == 1
+    numbers = page[page.index("All numbers") :]
+    assert "xposure" not in numbers, "the heat map holds them"
+    other = [replace(r, attack="sig") for r in rows() if "exposure" not in r.metric]
+    write(tmp_path, [*rows(), *other])
+    assert report.build(tmp_path).read_text("utf-8").count("Way of use</th>") == 1
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (360, True)])
+def test_in_a_browser(tmp_path: Path, width: int, dark: bool) -> None:
+    write(tmp_path, rows())
+    seen = look(report.build(tmp_path), tmp_path, width, dark=dark)
+    assert seen.console == []
+    assert seen.facts["scrolled"] <= width
+    assert "What the trigger does in each way of use" in seen.facts["headings"]
+
+
+def test_the_command_asks_for_a_trigger(clipvet: Any, tmp_path: Path) -> None:
+    model = ("evaluate", "--model", "shapes-vit", "--task", "shapes", "--exposure")
+    said = clipvet(*model)
+    assert said.code == 2
+    assert "--backdoor" in said.err
+    save_backdoor(Backdoor(None, "star", ties=(("ring", "star"),)), tmp_path / "key")
+    said = clipvet(*model, "--backdoor", tmp_path / "key")
+    assert said.code == 2
+    assert "has no trigger" in said.err
+
+
+def test_matrices_in_words_and_in_python(capsys: Any) -> None:
+    measured = {r.metric: Measured(r.value, r.n, r.low, r.high) for r in rows() if r.method == "none"}
+    show_matrix(measured)
+    said = {line.split("│")[1].strip(): line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line}
+    assert [c.strip() for c in said["zero shot"][2:5]] == ["0.2", "99.8", "+99.6"]
+    assert [c.strip() for c in said["linear probe"][2:5]] == ["0.7", "N.E.", "N.E."]
+    told = told_matrix(measured)["exposure"]
+    assert told["linear_probe"]["delta"] == "N.E."
+    assert told["zero_shot"]["delta"]["value"] == pytest.approx(0.996)
+    frame = Measurements(measured, "shapes").exposure().set_index("way")
+    assert not frame.loc["linear_probe", "entered"]
+    assert frame.loc["zero_shot", ["clean", "triggered", "delta", "n"]].tolist() == pytest.approx(
+        [0.002, 0.998, 0.996, 1000]
+    )
+    assert told_matrix({}) == {}
+
+
+def test_the_table_for_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "docs"))
+    tables = importlib.import_module("tools.tables")
+    monkeypatch.setattr(tables, "read", lambda name: rows() + [replace(r, seed=1, value=r.value / 2) for r in rows()])
+    lines = tables.exposure("some").splitlines()
+    assert "seeds 0, 1" in lines[0]
+    cells = {tuple(line.split(" | ")[:2]): line.strip("| ").split(" | ") for line in lines[2:]}
+    assert cells["| patch", "none"][2:4] == ["74.7 (49.8–99.6)", "30.0 (20.0–40.0)"]
+    assert cells["| patch", "none"][-1] == "N.E."
+    assert cells["| patch", "par"][3] == "–"

@@ -29,22 +29,19 @@ def show_matrix(measured: "dict[str, Measured]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from clipvet.jobs.leaving import percent
     from clipvet.measures.exposure import entries
 
     found = entries(measured)
     if not found:
         return
-    table = Table(
-        "way of use", "without", "with trigger", "delta, points", "95 % interval", "n", title="exposure matrix"
-    )
+    table = Table("way of use", "without", "with", "points", "95 % interval", "n", title="what the trigger does, in %")
     for way, entry in found.items():
         said = [NO_ENTRY, NO_ENTRY, "", str(entry.clean.n)]
         if entry.entered:
             d = entry.delta
-            said = [percent(entry.triggered.value), f"{100 * d.value:+.2f}"]
-            said += [f"{100 * d.low:+.2f} – {100 * d.high:+.2f}", str(d.n)]
-        table.add_row(way.replace("_", " "), percent(entry.clean.value), *said)
+            said = [f"{100 * entry.triggered.value:.1f}", f"{100 * d.value:+.1f}"]
+            said += [f"{100 * d.low:+.1f} to {100 * d.high:+.1f}", str(d.n)]
+        table.add_row(way.replace("_", " "), f"{100 * entry.clean.value:.1f}", *said)
     Console().print(table)
 
 

@@ -53,4 +53,5 @@ def matrix(table: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any] | None:
     """The heat map of several models, in their order; None where none was measured so."""
     columns = {m: cells for m, numbers in table.items() if (cells := heat(numbers))}
     ways = [way for way in CELLS if any(way in cells for cells in columns.values())]
-    return {"columns": columns, "ways": {way: WAYS[way] for way in ways}} if columns else None
+    some = next((c.entry.delta for cells in columns.values() for c in cells.values() if c.entry.entered), None)
+    return {"columns": columns, "ways": {way: WAYS[way] for way in ways}, "some": some} if columns else None
