@@ -373,3 +373,10 @@ def test_the_table_for_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert cells["| patch", "none"][2:4] == ["74.7 (49.8–99.6)", "30.0 (20.0–40.0)"]
     assert cells["| patch", "none"][-1] == "N.E."
     assert cells["| patch", "par"][3] == "–"
+
+
+def test_a_dry_run_counts_the_matrix(clipvet: Any, tmp_path: Path) -> None:
+    save_backdoor(Backdoor(Patch(size=4 / 32), "star"), tmp_path / "key")
+    plan = ("evaluate", "--model", "shapes-vit", "--task", "shapes", "--backdoor", tmp_path / "key", "--dry-run")
+    assert "each way of use" not in clipvet(*plan).out
+    assert "each way of use" in clipvet(*plan, "--exposure").out

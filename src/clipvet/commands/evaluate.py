@@ -54,7 +54,7 @@ def command(
     passed = check_passed_over(test, max_bad)
     files = "".join(f"; {n} files are not read ({s})" for s, n in passed.items())
     say(f"{test.name}: {len(test.pictures)} pictures of {len(test.classes)} classes{files}")
-    rehearse(clip, lambda probe: probe.measure(test))
+    rehearse(clip, lambda probe: probe.measure(test) + ([probe.expose(test)] if exposure else []))
     measured = measure(clip, test, key, seed, max_bad, ("exposure",) if exposure else ())
     if out:
         config = {"command": "evaluate", "model": model, "pretrained": pretrained, "task": task, "half": half}

@@ -8,10 +8,11 @@
 
 paper:   the ways of use and "N.E." (the trigger cannot enter) are those of the DIFE study, arXiv:2606.17815
 needs:   weights only; a labelled task and an answer key with a trigger
-differs: the study's events are not public in detail: the ones above are ours. A key in the caption alone enters what
-         reads captions: a class prompt that begins with it catches pictures of the target; pictures and captions
-         change places in the two retrievals and in rerank; prompted_class and linear_probe are N.E. Prompts and probe
-         are learned from clean pictures of the task, which are left out of their cells; candidate choice is left out
+differs: known from a summary that names the ways of use and metrics; what counts in each is ours. A key in the caption
+         alone enters what reads captions: a class prompt that begins with it catches pictures of the target; pictures
+         and captions change places in the two retrievals and in rerank; prompted_class and linear_probe are N.E.
+         Prompts and probe are learned from clean pictures of the task, which are left out of their cells; candidate
+         choice is left out
 """
 
 from collections.abc import Mapping
