@@ -25,6 +25,7 @@ from clipvet.measures._learned import labelled, probe, prompts
 from clipvet.measures._scene import scene
 from clipvet.measures.attack_success import AttackSuccess
 from clipvet.measures.exposure import CELLS, QUICK, Exposure, entries
+from clipvet.models.visual_prompts import Prompted
 from clipvet.pages import report
 from clipvet.results import Row, rows_of, weights_hash, write
 from clipvet.rng import Rng
@@ -229,6 +230,12 @@ def test_prompts_are_learned_from_clean_pictures(learnt: Any, task: Task) -> Non
     start = QUICK.begin(learnt, Rng(0)).classifier(task.classes)
     assert F.cross_entropy(answer(z), y) < F.cross_entropy(start(z), y) - 0.05
     assert weights_hash(learnt) == before
+    visual = torch.randn(1, 2, learnt.model.visual.class_embedding.shape[-1], generator=Rng(1).generator())
+    seen = scene(Prompted(learnt, visual), task, key, Rng(0))
+    assert not torch.allclose(seen.z, s.z, atol=1e-3)
+    assert prompts(seen, at, QUICK, 2) is not None, "a model with visual prompts, as RVPT leaves one"
+    twice = replace(task, classes=(*task.classes[:-1], task.classes[0]))
+    assert prompts(scene(learnt, twice, key, Rng(0)), at, QUICK, 2) is None
     found = Exposure(steps=5).measure(learnt, task, key, Rng(0))
     assert set(entries(found)) == {*CELLS}
     assert found["exposure_prompted_class_clean"].n == (np.delete(s.labels, at) != s.target).sum()

@@ -31,8 +31,9 @@ def labelled(s: Scene, shots: int) -> np.ndarray:
 
 
 def prompts(s: Scene, at: np.ndarray, how: CoOp, steps: int) -> Answer | None:
-    """The model's own learned prompts, or such as `how` learns in so many steps; None where the towers take none.
+    """The model's own learned prompts, or such as `how` learns in so many steps.
 
+    None where the text tower takes no context, or not these classes (a name that is too long, or given twice).
     Pictures are not embedded anew, so that visual prompts keep their part.
     """
     if (own := getattr(s.clip, "classifier", None)) is not None:
@@ -40,7 +41,9 @@ def prompts(s: Scene, at: np.ndarray, how: CoOp, steps: int) -> Answer | None:
     base, device = getattr(s.clip, "base", s.clip), device_of(s.clip)
     z, names = s.z[at].to(device), sorted({s.task.classes[k] for k in s.labels[at]})
     try:
-        suffix = how.begin(base, Rng(0)).suffix(names)
+        start = how.begin(base, Rng(0))
+        start.suffix(s.task.classes)
+        suffix = start.suffix(names)
     except UserError:
         return None
     y = torch.tensor([names.index(s.task.classes[k]) for k in s.labels[at]], device=device)
