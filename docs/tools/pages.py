@@ -12,7 +12,7 @@ from tools.charts import CHARTS
 from tools.layouts import layouts_table
 from tools.meanings import MEANINGS
 from tools.rows import Rows, read
-from tools.tables import by_task, listed, tables
+from tools.tables import by_task, exposure, listed, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = ROOT / "docs/templates"
@@ -42,6 +42,7 @@ def pages() -> dict[Path, str]:
             "stale": partial(recipes.stale, recipe),
             "tables": partial(_tables, recipe),
         }
+        own["exposure"] = partial(exposure, recipe)
         own["sentence"] = recipes.words(recipe)["sentence"]
         title, text = env.get_template(name).render(own).split("\n", 1)
         made[ROOT / "docs" / name] = f"{title}\n\n{NOTE.format(name)}\n{text}"
@@ -62,6 +63,8 @@ def filled(text: str) -> str:
             made = listed(ROOT / path)
         elif path.endswith(".json"):
             made = layouts_table(ROOT / path)
+        elif metrics == ["exposure"]:  # "results/exposure_shapes exposure"
+            made = exposure(Path(path).name)
         else:
             made = by_task(Path(path).name) if metrics == ["by", "task"] else tables(Path(path).name, shown)
         out.append(f"{BEGIN.format(source)}\n{made}\n{END}{rest.split(END, 1)[1]}")

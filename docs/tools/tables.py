@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from clipvet import io, results
+from clipvet.measures.exposure import CELLS, PREFIX, Entry, entries
 from clipvet.results import Row
 from tools.rows import MEASURED, read
 
@@ -23,6 +24,28 @@ def tables(recipe: str, metrics: tuple[str, ...]) -> str:
             if found := [r for r in rows if r.model == model and r.metric == metric]:
                 made.append(f"{_caption(found, inspected)}\n\n{_table(found)}")
     return "\n\n".join(made)
+
+
+def exposure(recipe: str) -> str:
+    """The exposure matrix: attacks and methods down, ways of use across, the delta in points or N.E."""
+    rows = [r for r in read(recipe) if r.stage in MEASURED and r.metric.startswith(PREFIX)]
+    cells: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    for r in rows:
+        cells.setdefault((r.attack, r.method), {}).setdefault(r.metric, []).append(r)
+    ways = [way for way in CELLS if any(f"{PREFIX}{way}_clean" in by for by in cells.values())]
+    lines = [["attack", "method", *(way.replace("_", " ") for way in ways)], ["---"] * (2 + len(ways))]
+    for (attack, method), by in cells.items():
+        found = entries(by)
+        lines.append([attack, method, *(_entry(found[way]) if way in found else "–" for way in ways)])
+    seeds = sorted({r.seed for r in rows})
+    over = f"mean (range) over {_seeds(seeds)}" if len(seeds) > 1 else f"{_seeds(seeds)}, with the 95 % interval"
+    n = _span([r.n for r in rows if r.metric.endswith("_delta")])
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"**exposure**, points more with the trigger than without it, {over}; n = {n} each:\n\n{table}"
+
+
+def _entry(entry: Entry) -> str:
+    return _cell(entry.delta) if entry.entered else "N.E."
 
 
 SHORT = {"clean_accuracy": "top-1", "clean_accuracy_top5": "top-5", "text_retrieval_recall@5": "retrieval R@5"}

@@ -127,8 +127,25 @@ class Measurements(Result):
     def to_frame(self) -> Any:
         return frame_of(self.numbers)
 
+    def exposure(self) -> Any:
+        """The exposure matrix as a DataFrame: a row for each way of use, without and with the trigger, and the delta.
+
+        low, high: the delta's 95 % interval. entered: False where the trigger cannot enter (N.E.). Empty if the matrix
+        was not asked for.
+        """
+        import pandas as pd
+
+        from clipvet.measures.exposure import entries
+
+        rows = [
+            (way, e.clean.value, *((e.triggered.value, *e.delta) if e.entered else (None,) * 5), e.entered)
+            for way, e in entries(self.numbers).items()
+        ]
+        names = ["way", "clean", "triggered", "delta", "n", "low", "high", "entered"]
+        return pd.DataFrame(rows, columns=names)
+
     def plot(self, ax: Any = None) -> Any:
-        return _bars(_axes(ax), self.numbers)
+        return _bars(_axes(ax), {k: m for k, m in self.numbers.items() if not k.startswith("exposure_")})
 
 
 @dataclass(frozen=True, repr=False)

@@ -26,6 +26,7 @@ def evaluate(
     templates: Sequence[str] | Path | None = None,
     backdoor: Backdoor | str | Path | None = None,
     max_bad: float = 0.01,
+    exposure: bool = False,
     seed: int = 0,
 ) -> Measurements:
     """Zero-shot accuracy, retrieval and, with an answer key, attack success; each a fraction with n and 95 % interval.
@@ -33,7 +34,8 @@ def evaluate(
     model: as for `clipvet.load`. task: a folder with a folder of pictures for each class, "shapes", a list of (picture,
     class name), a torch Dataset or HF data set with labels, or a DataFrame. classes: names in the order of the labels,
     or a JSON file as --classes. templates: captions with {}. backdoor: the answer key, or its folder. max_bad: share of
-    unreadable pictures above which UserError is raised. Also raises UserError for fewer than two classes.
+    unreadable pictures above which UserError is raised. exposure: also what the key's trigger does in each way of use;
+    `.exposure()` is that matrix. Also raises UserError for fewer than two classes, and for exposure without a trigger.
 
         >>> import clipvet
         >>> found = clipvet.evaluate("shapes-vit", "shapes")
@@ -42,11 +44,15 @@ def evaluate(
     """
     from clipvet.data.folders import check_passed_over
     from clipvet.experiments.evaluation import measure_all
+    from clipvet.jobs.matrix import check_entry
 
     clip = load(model, rng=Rng(seed).fork("init"))
     test, key = task_of(task, classes, templates, clip.geometry.size, seed), _key(backdoor)
     passed = check_passed_over(test, max_bad)
-    return Measurements(measure_all(clip, test, key, Rng(seed).fork("measure"), max_bad=max_bad), test.name, passed)
+    if exposure:
+        check_entry(key)
+    costly = ("exposure",) if exposure else ()
+    return Measurements(measure_all(clip, test, key, Rng(seed).fork("measure"), costly, max_bad), test.name, passed)
 
 
 def inspect(

@@ -9,6 +9,7 @@ from clipvet.commands import _options as opt
 from clipvet.commands._output import output
 from clipvet.commands._shared import rehearse
 from clipvet.jobs.leaving import planted, record, save_rows, say, show, went_in
+from clipvet.jobs.matrix import check_entry, show_matrix, told_matrix
 from clipvet.jobs.opening import open_key, open_model, open_task
 from clipvet.jobs.working import measure
 
@@ -29,10 +30,15 @@ def command(
     max_bad: Annotated[
         float, typer.Option("--max-bad", help="share of unreadable pictures above which it is refused", min=0, max=1)
     ] = 0.01,
+    exposure: Annotated[
+        bool,
+        typer.Option("--exposure", help="also what the trigger of --backdoor does in each way of use, as a matrix"),
+    ] = False,
 ) -> None:
     """Zero-shot accuracy, attack success rate and retrieval, each with its sample size and 95 % interval.
 
-    With --half new, the target of --backdoor joins the class names.
+    With --half new, the target of --backdoor joins the class names. --exposure adds the exposure matrix: zero-shot,
+    learned prompts, retrieval, reranking and a linear probe, each with the trigger and without it.
     """
     import time
 
@@ -43,13 +49,16 @@ def command(
     also = (key.target, *(part.target for part in key.more)) if key else ()
     test = open_task(task, "", clip.geometry.size, classes, templates, seed, half, also)
     assert test is not None
+    if exposure:
+        check_entry(key)
     passed = check_passed_over(test, max_bad)
     files = "".join(f"; {n} files are not read ({s})" for s, n in passed.items())
     say(f"{test.name}: {len(test.pictures)} pictures of {len(test.classes)} classes{files}")
-    rehearse(clip, lambda probe: probe.measure(test))
-    measured = measure(clip, test, key, seed, max_bad)
+    rehearse(clip, lambda probe: probe.measure(test) + ([probe.expose(test)] if exposure else []))
+    measured = measure(clip, test, key, seed, max_bad, ("exposure",) if exposure else ())
     if out:
         config = {"command": "evaluate", "model": model, "pretrained": pretrained, "task": task, "half": half}
+        config |= {"exposure": True} if exposure else {}
         config |= {"seed": seed} | went_in(clip, test.pictures, backdoor=backdoor, classes=classes, templates=templates)
         with output(out, config) as work:
             save_rows(
@@ -57,7 +66,8 @@ def command(
                 seconds=time.monotonic() - began, seed=seed, model=model, data=task,
             )  # fmt: skip
     show(measured)
-    record(whole=_as_told(model, task, measured, dict(passed)))
+    show_matrix(measured)
+    record(whole=_as_told(model, task, measured, dict(passed)) | told_matrix(measured))
 
 
 def _as_told(model: str, task: str, measured: "dict[str, Measured]", passed: dict[str, int]) -> dict[str, Any]:

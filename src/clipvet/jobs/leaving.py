@@ -96,6 +96,8 @@ def show(measured: "dict[str, Measured]", before: "dict[str, Measured] | None" =
         record(before={name: m._asdict() for name, m in before.items()})
     table = Table("metric", *(["before"] if before else []), "value", "95 % interval", "n")
     for name, m in measured.items():
+        if name.startswith("exposure_"):  # `matrix.show_matrix` does
+            continue
         was = [percent(before[name].value) if name in before else ""] if before else []
         table.add_row(name, *was, percent(m.value), interval(m), str(m.n))
     Console().print(table)

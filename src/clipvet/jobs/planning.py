@@ -56,6 +56,12 @@ class Probe:
         texts = classes * max(1, len(test.templates)) * self.caption
         return [Step(f"measure on {n:,} pictures of {classes} classes", n * self.picture / 3 + texts)]
 
+    def expose(self, test: "Task") -> Step:
+        """Measure the exposure matrix of a trigger: stamped pictures, captions, and prompts learned in 60 steps."""
+        n, classes = len(test.pictures), len(test.classes)
+        texts = (2 * n + 60 * 3 * classes) * self.caption
+        return Step("measure what the trigger does in each way of use", n * self.picture / 3 + texts)
+
     def search(self, what: str, how: Any, models: int = 1) -> list[Step]:
         """Inspect models by `collapse`; how long other methods take is not known."""
         names = ("masked", "larger", "faint", "warped")

@@ -51,18 +51,24 @@ def left_out(left: dict[int, str]) -> str:
 
 
 def measure(
-    clip: "Clip", test: "Task | None", key: "Backdoor | None", seed: int, max_bad: float | None = None
+    clip: "Clip",
+    test: "Task | None",
+    key: "Backdoor | None",
+    seed: int,
+    max_bad: float | None = None,
+    costly: tuple[str, ...] = (),
 ) -> "dict[str, Measured]":
     """Every measure of the model on the test; nothing where there is no test.
 
-    max_bad: the fraction of unreadable pictures above which UserError is raised; None: they are said.
+    max_bad: the fraction of unreadable pictures above which UserError is raised; None: they are said. costly: names of
+    costly measures that shall run too.
     """
     from clipvet.experiments.evaluation import measure_all
     from clipvet.rng import Rng
 
     if test is None:
         return {}
-    found = measure_all(clip, test, key, Rng(seed).fork("measure"), max_bad=max_bad)
+    found = measure_all(clip, test, key, Rng(seed).fork("measure"), costly, max_bad)
     if "unreadable" in found:
         n, of = round(found["unreadable"].value * found["unreadable"].n), found["unreadable"].n
         say(f"  warning: {n} of the {of} pictures of {test.name} cannot be read and are left out of the numbers")

@@ -1,4 +1,4 @@
-"""Shares with Wilson's 95 % interval, and means with the normal one."""
+"""Shares with Wilson's 95 % interval, means with the normal one, and differences of paired shares with Newcombe's."""
 
 import numpy as np
 
@@ -26,3 +26,25 @@ def mean(values: np.ndarray, least: float = 0.0) -> Measured:
         return Measured(float(values[0]) if n else float("nan"), n, least, 1.0)
     m, half = float(values.mean()), 1.96 * float(values.std(ddof=1)) / n**0.5
     return Measured(m, n, max(least, m - half), min(1.0, m + half))
+
+
+def difference(after: np.ndarray, before: np.ndarray) -> Measured:
+    """The fraction of True in `after` less that in `before`, boolean arrays (n,) over the same things, in [-1, 1].
+
+    The 95 % interval is Newcombe's for paired shares (Statistics in Medicine 17, 1998, method 10). NaN if n is 0.
+    """
+    a, b, n = share(after), share(before), len(after)
+    if n == 0:
+        return Measured(float("nan"), 0, -1.0, 1.0)
+    both, neither = int((after & before).sum()), int((~after & ~before).sum())
+    k, m = int(after.sum()), int(before.sum())
+    odds = both * neither - (k - both) * (m - both)
+    scale = (k * (n - k) * m * (n - m)) ** 0.5
+    phi = (max(odds - n / 2, 0) if odds > 0 else odds) / scale if scale else 0.0  # how the two go together
+
+    def spread(x: float, y: float) -> float:
+        return max(0.0, x**2 - 2 * phi * x * y + y**2) ** 0.5
+
+    d = a.value - b.value
+    low, high = d - spread(a.value - a.low, b.high - b.value), d + spread(a.high - a.value, b.value - b.low)
+    return Measured(d, n, max(-1.0, low), min(1.0, high))

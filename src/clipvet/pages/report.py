@@ -18,7 +18,9 @@ from clipvet.data.captions import names_target
 from clipvet.data.decoding import FORMATS, MAX_PIXELS
 from clipvet.errors import UserError
 from clipvet.experiments.suite import is_clean
+from clipvet.measures.exposure import PREFIX
 from clipvet.pages._page import Axes, data_uri, write_html
+from clipvet.pages.exposure import matrix
 from clipvet.results import Row, kind_of
 
 NAMES = {"none": "victim", "finetune": "plain fine-tuning", "par": "PAR", "cleanclip": "CleanCLIP", "roclip": "RoCLIP"}
@@ -29,6 +31,7 @@ CONTROLS = ("none", "oracle", "random")  # methods that are no defenses
 TOOK = 0.5  # an attack below this success rate leaves a defense nothing to remove
 REFUSED = "refused"  # stage of the rows of a victim that is not backdoored enough for its recipe
 BLOCK = r"resistivity_(\w+)@(\d+)"  # shown as curves
+DRAWN = rf"{BLOCK}|{PREFIX}"  # metrics with a figure of their own, which holds their numbers
 CURVES = ("loss", "s_img", "s_txt", "gate_img", "gate_txt", "tau", "pairs_per_s")
 
 
@@ -217,7 +220,7 @@ def _section(
     cleaned = [m for m in table if m.name not in CONTROLS and "asr" in table[m]] if took else []
     cleaned.sort(key=lambda m: (m.colour != 1, m.name not in FIRST, m.name != "finetune"))  # colour 1: the first PAR
     shown = {m: t for m, t in table.items() if took is not False or m == victim}  # what the figures may score
-    metrics = dict.fromkeys(k for t in table.values() for k in t if not re.match(BLOCK, k))
+    metrics = dict.fromkeys(k for t in table.values() for k in t if not re.match(DRAWN, k))
     where = f"{model}/{attack}/"
     paper = {m: {k: reported[at] for k in t if (at := f"{where}{m.name}/{k}") in reported} for m, t in table.items()}
     return {
@@ -234,6 +237,7 @@ def _section(
         "shown": shown,
         "plane": _plane(shown),
         "layers": _layers(shown),
+        "exposure": matrix(shown),
         "training": _logs(logs, list(table)),
     }
 
