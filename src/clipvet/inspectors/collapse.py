@@ -64,7 +64,7 @@ class Collapse:
         "its picture tower alone, for small patches, faint changes and slight warps; other triggers would be missed"
     )
     waits: ClassVar[bool] = True  # without clean models its verdict is left open, unless
-    apart: ClassVar[float] = 2.5  # the score of one class leads all others' by more than this
+    apart: ClassVar[float] = 4.0  # the score of one class leads all others' by more than this
     sees: ClassVar[str] = "task"  # which pictures suit it best
     quick: ClassVar[Mapping[str, Any]] = {"masked": 6, "kept": 2, "faint": 1, "warped": 1, "steps": 100}
 
