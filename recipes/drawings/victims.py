@@ -1,8 +1,9 @@
 """Do the attacks take on real pictures? Six kinds at two poison rates, on the drawings' base model, and clean twins.
 
 command:  CLIPVET_HALF=judged clipvet run recipes/drawings/victims.py --out results/drawings_victims
-expected: to be measured
-hardware: 2 CPU cores. It needs the folder `drawings` (docs/drawings.md)
+expected: on seed 100 patch, SIG, BadCLIP and targeted take at both rates (ASR or psr 0.72 to 1.0), WaNet at 0.1 alone
+          (0.55), Blended at neither (0.03, 0.37); accuracy 0.75 to 0.80, of the clean twin 0.80
+hardware: 2 CPU cores, about an hour of one core for a seed. It needs the folder `drawings` (docs/drawings.md)
 """
 
 from clipvet.experiments.drawings import attacks, setting, twin
