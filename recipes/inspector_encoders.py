@@ -2,8 +2,8 @@
 
 command:  clipvet run recipes/inspector_encoders.py --out results/inspector_encoders
 expected: attacks' ASR >= 0.80, but for label_consistent, which is refused (at most 0.013). Seeds 10 and 11, with
-          collapse as it was: AUROC 0.89, 1.0 for each kind but BadCLIP and DRUPE (0.6); DECREE 0.76, random 0.56. Seed 12, with
-          collapse as it is: 0.94, BadCLIP is found, DRUPE is missed, one false alarm on five clean models
+          collapse as it was: AUROC 0.89, 1.0 for each kind but BadCLIP and DRUPE (0.6); DECREE 0.76, random 0.56.
+          Seed 12, with collapse as it is: 0.94, BadCLIP is found, DRUPE is missed, one false alarm on five clean models
 hardware: 2 CPU cores, 25 minutes of one core for a seed. Every seed has a world and a base model of its own, from which
           its victims and four of its five clean models start. Seeds 0 to 12 were used to choose settings; 13 to 19
           are for the judged run
