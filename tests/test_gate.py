@@ -145,5 +145,5 @@ def test_exit_codes(tmp_path: Path, capsys, monkeypatch) -> None:
     assert gate.main([]) == 2
     assert gate.main([str(tmp_path / "gone")]) == 2
     monkeypatch.setitem(__import__("sys").modules, "picklescan.scanner", None)
-    with pytest.raises(UserError, match=r"clipvet\[gate\]"):
+    with pytest.raises(UserError, match=r"pip install picklescan"):
         gate.scan(tmp_path)
