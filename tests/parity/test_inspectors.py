@@ -21,7 +21,7 @@ from clipvet.inspectors.ood_share import OodShare
 from clipvet.inspectors.pixel_backdoor import PixelBackdoor
 from clipvet.inspectors.random import Random
 from clipvet.rng import Rng
-from clipvet.scan.collapse import ALL, Change, Collapsed, Race, Search, alike, faint, search, warping, windowed
+from clipvet.scan.collapse import ALL, Change, Collapsed, Race, Search, alike, faint, grid, search, warping, windowed
 from clipvet.scan.collapse import masked as behind_a_mask
 from clipvet.scan.forms import masked, signed, started
 from clipvet.scan.heads import steps_of
@@ -387,7 +387,7 @@ def test_collapse_by_hand(inspected: Any, form: str) -> None:
     given = (CHANGES, steps, 6, fresh, 0.1, rng, torch.device("cpu"))
     found = search(clip.encode_image, [*others, where], *given)
 
-    start = CHANGES[form].start(8, rng.fork("start", form, "one"))
+    start = CHANGES[form].start(8, where.place, rng.fork("start", form, "one"))
     ps = [p.clone() for p in start if p.ndim > 1]
     draws = rng.fork("order", "one").numpy()
     rows = [draws.choice(64 - fresh, 6, replace=False) for _ in range(steps)]
@@ -414,6 +414,19 @@ def test_collapse_by_hand(inspected: Any, form: str) -> None:
     assert float(found.same[-1]) == pytest.approx(float((h @ h.T).triu(1).sum() / (fresh * (fresh - 1) / 2)), abs=1e-4)
     again = found.triggers[-1].stamp(x[-fresh:], Rng(0).keys(range(fresh)))  # the recovered trigger does the same
     assert torch.allclose(clip.encode_image(again).detach(), h, atol=1e-3)
+
+
+def test_masks_start_in_squares_all_over_the_picture() -> None:
+    assert grid(1) == [(0.5, 0.5)]
+    assert grid(4) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert (len(set(grid(7))), grid(7)[-1], grid(9)[5]) == (7, (1, 1), (0.5, 1))
+    for i, j in grid(9):  # a square of 9 pixels of 32 that starts at 0, 11.5 or 23
+        m, q = behind_a_mask((1.0, 1.0)).start(32, (i, j), Rng(1))
+        high = torch.zeros(32, 32, dtype=torch.bool)
+        high[round(23 * i) : round(23 * i) + 9, round(23 * j) : round(23 * j) + 9] = True
+        assert (m[0][high].mean() - 1, m[0][~high].mean() + 1) == (pytest.approx(0, abs=0.2), pytest.approx(0, abs=0.2))
+        assert float(m[0][~high].std()) == pytest.approx(0.5, abs=0.05)
+        assert float(q.mean()) == pytest.approx(0, abs=0.05)
 
 
 def test_a_race_gives_up_what_stands_worst_and_leaves_the_rest_as_it_was(inspected: Any) -> None:

@@ -1,8 +1,8 @@
 """Collapse: find small changes under which all pictures look alike to the picture tower; a backdoor is such a change.
 
     min -mean_{i != j} cos(h(x'_i), h(x'_j)) + price(step) size         the price rises, exponentially
-    x'  = (1 - m) x + m q, size = mean(m);   the same with a square m of fixed side, size = how spread its place is;
-          or x + delta, |delta| <= eps;   or x warped by a smooth field of at most `far`
+    x'  = (1 - m) x + m q, size = mean(m), m starts in one of many squares;   the same with a square m of fixed side,
+          size = how spread its place is;   or x + delta, |delta| <= eps;   or x warped smoothly, by at most `far`
     z   = mean of h(x') on fresh pictures, of length 1: the target feature
     s_t = share of the x' that are called t * max( mean_{i != j} cos(h(x'_i), h(x'_j)), cos(z, w_t) )
           w_t: the prompt of class t;   without classes: the mean cosine alone
@@ -23,11 +23,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.data.worlds.pool import pool
 from clipvet.engine.embed import device_of
 from clipvet.models.adapter import frozen
 from clipvet.rng import Rng
-from clipvet.scan.collapse import Change, Race, Search, check, faint, masked, search, warping, windowed
+from clipvet.scan.collapse import Change, Race, Search, check, faint, grid, masked, search, warping, windowed
 from clipvet.scan.heads import check_classes, check_slope, computing, pixels
 from clipvet.scan.landing import check_varied, finding
 from clipvet.types import Clip, Finding, Pairs
@@ -37,13 +36,13 @@ FORMS: tuple[str, ...] = ("masked", "larger", "faint", "warped")
 
 @dataclass(frozen=True)
 class Collapse:
-    masked: int = 18  # searches of each form; one masked in six sees pictures from outside of every task
+    masked: int = 25  # searches of each form; the masks start in squares all over the picture
     larger: int = 0  # with a square of fixed side
     faint: int = 2
     warped: int = 2
     steps: int = 200
     trial: int = 40  # steps after which the searches of a form that stand worst are given up
-    kept: int = 5  # of each form
+    kept: int = 12  # of each form
     batch: int = 8  # pictures a step, in every search
     fresh: int = 128  # pictures kept for judging; at most a third of them
     lr: float = 0.1  # Adam's
@@ -66,7 +65,7 @@ class Collapse:
     waits: ClassVar[bool] = True  # without clean models its verdict is left open, unless
     apart: ClassVar[float] = 4.0  # the score of one class leads all others' by more than this
     sees: ClassVar[str] = "task"  # which pictures suit it best
-    quick: ClassVar[Mapping[str, Any]] = {"masked": 6, "kept": 2, "faint": 1, "warped": 1, "steps": 100}
+    quick: ClassVar[Mapping[str, Any]] = {"masked": 9, "trial": 25, "kept": 2, "faint": 1, "warped": 1, "steps": 80}
 
     def inspect(
         self, clip: Clip, pictures: Pairs, classes: Sequence[str], templates: Sequence[str], rng: Rng
@@ -120,13 +119,10 @@ class Collapse:
         }
 
     def searches(self, seen: Float[Tensor, "n 3 h w"], rng: Rng) -> list[Search]:
-        """All searches on these pictures. Every pool is shuffled first."""
-        counts = {form: getattr(self, form) for form in FORMS}
-        outside = pool(len(seen), seen.shape[-1], 1)
-        mixed = [
-            x[torch.from_numpy(rng.fork("mix", k).numpy().permutation(len(x)))] for k, x in enumerate((seen, outside))
+        """All searches on these pictures, which are shuffled first."""
+        mixed = seen[torch.from_numpy(rng.fork("mix", 0).numpy().permutation(len(seen)))]
+        return [
+            Search(form, mixed, f"{form}-{k}", place)
+            for form in FORMS
+            for k, place in enumerate(grid(getattr(self, form)))
         ]
-        made = [Search(f, mixed[0], f"{f}-{k}") for f, n in counts.items() for k in range(n)]
-        for k in range(5, self.masked, 6):
-            made[k] = made[k]._replace(pool=mixed[1])
-        return made

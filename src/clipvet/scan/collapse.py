@@ -10,6 +10,7 @@ one batch.
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import product
+from math import ceil
 from typing import NamedTuple
 
 import torch
@@ -23,16 +24,19 @@ from clipvet.rng import Rng
 from clipvet.scan.forms import Params
 from clipvet.triggers.recovered import Recovered, warped
 
+Place = tuple[float, float]  # of a square's upper left corner, from top and left: shares of the way that it can go
 Encode = Callable[[Tensor], Tensor]  # pictures (b, 3, h, w) -> (b, d) of length 1, with gradient
 SPREAD = 0.5  # standard deviation of a start's parameters
 LEAST = 6  # pictures, so that two are left for judging
+SQUARE = 0.28  # side of the square in which a mask starts, of the picture's
+INSIDE = 2.0  # how much higher a mask's parameters start in that square; they start at -1 elsewhere
 TALLY = 10  # steps over which a search's loss is averaged
 
 
 class Change(NamedTuple):
     """A way to change pictures. The functions take the parameters of k searches; `start` makes those of one."""
 
-    start: Callable[[int, Rng], Params]  # (side of the pictures in pixels, rng)
+    start: Callable[[int, Place, Rng], Params]  # (side of the pictures in pixels, where to begin, rng)
     apply: Callable[[Params, Tensor], Tensor]  # pictures (k, b, 3, h, w), those of each search -> the same, changed
     parts: Callable[[Params], tuple[Tensor, Tensor, Tensor]]  # mask, pattern and warp of k recovered triggers
     size: Callable[[Params], Tensor]  # (k,), what has a price
@@ -64,9 +68,19 @@ def _none(like: Tensor, channels: int) -> Tensor:
 
 
 def masked(price: tuple[float, float]) -> Change:
-    """x' = (1 - m) x + m q: a picture q behind a mask m, both in [0, 1]. Its size is the mean of the mask."""
+    """x' = (1 - m) x + m q: a picture q behind a mask m, both in [0, 1]. Its size is the mean of the mask.
+
+    The mask starts high in a square and low elsewhere, as a patch is found from nearby.
+    """
+
+    def start(side: int, place: Place, rng: Rng) -> Params:
+        m, own = _normal((1, side, side), rng.fork("m")) - 1, max(1, round(SQUARE * side))
+        i, j = (round(at * (side - own)) for at in place)
+        m[:, i : i + own, j : j + own] += INSIDE
+        return m, _normal((3, side, side), rng.fork("q"))
+
     return Change(
-        lambda side, rng: (_normal((1, side, side), rng.fork("m")), _normal((3, side, side), rng.fork("q"))),
+        start,
         lambda ps, x: (1 - _half(ps[0])[:, None]) * x + (_half(ps[0]) * _half(ps[1]))[:, None],
         lambda ps: (_half(ps[0]), _half(ps[0]) * _half(ps[1]), _none(ps[0], 2)),
         lambda ps: _half(ps[0]).mean((1, 2, 3)),
@@ -86,7 +100,7 @@ def windowed(share: float, price: tuple[float, float]) -> Change:
         chance = ps[0].flatten(1).softmax(1)
         return (chance @ squares.flatten(1)).unflatten(1, squares.shape[1:])[:, None].clamp(max=1)
 
-    def start(side: int, rng: Rng) -> Params:
+    def start(side: int, place: Place, rng: Rng) -> Params:
         return _normal((1, len(_squares(share, side))), rng.fork("p")), _normal((3, side, side), rng.fork("q"))
 
     return Change(
@@ -113,7 +127,7 @@ def _squares(share: float, side: int) -> Float[Tensor, "p h w"]:
 def faint(eps: float) -> Change:
     """x' = clip(x + eps tanh(w), 0, 1): a change of every pixel by at most eps, pixels in [0, 1]."""
     return Change(
-        lambda side, rng: (_normal((3, side, side), rng),),
+        lambda side, place, rng: (_normal((3, side, side), rng),),
         lambda ps, x: (x + (eps * ps[0].tanh())[:, None]).clamp(0, 1),
         lambda ps: (_none(ps[0], 1), eps * ps[0].tanh(), _none(ps[0], 2)),
         lambda ps: torch.zeros(len(ps[0]), device=ps[0].device),
@@ -131,7 +145,7 @@ def warping(far: float, k: int) -> Change:
         return _none(warp, 1), _none(warp, 3), warp
 
     return Change(
-        lambda side, rng: (_normal((2, k, k), rng), torch.zeros(side)),  # the second remembers the side
+        lambda side, place, rng: (_normal((2, k, k), rng), torch.zeros(side)),  # the second remembers the side
         lambda ps, x: warped(x, field(ps, x.shape[-1])),
         parts,
         lambda ps: torch.zeros(len(ps[0]), device=ps[0].device),
@@ -150,6 +164,15 @@ class Search(NamedTuple):
     form: str
     pool: Float[Tensor, "n 3 h w"]
     name: str  # from which its start and the order of its pictures are drawn
+    place: Place = (0.5, 0.5)  # where its mask starts
+
+
+def grid(n: int) -> list[Place]:
+    """n places spread over a square grid, row by row; the middle alone for one."""
+    side = ceil(n**0.5)
+    steps = [k / (side - 1) for k in range(side)] if side > 1 else [0.5]
+    places = list(product(steps, steps))
+    return [places[round(k * (len(places) - 1) / max(1, n - 1))] for k in range(n)]
 
 
 class Collapsed(NamedTuple):
@@ -247,6 +270,6 @@ def _encoded(encode: Encode, x: Tensor) -> Tensor:
 
 def _started(change: Change, some: Sequence[Search], rng: Rng, device: torch.device) -> Params:
     """The parameters before the first step, one row a search. Those with one dimension a search stay as they are."""
-    starts = [change.start(s.pool.shape[-1], rng.fork("start", s.form, s.name)) for s in some]
+    starts = [change.start(s.pool.shape[-1], s.place, rng.fork("start", s.form, s.name)) for s in some]
     stacked = (torch.stack(each).to(device) for each in zip(*starts))
     return tuple(p.requires_grad_() if p.ndim > 2 else p for p in stacked)
