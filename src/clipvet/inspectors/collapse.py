@@ -52,7 +52,7 @@ class Collapse:
     eps: float = 2 / 255  # largest change of a pixel in the form `faint`, pixels in [0, 1]
     far: float = 0.06  # largest shift in the form `warped`, in half sides
     points: int = 8  # control points of the warp along a side
-    usual: tuple[float, ...] = (0.34, 0.5, 0.21, 0.32)  # what each form reaches in clean models
+    usual: tuple[float, ...] = (0.34, 0.5, 0.21, 0.32)  # what each form reaches in clean models; `larger` is a guess
     alone: tuple[float, ...] = (0.35, 0.6, 0.33, 0.4)  # the same without classes
     precision: Literal["no", "bf16"] = "no"
 
