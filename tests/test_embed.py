@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from clipvet.engine import neighbours
 from clipvet.engine.embed import embed_images, embed_pairs, embed_texts, see, sharing
-from clipvet.engine.neighbours import nearest
+from clipvet.engine.neighbours import near, nearest
 from clipvet.errors import UserError
 from clipvet.rng import Rng
 
@@ -59,10 +60,10 @@ def test_distances_of_near_copies_are_sharp() -> None:
     """From the inner product alone, a distance of 2e-4 would drown in float32's rounding."""
     x = unit(30, 512)
     x[1] = F.normalize(x[0] + 1e-5 * unit(1, 512, 9)[0] * 20, dim=0)
-    near = nearest(x, 1)
+    found = nearest(x, 1)
     true = float((x[0].double() - x[1].double()).norm())
-    assert near.index[0].item() == 1
-    assert near.distance[0].item() == pytest.approx(true, rel=1e-3)
+    assert found.index[0].item() == 1
+    assert found.distance[0].item() == pytest.approx(true, rel=1e-3)
 
 
 @pytest.mark.parametrize("k", [0, 20, 21])
@@ -71,6 +72,44 @@ def test_too_few_to_have_k_neighbours(k: int) -> None:
         nearest(unit(20), k)
     with pytest.raises(UserError, match="lower k"):
         nearest(unit(20), 8, np.arange(8))
+
+
+def clustered(n: int) -> torch.Tensor:
+    centres = unit(60)
+    return F.normalize(centres[torch.arange(n) % 60] + 0.2 * unit(n, seed=1), dim=1)
+
+
+def test_of_many_rows_nearly_all_neighbours_are_found(monkeypatch) -> None:
+    x = clustered(3000)
+    x[7] = x[11] = x[2].clone()  # copies are neighbours, and take no row's own place
+    exact = nearest(x, 8).index
+    monkeypatch.setattr(neighbours, "MANY", 1000)
+    found = near(x, 8)
+    assert found.shape == exact.shape
+    assert not (found == torch.arange(3000)[:, None]).any()
+    assert (found[:, :, None] == exact[:, None]).any(2).float().mean() > 0.9
+    assert {7, 11} <= set(found[2].tolist())
+    assert torch.equal(near(x, 8), found)
+
+
+def test_cells_that_hold_too_few_rows_are_made_up_for(monkeypatch) -> None:
+    x = clustered(300)
+    for name, value in {"MANY": 100, "PROBES": 1, "CELLS": 8}.items():
+        monkeypatch.setattr(neighbours, name, value)
+    found = near(x, 8)
+    assert (found >= 0).all()
+    assert not (found == torch.arange(300)[:, None]).any()
+    assert (found.sort(dim=1).values.diff(dim=1) > 0).all()  # each neighbour once
+
+
+def test_without_faiss_all_are_compared(monkeypatch) -> None:
+    x = clustered(300)
+    monkeypatch.setattr(neighbours, "MANY", 100)
+    assert not neighbours.compares_all(300)
+    monkeypatch.setattr(neighbours.importlib.util, "find_spec", lambda name: None)
+    assert neighbours.compares_all(300)
+    assert not neighbours.compares_all(50)
+    assert torch.equal(near(x, 8), nearest(x, 8).index)
 
 
 def test_pairs_are_embedded_as_they_come(clip, pairs) -> None:

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipvet.engine.neighbours import nearest
+from clipvet.engine.neighbours import near
 from clipvet.filters._anew import Own
 from clipvet.filters._features import aligned
 from clipvet.filters._seen import look
@@ -81,7 +81,7 @@ class Auto:
 def _around(q: Float[np.ndarray, " m"], x: Float[Tensor, "m d"], k: int) -> Float[np.ndarray, " m"]:
     """The mean of q over each row and its k nearest, or as many as there are."""
     k = min(k, len(x) - 1)
-    return (q + q[nearest(x, k).index.cpu().numpy()].sum(1)) / (k + 1) if k else q
+    return (q + q[near(x, k).cpu().numpy()].sum(1)) / (k + 1) if k else q
 
 
 def _extreme(values: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
