@@ -15,7 +15,7 @@ from clipvet.rng import Rng
 from clipvet.scan.wording import sentence
 from clipvet.types import Finding, Suspicion
 
-TOY = Collapse(masked=1, larger=1, faint=1, warped=0, steps=40, batch=6, fresh=20, eps=0.3)
+TOY = Collapse(masked=1, larger=1, faint=1, warped=0, striped=0, steps=40, batch=6, fresh=20, eps=0.3)
 
 
 def folder_of(where: Path, n: int, fill: int | None = None) -> Path:
@@ -85,7 +85,7 @@ def test_the_quick_form(clipvet: Any, family: Path, tmp_path: Path) -> None:  # 
     code, _, err = clipvet(*args)
     assert (code, "quick: " in err, "few searches" in err) == (4, True, True), err
     v = verdict(tmp_path / "out")
-    assert v.settings["searches"] == sum(Collapse.quick[f] for f in ("masked", "faint", "warped"))
+    assert v.settings["searches"] == sum(Collapse.quick[f] for f in ("masked", "faint", "warped", "striped"))
     assert v.settings["updates"] == 2, "--set counts more than --quick"
     code, _, err = clipvet(*args[:-1], tmp_path / "other", "--method", "ood_share")
     assert (code, "no quick form" in err) == (2, True), err

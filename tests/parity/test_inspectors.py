@@ -21,7 +21,20 @@ from clipvet.inspectors.ood_share import OodShare
 from clipvet.inspectors.pixel_backdoor import PixelBackdoor
 from clipvet.inspectors.random import Random
 from clipvet.rng import Rng
-from clipvet.scan.collapse import ALL, Change, Collapsed, Race, Search, alike, faint, grid, search, warping, windowed
+from clipvet.scan.collapse import (
+    ALL,
+    Change,
+    Collapsed,
+    Race,
+    Search,
+    alike,
+    faint,
+    grid,
+    search,
+    striped,
+    warping,
+    windowed,
+)
 from clipvet.scan.collapse import masked as behind_a_mask
 from clipvet.scan.forms import masked, signed, started
 from clipvet.scan.heads import steps_of
@@ -343,11 +356,13 @@ def test_batches_go_through_the_whole_pool() -> None:
 
 
 PRICES = {"masked": (2.0, 30.0), "larger": (0.1, 3.0), "faint": (1.0, 1.0), "warped": (1.0, 1.0)}
+PRICES["striped"] = (1.0, 1.0)
 CHANGES = {
     "masked": behind_a_mask(PRICES["masked"]),
     "larger": windowed(0.5, PRICES["larger"]),
     "faint": faint(0.1),
     "warped": warping(0.5, 3),
+    "striped": striped(0.2),
 }
 CORNERS = [(i, j) for i in (0, 2, 4) for j in (0, 2, 4)]  # of the squares of 4 x 4 in 8 x 8 pixels
 
@@ -363,6 +378,12 @@ def stamped_by_hand(form: str, ps: Sequence[Tensor], x: Tensor) -> Tensor:
         return (1 - m) * x + m * q
     if form == "faint":
         return (x + 0.1 * ps[0].tanh()).clamp(0, 1)
+    if form == "striped":
+        out = x.clone()
+        for i in range(8):
+            for j in range(8):  # the same in all three colours
+                out[:, :, i, j] += 0.2 * (ps[0][0, i, 0] * ps[1][0, 0, j]).tanh()
+        return out.clamp(0, 1)
     v = 0.5 * F.interpolate(ps[0][None], (8, 8), mode="bicubic", align_corners=True)[0].tanh()
     out, line = torch.zeros_like(x), torch.linspace(-1, 1, 8)
     for i in range(8):
@@ -454,12 +475,12 @@ def test_a_race_gives_up_what_stands_worst_and_leaves_the_rest_as_it_was(inspect
 
 
 def test_the_score_of_a_collapse(inspected: Any) -> None:
-    usual = (0.25, 0.3, 0.5, 0.5)
-    how = Collapse(masked=1, larger=1, faint=1, warped=0, steps=3, batch=6, fresh=20, usual=usual)
+    usual = (0.25, 0.3, 0.5, 0.5, 0.45)
+    how = Collapse(masked=1, larger=1, faint=1, warped=0, striped=1, steps=3, batch=6, fresh=20, usual=usual)
     found = how.inspect(inspected.backdoored, inspected.pictures, inspected.classes, ("{}",), Rng(2))
     best = max(found.classes, key=lambda r: r.score)
     assert (found.target, found.score) == (best.name, best.score)
-    assert found.score == max(found.settings[f"{f}_score"] for f in ("masked", "larger", "faint"))
+    assert found.score == max(found.settings[f"{f}_score"] for f in ("masked", "larger", "faint", "striped"))
     first, second = sorted((row.score for row in found.classes), reverse=True)[:2]
     assert found.settings.get("lead", first - second) == pytest.approx(first - second)
     assert ("lead" in found.settings) == (found.settings["area"] <= 0.05 and best.base <= 0.5)
@@ -471,12 +492,14 @@ def test_the_score_of_a_collapse(inspected: Any) -> None:
         share = sum(int((named @ x).argmax()) == t for x in h) / 20
         s = share * max(same, float(F.normalize(h.mean(0), dim=0) @ named[t]))
         assert (-row.loss, row.asr) == (pytest.approx(same, abs=1e-3), pytest.approx(share))
-        assert row.score in [pytest.approx((s - u) / 0.1, abs=0.01) for u in usual[:3]]
+        assert row.score in [pytest.approx((s - u) / 0.1, abs=0.01) for u in usual]
     z = torch.tensor(found.feature)
     assert (len(z), float(z.norm())) == (32, pytest.approx(1, abs=1e-5))
     assert found.settings["near"] == pytest.approx(float((named @ z).max()), abs=1e-4)
 
-    bare = replace(how, alone=(0.2, 0.4, 0.3, 0.5)).inspect(inspected.backdoored, inspected.pictures, (), (), Rng(2))
+    bare = replace(how, alone=(0.2, 0.4, 0.3, 0.5, 0.35)).inspect(
+        inspected.backdoored, inspected.pictures, (), (), Rng(2)
+    )
     assert (bare.target, bare.classes) == (None, ())
-    assert bare.score == max(bare.settings[f"{f}_score"] for f in ("masked", "larger", "faint"))
-    assert bare.score in [pytest.approx((bare.settings["likeness"] - u) / 0.1) for u in (0.2, 0.4, 0.3)]
+    assert bare.score == max(bare.settings[f"{f}_score"] for f in ("masked", "larger", "faint", "striped"))
+    assert bare.score in [pytest.approx((bare.settings["likeness"] - u) / 0.1) for u in (0.2, 0.4, 0.3, 0.35)]

@@ -24,6 +24,7 @@ MEANING = {
     "steps": "updates",
     "faint": "searches for a faint change",
     "warped": "searches for a warp",
+    "striped": "searches for stripes, waves, grids and checks",
 }
 # a field that many methods have -> when to change it
 WHEN = {

@@ -2,7 +2,8 @@
 
     min -mean_{i != j} cos(h(x'_i), h(x'_j)) + price(step) size         the price rises, exponentially
     x'  = (1 - m) x + m q, size = mean(m), m starts in one of many squares;   the same with a square m of fixed side,
-          size = how spread its place is;   or x + delta, |delta| <= eps;   or x warped smoothly, by at most `far`
+          size = how spread its place is;   or x + delta, |delta| <= eps;   or x warped smoothly, by at most `far`;
+          or x + contrast tanh(u v'), a grey pattern of rows times columns
     z   = mean of h(x') on fresh pictures, of length 1: the target feature
     s_t = share of the x' that are called t * max( mean_{i != j} cos(h(x'_i), h(x'_j)), cos(z, w_t) )
           w_t: the prompt of class t;   without classes: the mean cosine alone
@@ -26,12 +27,12 @@ from torch import Tensor
 from clipvet.engine.embed import device_of
 from clipvet.models.adapter import frozen
 from clipvet.rng import Rng
-from clipvet.scan.collapse import Change, Race, Search, check, faint, grid, masked, search, warping, windowed
+from clipvet.scan.collapse import Change, Race, Search, check, faint, grid, masked, search, striped, warping, windowed
 from clipvet.scan.heads import check_classes, check_slope, computing, pixels
 from clipvet.scan.landing import check_varied, finding
 from clipvet.types import Clip, Finding, Pairs
 
-FORMS: tuple[str, ...] = ("masked", "larger", "faint", "warped")
+FORMS: tuple[str, ...] = ("masked", "larger", "faint", "warped", "striped")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Collapse:
     larger: int = 0  # with a square of fixed side
     faint: int = 2
     warped: int = 2
+    striped: int = 3
     steps: int = 200
     trial: int = 40  # steps after which the searches of a form that stand worst are given up
     kept: int = 12  # of each form
@@ -52,20 +54,30 @@ class Collapse:
     eps: float = 2 / 255  # largest change of a pixel in the form `faint`, pixels in [0, 1]
     far: float = 0.06  # largest shift in the form `warped`, in half sides
     points: int = 8  # control points of the warp along a side
-    usual: tuple[float, ...] = (0.34, 0.5, 0.21, 0.32)  # what each form reaches in clean models; `larger` is a guess
-    alone: tuple[float, ...] = (0.35, 0.6, 0.33, 0.4)  # the same without classes
+    contrast: float = 20 / 255  # largest change of a pixel in the form `striped`
+    usual: tuple[float, ...] = (
+        0.34,
+        0.5,
+        0.21,
+        0.32,
+        0.17,
+    )  # what each form reaches in clean models; `larger` is a guess
+    alone: tuple[float, ...] = (0.35, 0.6, 0.33, 0.4, 0.26)  # the same without classes
     precision: Literal["no", "bf16"] = "no"
 
     needs: ClassVar[str] = "unlabelled pictures; white-box weights"
     scaled: ClassVar[bool] = False
     fewest: ClassVar[int] = 0  # classes that it needs
     judges: ClassVar[str] = (
-        "its picture tower alone, for small patches, faint changes and slight warps; other triggers would be missed"
+        "its picture tower alone, for small patches, faint changes, stripes and slight warps; other triggers would be "
+        "missed"
     )
     waits: ClassVar[bool] = True  # without clean models its verdict is left open, unless
     apart: ClassVar[float] = 4.0  # the score of one class leads all others' by more than this
     sees: ClassVar[str] = "task"  # which pictures suit it best
-    quick: ClassVar[Mapping[str, Any]] = {"masked": 9, "trial": 25, "kept": 2, "faint": 1, "warped": 1, "steps": 80}
+    quick: ClassVar[Mapping[str, Any]] = {
+        "masked": 9, "trial": 25, "kept": 2, "faint": 1, "warped": 1, "striped": 1, "steps": 80,
+    }  # fmt: skip
 
     def inspect(
         self, clip: Clip, pictures: Pairs, classes: Sequence[str], templates: Sequence[str], rng: Rng
@@ -109,6 +121,12 @@ class Collapse:
         return Race(self.trial, self.kept)
 
     @property
+    def work(self) -> int:
+        """Pictures that go through the tower forward and back, in all searches."""
+        each = (getattr(self, form) for form in FORMS)
+        return self.batch * sum(min(n, self.kept) * self.steps + max(0, n - self.kept) * self.trial for n in each)
+
+    @property
     def changes(self) -> dict[str, Change]:
         """The forms of a change, by name."""
         return {
@@ -116,6 +134,7 @@ class Collapse:
             "larger": windowed(self.side, self.settle),
             "faint": faint(self.eps),
             "warped": warping(self.far, self.points),
+            "striped": striped(self.contrast),
         }
 
     def searches(self, seen: Float[Tensor, "n 3 h w"], rng: Rng) -> list[Search]:

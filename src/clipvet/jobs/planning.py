@@ -64,11 +64,8 @@ class Probe:
 
     def search(self, what: str, how: Any, models: int = 1) -> list[Step]:
         """Inspect models by `collapse`; how long other methods take is not known."""
-        names = ("masked", "larger", "faint", "warped")
-        if not all(hasattr(how, name) for name in names):
-            return [Step(what, None)]
-        seconds = sum(getattr(how, name) for name in names) * how.batch * how.steps * self.picture
-        return [Step(what, models * seconds)]
+        work = getattr(how, "work", None)
+        return [Step(what, None if work is None else models * work * self.picture)]
 
     def filtered(self, how: Any, pairs: "Pairs", alone: bool) -> list[Step]:
         """Score the pairs; alone: after a model was trained on some of them."""

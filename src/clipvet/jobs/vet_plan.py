@@ -12,8 +12,7 @@ PAIRS = 5000  # that a quick run looks at
 def steps(inputs: Inputs, quick: bool) -> list[Step]:
     """What will be done, with the time of each."""
     got, (picture, caption) = inputs, speed(inputs.clip)
-    look = Collapse()  # the inspection of encoders
-    inspect = (look.masked + look.larger + look.faint + look.warped) * look.batch * look.steps * picture
+    inspect = Collapse().work * picture
     out = [Step("scan the files for code", 1.0)]
     if has_prompts(got.clip):
         out.append(Step("inspect the learned prompts", None))

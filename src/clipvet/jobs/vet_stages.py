@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from clipvet.types import Backdoor, Clip, Measured
 
 REFERENCE = 256  # pictures, for the comparison with a reference
-FEWER = {"masked": 2, "faint": 1, "warped": 1, "steps": 60}  # of collapse, in a quick first look
+FEWER = {"masked": 2, "faint": 1, "warped": 1, "striped": 1, "steps": 60}  # of collapse, in a quick first look
 ALIKE = 0.98  # cosine of two classes' prompts, above which the model cannot tell them apart
 SHOWN = ("clean_accuracy", "asr", "text_retrieval_recall@5", "pairs_text_retrieval_recall@5")  # numbers that are kept
 TEST_OF = {"prompts": "its learned prompts", "encoder": "its picture tower", "text": "its text tower"}

@@ -134,6 +134,27 @@ def faint(eps: float) -> Change:
     )
 
 
+def striped(contrast: float) -> Change:
+    """x' = clip(x + contrast tanh(u v'), 0, 1): a grey pattern of rows u times columns v, pixels in [0, 1].
+
+    Stripes, waves, grids and checks are such patterns. So few parameters fool hardly any clean model, and so the change
+    may be far stronger than one of every pixel.
+    """
+
+    def pattern(ps: Params) -> Tensor:
+        return (contrast * (ps[0] * ps[1]).tanh()).expand(-1, 3, -1, -1)
+
+    def start(side: int, place: Place, rng: Rng) -> Params:
+        return 3 * _normal((1, side, 1), rng.fork("u")), 3 * _normal((1, 1, side), rng.fork("v"))
+
+    return Change(
+        start,
+        lambda ps, x: (x + pattern(ps)[:, None]).clamp(0, 1),
+        lambda ps: (_none(pattern(ps), 1), pattern(ps), _none(pattern(ps), 2)),
+        lambda ps: torch.zeros(len(ps[0]), device=ps[0].device),
+    )
+
+
 def warping(far: float, k: int) -> Change:
     """x' = x warped by a smooth field on k x k control points, by at most `far`, in half sides, along each axis."""
 
