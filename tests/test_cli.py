@@ -22,7 +22,7 @@ from clipvet import cli, find, io
 from clipvet.commands import explain
 from clipvet.commands._choices import CHOICES
 from clipvet.engine import fit
-from clipvet.jobs.working import harm
+from clipvet.jobs.working import harm, weakness
 from clipvet.measures._intervals import share
 from clipvet.results import read, write
 
@@ -64,9 +64,11 @@ def test_the_whole_job_on_files(clipvet, files: Path, tmp_path: Path) -> None:
         "attack", "--model", trained, "--data", files / "train.csv", "--trigger", "patch", "--target", "seven",
         "--rate", 0.05, "--out", victim, *QUICK, *task,
     )  # fmt: skip
-    assert said.code == 0, said.err
+    assert said.code == 4, said.err
     assert "8 poisons among 160 pairs" in said.err
     assert "8 poisons are few" in said.err
+    assert said.err.splitlines()[-1].startswith("the attack did not take: its success rate (asr) is ")
+    assert "raise --rate or epochs" in said.err.splitlines()[-1]
     key = ["--backdoor", victim / "backdoor"]
     said = clipvet("evaluate", "--model", victim, *task, *key, "--json")
     told = json.loads(said.out)
@@ -176,6 +178,48 @@ def test_a_model_that_lost_much_is_not_called_cleaned(metric: str, was: float, n
     found = harm(before, after)
     assert found.startswith(said)
     assert bool(found) == bool(said)
+
+
+def test_an_attack_that_did_not_take_is_said(clipvet, files: Path, tmp_path: Path) -> None:
+    """Also when the finished command is given again. A clean twin has nothing to take."""
+    same = ["--model", f"local-dir:{files / 'model'}", "--data", files / "clean.csv", "--task", files / "test"]
+    for attack, code in (("poison", 4), ("none", 0)):
+        call = ["attack", "--attack", attack, *same, "--target", "seven", *QUICK, "--out", tmp_path / attack]
+        for _ in range(2):
+            said = clipvet(*call, *(["--rate", 0.1] if attack == "poison" else []))
+            assert (said.code, "did not take" in said.err.splitlines()[-1]) == (code, code == 4), said.err
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"asr": 0.97, "clean_target_rate": 0.02}, ""),
+        ({"asr": 0.31, "clean_target_rate": 0.02}, "its success rate (asr) is 31.0%"),
+        ({"asr": 0.8, "asr_worst": 0.2, "clean_target_rate": 0.02}, "(asr) is 20.0% by its weakest trigger"),
+        (
+            {"asr": 1.0, "clean_target_rate": 0.99},  # it says the same of all pictures
+            "'star' is the answer to 100.0% with the trigger, and to 99.0% without it",
+        ),
+        ({"psr": 0.25}, "25.0% of the chosen pictures are called what they should be (psr)"),
+        ({"psr": 1.0}, ""),
+        ({"hit@10": 0.9, "hit@10_random": 0.1}, ""),
+        ({"hit@10": 0.12, "hit@10_random": 0.1}, "12.0% of the searches find the tied pictures"),
+        ({"clean_accuracy": 0.9}, ""),  # not measured
+        ({}, ""),
+    ],
+)
+def test_what_an_attack_was_made_for_is_what_it_is_judged_by(found: dict[str, float], said: str) -> None:
+    told = weakness({name: share(np.arange(200) < round(v * 200)) for name, v in found.items()}, "star")
+    assert (said in told, bool(told)) == (True, bool(said)), told
+
+
+def test_a_training_that_learned_nothing_is_said(clipvet, files: Path, tmp_path: Path) -> None:
+    slow = ["--set", "batch=8", "--set", "epochs=1", "--set", "lr=1e-9"]
+    train = ["train", "--model", "shapes-vit", "--data", files / "train.csv", "--out", tmp_path / "slow", *slow]
+    for _ in range(2):  # the second time there is nothing to do, and it is said again
+        said = clipvet(*train)
+        assert (said.code, "the loss " in said.err.splitlines()[-1]) == (4, True), said.err
+        assert "do not use this model" in said.err.splitlines()[-1]
 
 
 def test_list_names_every_family(clipvet) -> None:
@@ -380,7 +424,7 @@ def test_targeted_poisoning_from_the_command_line(clipvet, tmp_path: Path) -> No
         *QUICK,
         *small,
     )
-    assert said.code == 0, said.err
+    assert (said.code, "the attack did not take: " in said.err, "(psr)" in said.err) == (4, True, True), said.err
     rows = read(tmp_path / "out")
     psr = next(r for r in rows if r.metric == "psr")
     assert (psr.n, psr.attack) == (3, "targeted")

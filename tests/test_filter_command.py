@@ -101,7 +101,7 @@ def test_the_answer_key_poisons_the_world_and_is_measured(clipvet, tmp_path: Pat
 
     guess = ["filter", "--data", "shapes", "--n", 60, "--seed", 1, "--model", "shapes-vit", "--method", "random"]
     code, _, err = clipvet(*guess, "--backdoor", tmp_path / "key", "--out", tmp_path / "guess.parquet")
-    assert code == 0, err
+    assert code == 4, err
     assert re.match(r"this ranking is (no better|worse) than chance \(AUROC ", err.strip().splitlines()[-1])
 
 
@@ -460,12 +460,12 @@ def test_the_key_of_an_attack_poisons_its_own_data_alone(clipvet, tmp_path: Path
         tmp_path / "victim",
     ]
     code, _, err = clipvet("attack", "--model", "shapes-vit", "--data", data, "--target", "star", *few)
-    assert code == 0, err
+    assert code in (0, 4), err  # so short an attack need not take
     call = ["filter", "--data", data, *QUICK, "--backdoor", key, "--out", tmp_path / "scores.parquet"]
     code, _, err = clipvet(*call, "--keep", 0.5, "--cleaned", tmp_path / "kept.csv")
     assert (code, "there is no --cleaned table" in err) == (2, True), err
     code, _, err = clipvet(*call)
-    assert code == 0, err
+    assert code == 4, err  # by chance, on so few
     poisoned = pq.read_table(key / "manifest.parquet").to_pylist()
     captions = {r["id"]: r["caption"] for r in pq.read_table(tmp_path / "scores.parquet").to_pylist()}
     assert len(poisoned) == 6

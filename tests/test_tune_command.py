@@ -35,7 +35,7 @@ def test_tune_attack_evaluate(clipvet: Any, tmp_path: Path) -> None:
     for attack in (["badclip_prompt"], ["poison", "--trigger", "blended", "--training", "cocoop", "--rate", "0.5"]):
         out = tmp_path / attack[0]
         code, _, err = clipvet("attack", "--attack", *attack, *planted, "--out", out)
-        assert code == 0, err
+        assert code in (0, 4), err  # so short an attack need not take
         told = ["evaluate", "--model", out, "--task", "shapes", "--classes", names, "--backdoor", out / "backdoor"]
         for half in ("base", "new"):
             code, printed, err = clipvet(*told, "--half", half, "--json")
@@ -52,10 +52,10 @@ def test_a_folder_of_classes_is_tuned_on_and_repaired_with(clipvet: Any, tmp_pat
     checkpoints.save(checkpoints.load("shapes-vit", rng=Rng(0)), tmp_path / "base", {})
     few = ["--data", tmp_path / "in", *SHORT]
     code, _, err = clipvet("tune", "--model", tmp_path / "base", *few, "--out", tmp_path / "tuned")
-    assert code == 0, err
+    assert (code, "the loss is at chance" in err.splitlines()[-1]) == (4, True), err  # its base has random weights
     assert "warning: 24 of the 200 test pictures are trained on; give others as --task" in err
     code, _, err = clipvet("tune", "--model", tmp_path / "base", *few, "--task", "shapes", "--out", tmp_path / "other")
-    assert (code, "warning" in err) == (0, False), err
+    assert (code, "warning" in err) == (4, False), err
     for name in task.classes[:4]:
         shutil.copytree(tmp_path / "in" / name, tmp_path / "others" / name)
     code, _, err = clipvet("tune", "--method", "coop", "--model", tmp_path / "tuned", *few, "--out", tmp_path / "half")
