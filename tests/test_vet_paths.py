@@ -220,3 +220,17 @@ def test_prompts_ask_for_labelled_pictures() -> None:
     ]
     step, *_ = next_steps(Options("m", data="p.csv", task="t"), Path("o"), bad, "do_not_use", listed=True)
     assert step.command == "clipvet vet --model m --data p.csv --task t --shots SHOTS --out o-2"
+
+
+def test_without_clean_models_a_copy_may_be_cleaned_on_suspicion() -> None:
+    """With pairs that passed, and the command is one that the command line knows."""
+    tower = Stage(name="encoder", title="", outcome="undecided", said="")
+    left = [tower, Stage(name="pairs", title="", outcome="pass", said="")]
+    options = Options("m", data="p.csv", task="t", reference="r", n=500, quick=True)
+    told = [s.command for s in next_steps(options, Path("o"), left, "undecided", cleanable=True)]
+    assert "clipvet clean --model m --data p.csv --task t --n 500 --method par --out o-cleaned" in told
+    for change in ({"outcome": "undecided"}, {"outcome": "not_tested"}):
+        doubtful = [left[0], left[1].model_copy(update=change)]
+        assert not any("clipvet clean" in str(s.command) for s in next_steps(options, Path("o"), doubtful, "undecided",
+                                                                             cleanable=True))  # fmt: skip
+    assert not any("clipvet clean" in str(s.command) for s in next_steps(options, Path("o"), left, "undecided"))

@@ -26,10 +26,12 @@ def next_steps(
     advice: Advice,
     cleaned: str | None = None,
     listed: bool = False,
+    cleanable: bool = False,
 ) -> list[Next]:
     """What to do now, with the exact commands.
 
-    cleaned: the copy that is to be used. listed: whether the model lists the classes of its prompts.
+    cleaned: the copy that is to be used. listed: whether the model lists the classes of its prompts. cleanable: whether
+    `clipvet clean` with its usual settings suits the model and the pairs.
     """
     own = {s.name: s for s in stages if s.of == GIVEN}
     if cleaned:
@@ -40,6 +42,9 @@ def next_steps(
     steps += [
         step for name in ("prompts", "encoder") if (step := _calibrate(options, _left_open(stages, name), listed))
     ]
+    passed = "pairs" in own and own["pairs"].outcome == "pass"
+    if own["encoder"].outcome == "undecided" and advice == "undecided" and passed and cleanable:
+        steps.append(_clean(options, out))
     if "files" in own and own["files"].outcome == "not_tested":
         steps.append(_scannable())
     if own["encoder"].outcome != "not_tested" and _unmeasured(own.get("accuracy")):
@@ -92,6 +97,14 @@ def _instead(options: Options, out: Path, stages: Sequence[Stage], own: dict[str
 def _left_open(stages: Sequence[Stage], name: str) -> Stage | None:
     """The stage of this name that is undecided: the given model's, or a cleaned copy's."""
     return next((s for s in stages if s.name == name and s.outcome == "undecided"), None)
+
+
+def _clean(options: Options, out: Path) -> Next:
+    """A way out for those who have no clean models: a copy that is cleaned on suspicion."""
+    left = options.words(images=None, reference=None, nulls=(), shots=None, cleaned=None, backdoor=None, quick=False)
+    words = ["clipvet", "clean", *left, "--method", "par", "--out", f"{out}-cleaned"]
+    why = "Or, without clean models, use a copy that was cleaned on suspicion; you are told what it has lost."
+    return Next(why=why, command=shlex.join(words))
 
 
 def _scannable() -> Next:

@@ -198,7 +198,8 @@ def text_stage(bench: Bench, clip: "Clip", model: str) -> Stage:
     if not named:  # clean text towers differ too much for a verdict of one by itself
         why = "A trigger word in captions shows only beside the clean model that this one was made from"
         why += "; give it as --reference."
-        say(f"{title} ...\n  not tested: {why}")
+        say(f"{title} ...")
+        say(f"  not tested: {why}")
         bench.stages.append(missed("text", title, why))
         return bench.stages[-1]
 
