@@ -5,6 +5,8 @@ import errno
 import json
 import os
 import re
+import runpy
+import shlex
 import signal
 import sys
 from dataclasses import replace
@@ -22,22 +24,36 @@ from clipvet import cli, find, io
 from clipvet.commands import explain
 from clipvet.commands._choices import CHOICES
 from clipvet.engine import fit
+from clipvet.inspectors.collapse import Collapse
 from clipvet.jobs.working import harm, weakness
 from clipvet.measures._intervals import share
 from clipvet.results import read, write
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-import digits  # pyright: ignore[reportMissingImports]
-
+ROOT = Path(__file__).parent.parent
 QUICK = ["--set", "epochs=1", "--set", "batch=64"]
+
+
+def digits_page() -> list[str]:
+    """The commands of the page about the digits, in order."""
+    page = (
+        (ROOT / "docs/howto/your-own-files.md").read_text().partition("\n## A worked example")[2].partition("\n## ")[0]
+    )
+    return [block for block in re.findall(r"```\n(.*?)```", page, re.S) if block.startswith(("python ", "clipvet "))]
 
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory) -> Path:
-    """The digits example, cut to 160 training pairs and 60 test pictures, with stock open_clip's untrained model."""
-    folder = tmp_path_factory.mktemp("digits")
-    digits.write_pictures(folder)
-    digits.write_model(folder / "model")
+    """The digits example, cut to 160 training pairs and 60 test pictures, with stock open_clip's untrained model.
+
+    It is written by the first line of its page.
+    """
+    python, script, name = shlex.split(digits_page()[0])
+    assert python == "python"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(tmp_path_factory.mktemp("own"))
+        patched.setattr(sys, "argv", [script, name])
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+        folder = Path(name).absolute()
     for name, n in (("train", 160), ("clean", 100)):
         path = folder / f"{name}.csv"
         path.write_text("\n".join(path.read_text().splitlines()[: n + 1]) + "\n")
@@ -138,6 +154,23 @@ def test_the_whole_job_on_files(clipvet, files: Path, tmp_path: Path) -> None:
     otherwise = ["--model", trained, *same[2:], "--data", files / "train.csv", *task]
     answer = clipvet("train", *otherwise)
     assert (answer.code, "it differs in model" in answer.err) == (2, True), answer.err
+
+
+def test_the_page_about_digits_runs_as_printed(clipvet, files: Path, monkeypatch) -> None:
+    """Every line, in order, with fewer steps on fewer pairs. So short a training leaves much open, and that is said."""
+    short = {"train": QUICK, "attack": QUICK, "clean": QUICK}
+    monkeypatch.setattr(Collapse, "quick", Collapse.quick | {"masked": 1, "trial": 1, "kept": 1, "steps": 2})
+    monkeypatch.chdir(files.parent)
+    _, *commands = [shlex.split(block) for block in digits_page()]
+    assert [words[1] for words in commands] == ["train", "attack", "vet", "clean", "verify", "filter", "filter"]
+    for words in commands:
+        more = ["--quick"] if words[1] == "vet" else short.get(words[1], [])
+        said = clipvet(*[w for w in words[1:] if w != "\n"], *more)
+        assert said.code in ((4,) if words[1] in ("attack", "vet") else (0, 4)), said.err
+        assert "stumbled" not in said.err, said.err
+        if said.code == 4:
+            assert re.search("did not take|Undecided|do not use this model|than chance", said.out + said.err), words
+    assert all((files.parent / name).exists() for name in ("plain", "victim", "vetted/victim", "cleaned", "kept.csv"))
 
 
 def test_clean_says_what_it_changed_without_a_task(clipvet, files: Path, tmp_path: Path) -> None:
