@@ -159,7 +159,7 @@ def test_the_whole_job_on_files(clipvet, files: Path, tmp_path: Path) -> None:
 def test_the_page_about_digits_runs_as_printed(clipvet, files: Path, monkeypatch) -> None:
     """Every line, in order, with fewer steps on fewer pairs. So short a training leaves much open, and that is said."""
     short = {"train": QUICK, "attack": QUICK, "clean": QUICK}
-    monkeypatch.setattr(Collapse, "quick", Collapse.quick | {"masked": 1, "trial": 1, "kept": 1, "steps": 2})
+    monkeypatch.setattr(Collapse, "quick", {**Collapse.quick, "masked": 1, "trial": 1, "kept": 1, "steps": 2})
     monkeypatch.chdir(files.parent)
     _, *commands = [shlex.split(block) for block in digits_page()]
     assert [words[1] for words in commands] == ["train", "attack", "vet", "clean", "verify", "filter", "filter"]
