@@ -258,6 +258,13 @@ def test_help_answers_at_once() -> None:
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
+        ("list clean", "no family 'clean'; did you mean 'cleaners'? The families are"),
+        ("list cleaners parr", "no method 'parr'; did you mean 'par'? `clipvet list` shows all"),
+        ("recommend clena", "no goal 'clena'; did you mean 'clean'? The goals are"),
+        (
+            "filter --method aut --data shapes --out {0}/x.parquet",
+            "no 'aut' among the filters; did you mean 'auto'?",
+        ),
         ("clean --method parr --model shapes-vit --data shapes --out {0}/x", "did you mean 'par'?"),
         ("clean --method par --model {0}/victm --data shapes --out {0}/x", "did you mean 'victim'?"),
         ("train --model shapes-vit --data {0}/pears.csv --out {0}/x", "did you mean 'pairs.csv'?"),

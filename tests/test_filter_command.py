@@ -368,7 +368,7 @@ FIX = {
     "no cut": "--keep",
 }
 FIX |= {"auto": "has no cut of its own", "alpha": "KDistance promises no rate", "rate": "--alpha 2 is not a fraction"}
-FIX |= {"keep": "fraction", "method": "have abl_loss", "another key": "give the attack's data"}
+FIX |= {"keep": "fraction", "method": "There are abl_loss", "another key": "give the attack's data"}
 
 
 @pytest.mark.parametrize("kind", FIX)
