@@ -64,10 +64,13 @@ def test_a_folder_of_classes_is_tuned_on_and_repaired_with(clipvet: Any, tmp_pat
     code, _, err = clipvet("tune", "--model", tmp_path / "base", *half, "--out", tmp_path / "half")
     assert (code, "must have the same classes" in err) == (2, True), err
     few[3:4] = ["tuning.epochs=1", "--set", "outside=32"]
+    few[1] = tmp_path / "others"  # of 4 of the 12 classes; the copy keeps all
     code, _, err = clipvet(
         "clean", "--method", "ci_repair", "--model", tmp_path / "tuned", *few, "--out", tmp_path / "c"
     )
     assert code == 0, err
+    assert checkpoints.load(str(tmp_path / "c")).classes == checkpoints.load(str(tmp_path / "tuned")).classes
+    assert len(checkpoints.load(str(tmp_path / "c")).classes) == 12
 
 
 def test_what_cannot_be_tuned_is_said_in_a_sentence(clipvet: Any, tmp_path: Path) -> None:

@@ -131,7 +131,13 @@ def _calibrate(options: Options, stage: Stage | None, listed: bool) -> Next | No
     words += ["--templates", str(options.templates)] if options.templates else []
     words += ["--seed", str(options.seed)] if options.seed else []
     took = in_words((CLEAN_MODELS + 1) * max(stage.seconds, 1))
-    why = f"Put {CLEAN_MODELS} or more clean models of its kind into a folder CLEAN and calibrate on them, which takes "
+    made = f"Put {CLEAN_MODELS} or more clean models of its kind into a folder CLEAN"
+    if stage.name == "prompts":  # these cost little
+        made = (
+            f"Learn {CLEAN_MODELS} or more clean ones into a folder CLEAN, on the same base model and classes, with "
+            "`clipvet tune --seed 1`, 2 ..."
+        )
+    why = f"{made} and calibrate on them, which takes "
     return Next(why=f"{why}about {took} here. Then vet again with --null null.json.", command=shlex.join(words))
 
 
