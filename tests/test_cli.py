@@ -164,6 +164,8 @@ def test_the_page_about_digits_runs_as_printed(clipvet, files: Path, monkeypatch
     _, *commands = [shlex.split(block) for block in digits_page()]
     assert [words[1] for words in commands] == ["train", "attack", "vet", "clean", "verify", "filter", "filter"]
     for words in commands:
+        if words[1] == "verify":
+            assert "measure on 60 pictures of 10 classes: about" in clipvet(*words[1:], "--dry-run").out
         more = ["--quick"] if words[1] == "vet" else short.get(words[1], [])
         said = clipvet(*[w for w in words[1:] if w != "\n"], *more)
         assert said.code in ((4,) if words[1] in ("attack", "vet") else (0, 4)), said.err
