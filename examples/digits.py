@@ -55,6 +55,7 @@ def write_pictures(folder: Path, seed: int = 0) -> None:
 def write_model(folder: Path) -> None:
     """Write a small untrained CLIP in open_clip's layout, with open_clip and safetensors only."""
     import open_clip
+    import torch
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,6 +66,7 @@ def write_model(folder: Path) -> None:
     }
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": cfg, "preprocess_cfg": {"size": 32}}))
     logging.disable(logging.WARNING)  # it would warn that it found no weights
+    torch.manual_seed(0)  # noqa: TID251 open_clip takes no generator
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
     logging.disable(logging.NOTSET)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")

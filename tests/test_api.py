@@ -247,7 +247,7 @@ def test_filter_and_detect(files: Path, clip: Any, tmp_path: Path, clipvet_: Any
     seen = clipvet.detect(files / "task", clip, ["circle", "square"], method="scale_up")
     assert {"answer", "file"} <= {*seen.to_frame().columns}
     assert len(shown(seen, tmp_path / "d")) > 100
-    with pytest.raises(UserError, match="have abl_loss"):
+    with pytest.raises(UserError, match="There are abl_loss"):
         clipvet.filter(rows, clip, "soap")
     with pytest.raises(UserError, match="dao needs --model; without one"):
         clipvet.filter(rows, method="dao")

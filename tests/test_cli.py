@@ -5,6 +5,8 @@ import errno
 import json
 import os
 import re
+import runpy
+import shlex
 import signal
 import sys
 from dataclasses import replace
@@ -22,22 +24,36 @@ from clipvet import cli, find, io
 from clipvet.commands import explain
 from clipvet.commands._choices import CHOICES
 from clipvet.engine import fit
-from clipvet.jobs.working import harm
+from clipvet.inspectors.collapse import Collapse
+from clipvet.jobs.working import harm, weakness
 from clipvet.measures._intervals import share
 from clipvet.results import read, write
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-import digits  # pyright: ignore[reportMissingImports]
-
+ROOT = Path(__file__).parent.parent
 QUICK = ["--set", "epochs=1", "--set", "batch=64"]
+
+
+def digits_page() -> list[str]:
+    """The commands of the page about the digits, in order."""
+    page = (
+        (ROOT / "docs/howto/your-own-files.md").read_text().partition("\n## A worked example")[2].partition("\n## ")[0]
+    )
+    return [block for block in re.findall(r"```\n(.*?)```", page, re.S) if block.startswith(("python ", "clipvet "))]
 
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory) -> Path:
-    """The digits example, cut to 160 training pairs and 60 test pictures, with stock open_clip's untrained model."""
-    folder = tmp_path_factory.mktemp("digits")
-    digits.write_pictures(folder)
-    digits.write_model(folder / "model")
+    """The digits example, cut to 160 training pairs and 60 test pictures, with stock open_clip's untrained model.
+
+    It is written by the first line of its page.
+    """
+    python, script, name = shlex.split(digits_page()[0])
+    assert python == "python"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(tmp_path_factory.mktemp("own"))
+        patched.setattr(sys, "argv", [script, name])
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+        folder = Path(name).absolute()
     for name, n in (("train", 160), ("clean", 100)):
         path = folder / f"{name}.csv"
         path.write_text("\n".join(path.read_text().splitlines()[: n + 1]) + "\n")
@@ -64,9 +80,11 @@ def test_the_whole_job_on_files(clipvet, files: Path, tmp_path: Path) -> None:
         "attack", "--model", trained, "--data", files / "train.csv", "--trigger", "patch", "--target", "seven",
         "--rate", 0.05, "--out", victim, *QUICK, *task,
     )  # fmt: skip
-    assert said.code == 0, said.err
+    assert said.code == 4, said.err
     assert "8 poisons among 160 pairs" in said.err
     assert "8 poisons are few" in said.err
+    assert said.err.splitlines()[-1].startswith("the attack did not take: its success rate (asr) is ")
+    assert "raise --rate or epochs" in said.err.splitlines()[-1]
     key = ["--backdoor", victim / "backdoor"]
     said = clipvet("evaluate", "--model", victim, *task, *key, "--json")
     told = json.loads(said.out)
@@ -138,6 +156,25 @@ def test_the_whole_job_on_files(clipvet, files: Path, tmp_path: Path) -> None:
     assert (answer.code, "it differs in model" in answer.err) == (2, True), answer.err
 
 
+def test_the_page_about_digits_runs_as_printed(clipvet, files: Path, monkeypatch) -> None:
+    """Every line, in order, with fewer steps on fewer pairs. So short a training leaves much open, and that is said."""
+    short = {"train": QUICK, "attack": QUICK, "clean": QUICK}
+    monkeypatch.setattr(Collapse, "quick", {**Collapse.quick, "masked": 1, "trial": 1, "kept": 1, "steps": 2})
+    monkeypatch.chdir(files.parent)
+    _, *commands = [shlex.split(block) for block in digits_page()]
+    assert [words[1] for words in commands] == ["train", "attack", "vet", "clean", "verify", "filter", "filter"]
+    for words in commands:
+        if words[1] == "verify":
+            assert "measure on 60 pictures of 10 classes: about" in clipvet(*words[1:], "--dry-run").out
+        more = ["--quick"] if words[1] == "vet" else short.get(words[1], [])
+        said = clipvet(*[w for w in words[1:] if w != "\n"], *more)
+        assert said.code in ((4,) if words[1] in ("attack", "vet") else (0, 4)), said.err
+        assert "stumbled" not in said.err, said.err
+        if said.code == 4:
+            assert re.search("did not take|Undecided|do not use this model|than chance", said.out + said.err), words
+    assert all((files.parent / name).exists() for name in ("plain", "victim", "vetted/victim", "cleaned", "kept.csv"))
+
+
 def test_clean_says_what_it_changed_without_a_task(clipvet, files: Path, tmp_path: Path) -> None:
     """Own pairs and a model, nothing else: both models are measured on the pairs, and ruin is not called success."""
     own = ["clean", "--model", f"local-dir:{files / 'model'}", "--data", files / "clean.csv", "--method", "finetune"]
@@ -176,6 +213,48 @@ def test_a_model_that_lost_much_is_not_called_cleaned(metric: str, was: float, n
     found = harm(before, after)
     assert found.startswith(said)
     assert bool(found) == bool(said)
+
+
+def test_an_attack_that_did_not_take_is_said(clipvet, files: Path, tmp_path: Path) -> None:
+    """Also when the finished command is given again. A clean twin has nothing to take."""
+    same = ["--model", f"local-dir:{files / 'model'}", "--data", files / "clean.csv", "--task", files / "test"]
+    for attack, code in (("poison", 4), ("none", 0)):
+        call = ["attack", "--attack", attack, *same, "--target", "seven", *QUICK, "--out", tmp_path / attack]
+        for _ in range(2):
+            said = clipvet(*call, *(["--rate", 0.1] if attack == "poison" else []))
+            assert (said.code, "did not take" in said.err.splitlines()[-1]) == (code, code == 4), said.err
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"asr": 0.97, "clean_target_rate": 0.02}, ""),
+        ({"asr": 0.31, "clean_target_rate": 0.02}, "its success rate (asr) is 31.0%"),
+        ({"asr": 0.8, "asr_worst": 0.2, "clean_target_rate": 0.02}, "(asr) is 20.0% by its weakest trigger"),
+        (
+            {"asr": 1.0, "clean_target_rate": 0.99},  # it says the same of all pictures
+            "'star' is the answer to 100.0% with the trigger, and to 99.0% without it",
+        ),
+        ({"psr": 0.25}, "25.0% of the chosen pictures are called what they should be (psr)"),
+        ({"psr": 1.0}, ""),
+        ({"hit@10": 0.9, "hit@10_random": 0.1}, ""),
+        ({"hit@10": 0.12, "hit@10_random": 0.1}, "12.0% of the searches find the tied pictures"),
+        ({"clean_accuracy": 0.9}, ""),  # not measured
+        ({}, ""),
+    ],
+)
+def test_what_an_attack_was_made_for_is_what_it_is_judged_by(found: dict[str, float], said: str) -> None:
+    told = weakness({name: share(np.arange(200) < round(v * 200)) for name, v in found.items()}, "star")
+    assert (said in told, bool(told)) == (True, bool(said)), told
+
+
+def test_a_training_that_learned_nothing_is_said(clipvet, files: Path, tmp_path: Path) -> None:
+    slow = ["--set", "batch=8", "--set", "epochs=1", "--set", "lr=1e-9"]
+    train = ["train", "--model", "shapes-vit", "--data", files / "train.csv", "--out", tmp_path / "slow", *slow]
+    for _ in range(2):  # the second time there is nothing to do, and it is said again
+        said = clipvet(*train)
+        assert (said.code, "the loss " in said.err.splitlines()[-1]) == (4, True), said.err
+        assert "do not use this model" in said.err.splitlines()[-1]
 
 
 def test_list_names_every_family(clipvet) -> None:
@@ -380,7 +459,7 @@ def test_targeted_poisoning_from_the_command_line(clipvet, tmp_path: Path) -> No
         *QUICK,
         *small,
     )
-    assert said.code == 0, said.err
+    assert (said.code, "the attack did not take: " in said.err, "(psr)" in said.err) == (4, True, True), said.err
     rows = read(tmp_path / "out")
     psr = next(r for r in rows if r.metric == "psr")
     assert (psr.n, psr.attack) == (3, "targeted")

@@ -5,6 +5,7 @@ import itertools
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,7 +18,7 @@ from clipvet.data import kept
 from clipvet.data.answer_key import save_backdoor
 from clipvet.data.worlds.shapes import Shapes
 from clipvet.errors import UserError
-from clipvet.jobs.filtering import complaint
+from clipvet.jobs.filtering import Filtered, complaint, spare
 from clipvet.pages import suspects
 from clipvet.rng import Rng
 from clipvet.triggers.patch import Patch
@@ -101,7 +102,7 @@ def test_the_answer_key_poisons_the_world_and_is_measured(clipvet, tmp_path: Pat
 
     guess = ["filter", "--data", "shapes", "--n", 60, "--seed", 1, "--model", "shapes-vit", "--method", "random"]
     code, _, err = clipvet(*guess, "--backdoor", tmp_path / "key", "--out", tmp_path / "guess.parquet")
-    assert code == 0, err
+    assert code == 4, err
     assert re.match(r"this ranking is (no better|worse) than chance \(AUROC ", err.strip().splitlines()[-1])
 
 
@@ -367,7 +368,7 @@ FIX = {
     "no cut": "--keep",
 }
 FIX |= {"auto": "has no cut of its own", "alpha": "KDistance promises no rate", "rate": "--alpha 2 is not a fraction"}
-FIX |= {"keep": "fraction", "method": "have abl_loss", "another key": "give the attack's data"}
+FIX |= {"keep": "fraction", "method": "There are abl_loss", "another key": "give the attack's data"}
 
 
 @pytest.mark.parametrize("kind", FIX)
@@ -460,12 +461,12 @@ def test_the_key_of_an_attack_poisons_its_own_data_alone(clipvet, tmp_path: Path
         tmp_path / "victim",
     ]
     code, _, err = clipvet("attack", "--model", "shapes-vit", "--data", data, "--target", "star", *few)
-    assert code == 0, err
+    assert code in (0, 4), err  # so short an attack need not take
     call = ["filter", "--data", data, *QUICK, "--backdoor", key, "--out", tmp_path / "scores.parquet"]
     code, _, err = clipvet(*call, "--keep", 0.5, "--cleaned", tmp_path / "kept.csv")
     assert (code, "there is no --cleaned table" in err) == (2, True), err
     code, _, err = clipvet(*call)
-    assert code == 0, err
+    assert code == 4, err  # by chance, on so few
     poisoned = pq.read_table(key / "manifest.parquet").to_pylist()
     captions = {r["id"]: r["caption"] for r in pq.read_table(tmp_path / "scores.parquet").to_pylist()}
     assert len(poisoned) == 6
@@ -474,3 +475,12 @@ def test_the_key_of_an_attack_poisons_its_own_data_alone(clipvet, tmp_path: Path
     data.write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
     code, _, err = clipvet(*call[:-1], tmp_path / "other.parquet")
     assert (code, "belongs to other data than pairs.csv" in err) == (2, True), err
+
+
+def test_a_good_ranking_of_which_nothing_is_called_says_how_to_cut_it() -> None:
+    def told(low: float, removed: int | None) -> str:
+        nothing: Any = None
+        return spare(Filtered(nothing, nothing, {"auroc": Measured(low, 500, low, 1.0)}, None, removed, 0.0, {}))
+
+    assert "throw out a share with --keep" in told(0.98, 0)
+    assert told(0.98, 40) == told(0.98, None) == told(0.7, 0) == ""

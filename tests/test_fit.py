@@ -510,6 +510,10 @@ def test_a_loss_that_did_not_fall_is_said(tmp_path: Path) -> None:
     assert told(*falls) == ""
     assert told(*falls[:10][::-1]) == ""  # too few steps to tell
     assert "did not fall: 2.12 in the first tenth of the steps, 3.92 in the last" in told(*falls[::-1])
+    tuned = [0.1 + 0.05 * (k % 2) for k in range(39)]  # fine-tuned: low from the start, and noisy
+    assert told(*tuned, 0.16) == ""
+    assert "did not fall" in told(*[2 + k % 2 for k in range(40)])
+    assert "did not fall: 0.10 in" in told(*[0.1] * 10, *[0.4] * 30)  # low, and much higher than it was
     assert "at chance: 4.16 in the last tenth" in told(*[5.0] * 10, *[math.log(64)] * 30)
     with log.open("a") as f:
         f.write('{"fit": 2, "step": 0, "loss": 9}\n')

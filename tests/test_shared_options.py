@@ -12,6 +12,7 @@ import typer
 from clipvet import cli
 from clipvet.commands import _shared
 from clipvet.data.decoding import workers_for
+from clipvet.models import checkpoints
 
 TRAIN = ["--set", "epochs=1", "--set", "batch=32"]
 ATTACK = ["--set", "training.epochs=1", "--set", "training.batch=32"]
@@ -62,6 +63,13 @@ def test_a_rehearsal_says_time_and_memory_and_does_nothing(
     assert "in all about" in done.out
     assert "GiB or more" in done.out
     assert [p for p in tmp_path.iterdir() if p.name != "cache"] == []
+
+
+def test_a_model_that_would_be_converted_is_left_alone(clipvet: Any, tmp_path: Path, clip: Any) -> None:
+    checkpoints.save(clip, tmp_path / "m", {"role": "base"})
+    done = clipvet("convert", tmp_path / "m", tmp_path / "new", "--layout", "openai", "--dry-run")
+    assert (done.code, "in another layout into" in done.out, "GiB or more" in done.out) == (0, True, True), done.err
+    assert not (tmp_path / "new").exists()
 
 
 def test_one_object_of_json(clipvet: Any, tmp_path: Path) -> None:

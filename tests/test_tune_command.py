@@ -35,7 +35,7 @@ def test_tune_attack_evaluate(clipvet: Any, tmp_path: Path) -> None:
     for attack in (["badclip_prompt"], ["poison", "--trigger", "blended", "--training", "cocoop", "--rate", "0.5"]):
         out = tmp_path / attack[0]
         code, _, err = clipvet("attack", "--attack", *attack, *planted, "--out", out)
-        assert code == 0, err
+        assert code in (0, 4), err  # so short an attack need not take
         told = ["evaluate", "--model", out, "--task", "shapes", "--classes", names, "--backdoor", out / "backdoor"]
         for half in ("base", "new"):
             code, printed, err = clipvet(*told, "--half", half, "--json")
@@ -52,10 +52,10 @@ def test_a_folder_of_classes_is_tuned_on_and_repaired_with(clipvet: Any, tmp_pat
     checkpoints.save(checkpoints.load("shapes-vit", rng=Rng(0)), tmp_path / "base", {})
     few = ["--data", tmp_path / "in", *SHORT]
     code, _, err = clipvet("tune", "--model", tmp_path / "base", *few, "--out", tmp_path / "tuned")
-    assert code == 0, err
+    assert (code, "the loss is at chance" in err.splitlines()[-1]) == (4, True), err  # its base has random weights
     assert "warning: 24 of the 200 test pictures are trained on; give others as --task" in err
     code, _, err = clipvet("tune", "--model", tmp_path / "base", *few, "--task", "shapes", "--out", tmp_path / "other")
-    assert (code, "warning" in err) == (0, False), err
+    assert (code, "warning" in err) == (4, False), err
     for name in task.classes[:4]:
         shutil.copytree(tmp_path / "in" / name, tmp_path / "others" / name)
     code, _, err = clipvet("tune", "--method", "coop", "--model", tmp_path / "tuned", *few, "--out", tmp_path / "half")
@@ -64,10 +64,13 @@ def test_a_folder_of_classes_is_tuned_on_and_repaired_with(clipvet: Any, tmp_pat
     code, _, err = clipvet("tune", "--model", tmp_path / "base", *half, "--out", tmp_path / "half")
     assert (code, "must have the same classes" in err) == (2, True), err
     few[3:4] = ["tuning.epochs=1", "--set", "outside=32"]
+    few[1] = tmp_path / "others"  # of 4 of the 12 classes; the copy keeps all
     code, _, err = clipvet(
         "clean", "--method", "ci_repair", "--model", tmp_path / "tuned", *few, "--out", tmp_path / "c"
     )
     assert code == 0, err
+    assert checkpoints.load(str(tmp_path / "c")).classes == checkpoints.load(str(tmp_path / "tuned")).classes
+    assert len(checkpoints.load(str(tmp_path / "c")).classes) == 12
 
 
 def test_what_cannot_be_tuned_is_said_in_a_sentence(clipvet: Any, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def victim(tmp_path_factory) -> Path:
         patched.setattr(sys, "argv", [*words, "--rate", "0.1", "--out", str(out), *map(str, QUICK)])
         with pytest.raises(SystemExit) as ended:
             cli.main()
-    assert not ended.value.code
+    assert ended.value.code in (0, 4)  # so short an attack need not take
     return out
 
 

@@ -155,7 +155,7 @@ def test_without_clean_models_nothing_is_recommended(
     names.write_text("star\nring\nheart\n")
     code, said, err = clipvet("vet", "--model", model, "--classes", names, "--out", tmp_path / "out", "--quick")
     assert code == 4, err
-    assert said.startswith("Undecided: nothing speaks against this model, but its picture tower could not be judged.")
+    assert said.startswith("Undecided: no test failed, but its picture tower could not be judged. Do not rely on")
     assert "No backdoor found" not in (tmp_path / "out/report.html").read_text()
     v = found(tmp_path / "out")
     commands = [step.command for step in v.next]

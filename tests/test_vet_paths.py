@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from clipvet.cleaners.rvpt import Rvpt
 from clipvet.inspectors.clip_inspector import ClipInspector
 from clipvet.inspectors.collapse import Collapse
 from clipvet.jobs.opening import open_shots
-from clipvet.jobs.vet_clean import ways
+from clipvet.jobs.vet_clean import of_others, ways
 from clipvet.jobs.vet_inputs import Inputs, Options, open_inputs
 from clipvet.jobs.vet_next import next_steps
-from clipvet.jobs.vet_stages import Bench
+from clipvet.jobs.vet_stages import Bench, inspect_stage
 from clipvet.models import checkpoints
 from clipvet.models.class_prompts import PromptTuned, begin
 from clipvet.results import weights_hash
@@ -220,3 +221,36 @@ def test_prompts_ask_for_labelled_pictures() -> None:
     ]
     step, *_ = next_steps(Options("m", data="p.csv", task="t"), Path("o"), bad, "do_not_use", listed=True)
     assert step.command == "clipvet vet --model m --data p.csv --task t --shots SHOTS --out o-2"
+
+
+def test_without_clean_models_a_copy_may_be_cleaned_on_suspicion() -> None:
+    """With pairs that passed, and the command is one that the command line knows."""
+    tower = Stage(name="encoder", title="", outcome="undecided", said="")
+    left = [tower, Stage(name="pairs", title="", outcome="pass", said="")]
+    options = Options("m", data="p.csv", task="t", reference="r", n=500, quick=True)
+    told = [s.command for s in next_steps(options, Path("o"), left, "undecided", cleanable=True)]
+    assert "clipvet clean --model m --data p.csv --task t --n 500 --method par --out o-cleaned" in told
+    for change in ({"outcome": "undecided"}, {"outcome": "not_tested"}):
+        doubtful = [left[0], left[1].model_copy(update=change)]
+        assert not any("clipvet clean" in str(s.command) for s in next_steps(options, Path("o"), doubtful, "undecided",
+                                                                             cleanable=True))  # fmt: skip
+    assert not any("clipvet clean" in str(s.command) for s in next_steps(options, Path("o"), left, "undecided"))
+
+
+def test_a_copy_with_the_same_tower_is_not_searched_again(learnt: Clip, tmp_path: Path) -> None:
+    """What was found out about the given model's tower holds for the copy's, pass or not."""
+    inputs = Inputs(Options("m"), learnt, "", None, None, False, None, None, ())
+    bench = Bench(tmp_path, inputs, {"base": weights_hash(learnt)})
+    bench.stages.append(Stage(name="encoder", title="", outcome="undecided", said="Undecided: why.", page="encoder/x"))
+    stage = inspect_stage(bench, "encoder", learnt, "copy", "clean-ci_repair")
+    assert (stage.of, stage.outcome, stage.page) == ("clean-ci_repair", "undecided", "encoder/x")
+    assert stage.said == "It is the given model's, weight for weight. Undecided: why."
+
+
+def test_labelled_pictures_of_other_classes_than_the_prompts_are_said(learnt: Clip, prompts: Path) -> None:
+    shots = open_shots("shapes", 32, None, None, 2, 0)  # a star, but no blue star
+    tuned = checkpoints.load(str(prompts))
+    inputs = Inputs(Options("m"), tuned, "", None, None, False, None, shots, ())
+    assert of_others(inputs) == ", of other classes than its own (blue ring ...)"
+    tuned.classes = ("star", "ring")  # pyright: ignore
+    assert of_others(inputs) == of_others(replace(inputs, clip=learnt)) == ""

@@ -34,7 +34,17 @@ def names(family: str) -> list[str]:
 def known(family: str, name: str) -> str:
     """The name, if the family has such a method; else UserError, which lists those there are."""
     if name not in names(family):
-        raise UserError(f"no {family}/{name}.py{near(name, names(family))}; have {', '.join(names(family))}")
+        close, kind = near(name, names(family)) or ".", "trainings" if family == "training" else family
+        raise UserError(f"there is no '{name}' among the {kind}{close} There are {', '.join(names(family))}")
+    return name
+
+
+def known_family(name: str) -> str:
+    """The family of this name; else UserError, which lists those there are."""
+    if name not in VERBS:
+        meant = {verb: family for family, verb in VERBS.items()}.get(name)
+        close = f"; did you mean '{meant}'?" if meant else near(name, VERBS) or "."
+        raise UserError(f"there is no family '{name}'{close} The families are {', '.join(VERBS)}")
     return name
 
 

@@ -561,7 +561,7 @@ def test_bad_input_is_told(world: World) -> None:
     says("leave no clean part of 1200 pairs; lower susp", replace(UBT, susp=0.8))
     says("and 2 are needed; raise susp", replace(UBT, susp=1e-4))
     says("captions of toy are alike", UBT, replace(world.clean, captions=["a banana"] * 1200))
-    says("no filters/nothing.py", FinetuneFiltered("nothing"))
+    says("no 'nothing' among the filters", FinetuneFiltered("nothing"))
     says("leaves 0; give a share below 1", FinetuneFiltered("random", drop=1.0))
 
 

@@ -56,8 +56,10 @@ class CiRepair:
         both = beside(pairs, trigger)
         if not isinstance(clip, PromptTuned):
             return self.finetune.clean(clip, both, rng.fork("finetune"))
-        tuning: Any = self.tuning
-        return replace(tuning, template=self.template).train(clip, both, rng.fork("tune"))
+        tuning, own = replace(self.tuning, template=self.template), clip.classes  # pyright: ignore
+        made: Any = tuning.train(clip, both, rng.fork("tune"))
+        made.classes = own or made.classes  # it is used, and inspected, for what it was learned for
+        return made
 
     def recover(self, clip: Clip, pairs: Pairs, rng: Rng) -> Trigger:
         """The trigger to stamp. Raises UserError if there is none."""

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from clipvet.types import Clip
 
 TALK = ("list", "explain", "recommend", "report", "leaderboard")  # commands that open no model
-PLANNED = ("vet", "train", "tune", "attack", "inspect", "calibrate", "evaluate", "filter", "detect", "clean")
+PLANNED = (
+    "vet", "train", "tune", "attack", "inspect", "calibrate", "evaluate", "filter", "detect", "clean", "verify",
+    "convert",
+)  # fmt: skip
 OPTIONS: dict[str, Any] = {
     "hush": Annotated[bool, typer.Option("--quiet", help="no progress; only the answer")],
     "as_json": Annotated[bool, typer.Option("--json", help="print one JSON object instead of sentences and tables")],

@@ -1,11 +1,13 @@
 """clipvet attack: implant a backdoor."""
 
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from clipvet.commands import _options as opt
-from clipvet.commands._output import output
+from clipvet.commands._output import leave_if, output
 from clipvet.commands._shared import rehearse
 from clipvet.jobs.leaving import save_model, save_rows, say, show, went_in
 from clipvet.jobs.opening import (
@@ -18,12 +20,10 @@ from clipvet.jobs.opening import (
     plan,
     shot_template,
 )
-from clipvet.jobs.working import measure, warn_shared, working
+from clipvet.jobs.working import measure, warn_shared, weakness, working
 
 if TYPE_CHECKING:
     from clipvet.types import Clip, Pairs, Task
-
-TOOK = 0.5  # attack success rate, a fraction, below which the attack did not take
 
 
 def command(
@@ -81,7 +81,8 @@ def command(
     config |= went_in(clip, pairs, test, classes=classes, templates=templates)
     kind = trigger if "trigger" in _fields(attack_name) else attack_name
     rehearse(clip, lambda probe: [probe.train("attack", how, len(pairs)), *probe.measure(test)])
-    with output(out, config) as work:
+    fault = partial(_fault, out, attack_name, target)
+    with output(out, config, fault) as work:
         warn_shared(test, pairs)
         _say_what_may_fail(attack_name, how, pairs, target, clip, model, pretrained)
         with working(work, shard, track) as clock:
@@ -97,11 +98,19 @@ def command(
         )  # fmt: skip
     show(measured)
     say(f"wrote {out}; the answer key is {out / 'backdoor'}")
-    if "asr" in measured and measured["asr"].value < TOOK:
-        say(
-            f"the attack did not take (attack success rate {measured['asr'].value:.1%}): raise --rate or epochs before "
-            "you judge a defense on it"
-        )
+    leave_if(fault())
+
+
+def _fault(out: Path, attack: str, target: str) -> str:
+    """What is to be said where the rows in `out` show that the attack did not take; else nothing."""
+    from clipvet import results
+    from clipvet.types import Measured
+
+    found = {r.metric: Measured(r.value, r.n, r.low, r.high) for r in results.read(out)}
+    why = "" if attack == "none" else weakness(found, target)
+    more = "--rate or epochs" if "rate" in _fields(attack) else "epochs"
+    advice = f"A defense has nothing to remove here; raise {more}, and attack again"
+    return why and f"the attack did not take: {why}. {advice}"
 
 
 def _needs_labels(attack: str, training: str | None) -> bool:

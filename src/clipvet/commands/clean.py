@@ -1,5 +1,6 @@
 """clipvet clean: remove a backdoor."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,7 @@ import typer
 
 from clipvet.commands import _checks as checks
 from clipvet.commands import _options as opt
-from clipvet.commands._output import output
+from clipvet.commands._output import leave_if, output
 from clipvet.commands._shared import rehearse
 from clipvet.jobs.cleaning import clean_into, open_cleaner
 from clipvet.jobs.leaving import say, show, went_in
@@ -20,7 +21,7 @@ from clipvet.jobs.opening import (
     open_task,
     plan,
 )
-from clipvet.jobs.working import UNDECIDED, harm, warn_shared
+from clipvet.jobs.working import harm, warn_shared
 
 
 def command(
@@ -76,28 +77,19 @@ def command(
         clip,
         lambda probe: [*probe.measure(test), probe.train("clean", how, len(pairs)), *probe.measure(test)],
     )
-    try:
-        with output(out, config) as work:
-            say(f"cleaning {model} on {pairs.name} with {how!r}")
-            warn_shared(test, pairs)
-            given = {
-                "model": model,
-                "backdoor": backdoor,
-                "beside_base": bake_reference,
-                "shard": shard,
-                "track": track,
-            }
-            before, measured = clean_into(work, how, clip, pairs, method=method, test=test, key=key, seed=seed, **given)
-    except typer.Exit:  # it is done already
-        _leave_if_harmed(out)
-        raise
+    fault = partial(_fault, out)
+    with output(out, config, fault) as work:
+        say(f"cleaning {model} on {pairs.name} with {how!r}")
+        warn_shared(test, pairs)
+        given = {"model": model, "backdoor": backdoor, "beside_base": bake_reference, "shard": shard, "track": track}
+        before, measured = clean_into(work, how, clip, pairs, method=method, test=test, key=key, seed=seed, **given)
     show(measured, before)
     say(f"wrote {out}")
-    _leave_if_harmed(out)
+    leave_if(fault())
 
 
-def _leave_if_harmed(out: Path) -> None:
-    """Ends the command where the rows in `out` say that the model lost much."""
+def _fault(out: Path) -> str:
+    """What is to be said where the rows in `out` show that the model lost much."""
     from clipvet import results
     from clipvet.types import Measured
 
@@ -106,6 +98,4 @@ def _leave_if_harmed(out: Path) -> None:
         {r.metric: Measured(r.value, r.n, r.low, r.high) for r in rows if r.stage == stage}
         for stage in ("victim", "clean")
     )
-    if said := harm(before, after):
-        say(said)
-        raise typer.Exit(UNDECIDED)
+    return harm(before, after)

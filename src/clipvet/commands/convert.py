@@ -7,7 +7,9 @@ import typer
 
 from clipvet.commands import _options as opt
 from clipvet.commands._output import output
+from clipvet.commands._shared import rehearse
 from clipvet.jobs.leaving import say
+from clipvet.jobs.planning import Step
 
 ROUNDED = ("float16", "bfloat16")
 PLACES = {"end": "after the context", "middle": "in the middle of the context", "front": "before the context"}
@@ -59,6 +61,7 @@ def command(
     clip, card = checkpoints.load(model, pretrained), {"role": "converted", "versions": results.versions()}
     config |= {"weights": results.weights_hash(clip), "prompts": prompts and f"{prompts} {io.sha256(prompts)}"}
     config |= {"position": position} if position else {}
+    rehearse(clip, lambda probe: [Step(f"write {model} in another layout into {out}, and compare", 16 * probe.picture)])
     with output(out, config) as work:
         if prompts:
             there, where = coop_files.position_of(prompts)

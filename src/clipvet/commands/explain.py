@@ -57,13 +57,13 @@ def command(
     from clipvet.errors import UserError
 
     family, _, method = name.rpartition("/")
-    if family and family not in find.VERBS:
-        raise UserError(f"there is no family '{family}'; the families are {', '.join(find.VERBS)}")
+    if family:
+        find.known_family(family)
     method = method.replace("-", "_").lower()
     homes = [f for f in ([family] if family else find.VERBS) if method in find.names(f)]
     if not homes:
-        near = find.near(method, {n for f in find.VERBS for n in find.names(f)})
-        raise UserError(f"there is no method '{method}'{near}; `clipvet list` shows all")
+        close = find.near(method, {n for f in find.VERBS for n in find.names(f)}) or "."
+        raise UserError(f"there is no method '{method}'{close} `clipvet list` shows all")
     for home in homes:
         print("\n".join(explained(home, method)))
 

@@ -9,8 +9,18 @@ import typer
 
 from clipvet.commands import _checks as checks
 from clipvet.commands import _options as opt
+from clipvet.commands._output import leave_if
 from clipvet.commands._shared import rehearse
-from clipvet.jobs.filtering import architecture, captions_of, columns, complaint, filtered, open_filter, shard_key
+from clipvet.jobs.filtering import (
+    architecture,
+    captions_of,
+    columns,
+    complaint,
+    filtered,
+    open_filter,
+    shard_key,
+    spare,
+)
 from clipvet.jobs.leaving import check_new, record, say, show
 from clipvet.jobs.opening import open_data, open_keyed, open_model
 from clipvet.jobs.working import UNDECIDED
@@ -102,8 +112,9 @@ def command(
     _tell(found, done.measured, done.judged)
     wrote = " and ".join(str(path) for path in (out, page, cleaned) if path)
     say(f"scored {found.scored} pairs{_left_out(found, done.bad)} in {done.seconds:.1f} s; wrote {wrote}")
-    if bad := complaint(done.measured):
-        say(bad)
+    if left := spare(done):
+        say(left)
+    leave_if(complaint(done.measured))
     if not done.judged.decided:
         raise typer.Exit(UNDECIDED)
 

@@ -14,16 +14,13 @@ def command(
 ) -> None:
     """List every method by its published name, with a sentence and what it needs."""
     from clipvet import find
-    from clipvet.errors import UserError
 
     if family and name:
         from clipvet.commands import explain
 
         return explain.command(f"{family}/{name}")
 
-    if family and family not in find.VERBS:
-        raise UserError(f"there is no family '{family}'; the families are {', '.join(find.VERBS)}")
-    for f in [family] if family else find.VERBS:
+    for f in [find.known_family(family)] if family else find.VERBS:
         print(f"{f}  ({find.VERBS[f]})")
         for name in find.names(f):
             card = find.card(f, name)

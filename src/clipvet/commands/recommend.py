@@ -18,8 +18,12 @@ def command(
     """Which method fits what you have: the command to type, what it costs, and when it fails."""
     from clipvet.errors import UserError
 
+    goal = {"vet": "inspect", "detect": "inspect"}.get(goal, goal) if goal else None
     if goal and goal not in GOALS:
-        raise UserError(f"there is no goal '{goal}'; the goals are {', '.join(GOALS)}")
+        from clipvet import find
+
+        close = find.near(goal, GOALS) or "."
+        raise UserError(f"there is no goal '{goal}'{close} The goals are {', '.join(GOALS)}")
     among = [c for c in CHOICES if goal in (None, c.goal)]
     words = [w.lower() for w in have or ()]
     found = [c for c in among if all(_alike(w) in _told(c) for w in words)]

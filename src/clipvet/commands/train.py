@@ -1,12 +1,14 @@
 """clipvet train: a CLIP from pairs, safely or not."""
 
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from clipvet.commands import _checks as checks
 from clipvet.commands import _options as opt
-from clipvet.commands._output import output
+from clipvet.commands._output import leave_if, output
 from clipvet.commands._shared import rehearse
 from clipvet.jobs.leaving import save_model, save_rows, say, show, went_in
 from clipvet.jobs.opening import open_data, open_keyed, open_method, open_model, open_task, plan
@@ -37,7 +39,6 @@ def command(
     track: opt.Track = "",
 ) -> None:
     """Train a CLIP on captioned pictures, from scratch or from a checkpoint."""
-    from clipvet.engine import trend
     from clipvet.experiments.splits import measure_rounds, measure_splits
     from clipvet.rng import Rng
 
@@ -50,7 +51,8 @@ def command(
     config |= {"keys": [image_key, caption_key], "task": task, "seed": seed}
     config |= went_in(clip, pairs, test, backdoor=backdoor, classes=classes, templates=templates)
     rehearse(clip, lambda probe: [probe.train("train", how, len(pairs)), *probe.measure(test)])
-    with output(out, config) as work:
+    fault = partial(_fault, out, how, len(pairs))
+    with output(out, config, fault) as work:
         say(f"training {model} on {pairs.name} with {how!r}")
         with working(work, shard, track) as clock:
             trained = how.train(clip, pairs, Rng(seed).fork("train"))
@@ -65,8 +67,14 @@ def command(
     _show_safe_sets(rounds)
     show(measured)
     say(f"wrote {out}")
-    if bad := trend.complaint(out / "log.jsonl", told_apart(how, len(pairs))):
-        say(bad)
+    leave_if(fault())
+
+
+def _fault(out: Path, how: Any, n: int) -> str:
+    """What is to be said where the log in `out` shows that the training learned nothing."""
+    from clipvet.engine import trend
+
+    return trend.complaint(out / "log.jsonl", told_apart(how, n))
 
 
 def told_apart(how: Any, n: int) -> int:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from clipvet.commands import _options as opt
-from clipvet.commands._output import output
+from clipvet.commands._output import leave_if, output
 from clipvet.commands._shared import rehearse
 from clipvet.jobs.leaving import planted, save_model, save_rows, say, show, went_in
 from clipvet.jobs.opening import open_key, open_method, open_model, open_shots, open_task, shot_template
@@ -35,6 +35,7 @@ def command(
     With --half base, the prompts are also measured on the other half of the classes, which they never saw: those
     metrics begin with new_.
     """
+    from clipvet.engine import trend
     from clipvet.engine.fewshot import names
     from clipvet.errors import UserError
     from clipvet.rng import Rng
@@ -54,7 +55,8 @@ def command(
         raise UserError(f"with --half, {data} and --task {task} must have the same classes; leave --half or --task out")
     config |= went_in(clip, pairs, test, backdoor=backdoor, classes=classes, templates=templates)
     rehearse(clip, lambda probe: [probe.train("tune", how, len(pairs)), *probe.measure(test)])
-    with output(out, config) as work:
+    fault = partial(trend.complaint, out / "log.jsonl", len(names(pairs, how.template).classes))
+    with output(out, config, fault) as work:
         say(f"tuning {model} on {pairs.name} with {how!r}")
         warn_shared(test, pairs)
         with working(work, track=track) as clock:
@@ -70,6 +72,7 @@ def command(
         )  # fmt: skip
     show(measured)
     say(f"wrote {out}")
+    leave_if(fault())
 
 
 def _check_tuner(method: str) -> None:

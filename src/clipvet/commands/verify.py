@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipvet.commands import _options as opt
+from clipvet.commands._shared import rehearse
 from clipvet.jobs.leaving import interval, percent, say
 from clipvet.jobs.opening import open_key, open_model, open_task
 from clipvet.jobs.working import measure, measure_new
@@ -50,6 +51,7 @@ def command(
         say(f"the card's {len(card.measured)} measured numbers were not checked: give their --task")
         return
     cards.check_given(card, test, there, folder)
+    rehearse(clip, lambda probe: probe.measure(test))
     found = measure(clip, test, key, card.seed)
     if any(name.startswith("new_") for name in card.measured):
         found |= measure_new(clip, task_of("new"), key, card.seed)

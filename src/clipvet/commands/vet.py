@@ -60,7 +60,7 @@ def command(
     try:
         found = run(options, folder)
     except KeyboardInterrupt:
-        say("\nstopped; give the same command again, and it goes on where it was")
+        say("stopped; give the same command again, and it goes on where it was")
         raise
     record(whole=found.model_dump(mode="json"))
     print(shown(found.sentence))

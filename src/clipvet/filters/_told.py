@@ -34,7 +34,7 @@ def tell(
     if not called.any():
         return copied or [
             f"Nothing found: no pair is called poisoned at the rate {alpha:g}. Poison whose captions fit its pictures, "
-            "or too little of it, would not be seen."
+            "too little of it, or poison that stands out no more than odd clean pairs do, would not be seen."
         ], []
     false = alpha * int(called.sum())
     most = f"{false:,.0f}" if false >= 10 else f"{false:.2g}"

@@ -115,6 +115,20 @@ def filtered(
     return Filtered(found, judged, measured, cut, removed, clock.seconds, shared.bad)
 
 
+GOOD = 0.9  # AUROC from which a ranking is worth a cut, even where no pair stands out enough to be called
+
+
+def spare(done: "Filtered") -> str:
+    """A sentence where the answer key shows that the ranking is good, though no pair is called poisoned."""
+    auroc = done.measured.get("auroc")
+    if auroc is None or auroc.low <= GOOD or done.removed != 0:
+        return ""
+    return (
+        f"the ranking is good all the same (AUROC {auroc.value:.1%}), but no pair stands out enough for the promised "
+        "rate: throw out a share with --keep, say 0.9, or give more pairs"
+    )
+
+
 def complaint(measured: "Mapping[str, Measured]") -> str:
     """A sentence where the answer key shows that the ranking is no better than chance; else nothing."""
     auroc = measured.get("auroc")

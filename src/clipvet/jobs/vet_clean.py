@@ -56,7 +56,10 @@ def ways(bench: Bench) -> Iterator[Way]:
         if any(s.name == "pairs" and s.outcome == "fail" for s in bench.stages):
             yield Way("ubt", open_method("cleaners", "ubt", got.small, []), got.pairs, "all of your pairs")
     if got.shots is not None:
-        what, data = f"{len(got.shots)} labelled pictures", got.options.shots or got.options.task or "shapes"
+        what, data = (
+            f"{len(got.shots)} labelled pictures{of_others(got)}",
+            got.options.shots or got.options.task or "shapes",
+        )
         if trigger := trigger_folder(bench):
             how = open_cleaner("ci_repair", data, got.options.templates, trigger.parent, [], got.small)
             yield Way("ci_repair", how, got.shots, what)
@@ -64,6 +67,15 @@ def ways(bench: Bench) -> Iterator[Way]:
             return  # the picture tower is frozen
         rvpt = open_cleaner("rvpt", data, got.options.templates, None, [], got.small)
         yield Way("rvpt", rvpt, got.shots, what)
+
+
+def of_others(got: Inputs) -> str:
+    """Half a sentence where the labelled pictures show no class that the prompts were learned for."""
+    own = {*getattr(got.clip, "classes", ())}
+    if got.shots is None or not own:
+        return ""
+    said = " ".join({got.shots.caption(int(k)) for k in got.shots.ids})
+    return "" if any(c in said for c in own) else f", of other classes than its own ({min(own)} ...)"
 
 
 def _enough(how: Any, pairs: "Pairs") -> Any:

@@ -26,10 +26,12 @@ def next_steps(
     advice: Advice,
     cleaned: str | None = None,
     listed: bool = False,
+    cleanable: bool = False,
 ) -> list[Next]:
     """What to do now, with the exact commands.
 
-    cleaned: the copy that is to be used. listed: whether the model lists the classes of its prompts.
+    cleaned: the copy that is to be used. listed: whether the model lists the classes of its prompts. cleanable: whether
+    `clipvet clean` with its usual settings suits the model and the pairs.
     """
     own = {s.name: s for s in stages if s.of == GIVEN}
     if cleaned:
@@ -40,6 +42,9 @@ def next_steps(
     steps += [
         step for name in ("prompts", "encoder") if (step := _calibrate(options, _left_open(stages, name), listed))
     ]
+    passed = "pairs" in own and own["pairs"].outcome == "pass"
+    if own["encoder"].outcome == "undecided" and advice == "undecided" and passed and cleanable:
+        steps.append(_clean(options, out))
     if "files" in own and own["files"].outcome == "not_tested":
         steps.append(_scannable())
     if own["encoder"].outcome != "not_tested" and _unmeasured(own.get("accuracy")):
@@ -94,6 +99,14 @@ def _left_open(stages: Sequence[Stage], name: str) -> Stage | None:
     return next((s for s in stages if s.name == name and s.outcome == "undecided"), None)
 
 
+def _clean(options: Options, out: Path) -> Next:
+    """A way out for those who have no clean models: a copy that is cleaned on suspicion."""
+    left = options.words(images=None, reference=None, nulls=(), shots=None, cleaned=None, backdoor=None, quick=False)
+    words = ["clipvet", "clean", *left, "--method", "par", "--out", f"{out}-cleaned"]
+    why = "Or, without clean models, use a copy that was cleaned on suspicion; you are told what it has lost."
+    return Next(why=why, command=shlex.join(words))
+
+
 def _scannable() -> Next:
     """How to have the files scanned."""
     from importlib.util import find_spec
@@ -118,7 +131,13 @@ def _calibrate(options: Options, stage: Stage | None, listed: bool) -> Next | No
     words += ["--templates", str(options.templates)] if options.templates else []
     words += ["--seed", str(options.seed)] if options.seed else []
     took = in_words((CLEAN_MODELS + 1) * max(stage.seconds, 1))
-    why = f"Put {CLEAN_MODELS} or more clean models of its kind into a folder CLEAN and calibrate on them, which takes "
+    made = f"Put {CLEAN_MODELS} or more clean models of its kind into a folder CLEAN"
+    if stage.name == "prompts":  # these cost little
+        made = (
+            f"Learn {CLEAN_MODELS} or more clean ones into a folder CLEAN, on the same base model and classes, with "
+            "`clipvet tune --seed 1`, 2 ..."
+        )
+    why = f"{made} and calibrate on them, which takes "
     return Next(why=f"{why}about {took} here. Then vet again with --null null.json.", command=shlex.join(words))
 
 

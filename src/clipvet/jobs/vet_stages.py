@@ -106,7 +106,7 @@ def inspect_stage(bench: Bench, name: str, clip: "Clip", model: str, of: str = G
 
         from clipvet.results import weights_hash
 
-        if name == "encoder" and (same := _borrowed(bench, name, title, clip)):
+        if name == "encoder" and (same := _borrowed(bench, name, title, clip) or _kept(bench, clip, of)):
             return same
         asked = asked_of(bench.inputs, clip, "collapse" if name == "encoder" else None)
         null, told = _null(bench.inputs, name), weights_hash(clip)
@@ -133,6 +133,16 @@ def _borrowed(bench: Bench, name: str, title: str, clip: "Clip") -> Stage | None
         name=name, title=title, outcome="pass", said="It is the reference's own, weight for weight: as clean as that.",
         sees=["any change of the reference's weights"], blind=["a backdoor that the reference has, too"],
     )  # fmt: skip
+
+
+def _kept(bench: Bench, clip: "Clip", of: str) -> Stage | None:
+    """The given model's stage for a copy with the very same tower, as below repaired prompts; else None."""
+    from clipvet.results import weights_hash
+
+    own = next((s for s in bench.stages if s.name == "encoder" and s.of == GIVEN), None)
+    if of == GIVEN or own is None or weights_hash(clip) != bench.told.get("base"):
+        return None
+    return own.model_copy(update={"said": f"It is the given model's, weight for weight. {own.said}"})
 
 
 def _null(inputs: Inputs, name: str) -> Path | None:
@@ -198,7 +208,8 @@ def text_stage(bench: Bench, clip: "Clip", model: str) -> Stage:
     if not named:  # clean text towers differ too much for a verdict of one by itself
         why = "A trigger word in captions shows only beside the clean model that this one was made from"
         why += "; give it as --reference."
-        say(f"{title} ...\n  not tested: {why}")
+        say(f"{title} ...")
+        say(f"  not tested: {why}")
         bench.stages.append(missed("text", title, why))
         return bench.stages[-1]
 

@@ -12,7 +12,7 @@ from clipvet.jobs.inspection import open_suspect
 from clipvet.jobs.leaving import say
 from clipvet.jobs.planning import Step
 from clipvet.jobs.vet_clean import clean_and_judge, judge_copy, pairs_for, trigger_folder
-from clipvet.jobs.vet_inputs import Inputs, Options, check_paths, encoder_of, lists_classes, open_inputs
+from clipvet.jobs.vet_inputs import Inputs, Options, check_paths, encoder_of, lists_classes, open_inputs, prompted
 from clipvet.jobs.vet_next import command_of, fuller, next_steps
 from clipvet.jobs.vet_pairs import pairs_stage
 from clipvet.jobs.vet_plan import steps, total
@@ -180,8 +180,10 @@ def _leave(
     judged = judge(stages)
     copy = str(options.cleaned) if judged.cleaned == "cleaned" else judged.cleaned
     listed = inputs is not None and lists_classes(inputs.clip)
+    cleanable = inputs is not None and inputs.pairs is not None and not inputs.small and not prompted(inputs.clip)
+    todo = next_steps(options, out, stages, judged.advice, copy, listed, cleanable)
     found = Vetting(
-        **{**judged.model_dump(), "cleaned": copy}, next=next_steps(options, out, stages, judged.advice, copy, listed),
+        **{**judged.model_dump(), "cleaned": copy}, next=todo,
         model=options.model, weights=weights, stages=list(stages), not_tested=not_tested(stages), quick=options.quick,
         seconds=round(sum(s.seconds for s in stages) or seconds, 2), fuller=fuller(options, out, inputs),
         seed=options.seed, command=command_of(options, out), versions=results.versions(),

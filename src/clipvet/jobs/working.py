@@ -101,6 +101,30 @@ def harm(before: "dict[str, Measured]", after: "dict[str, Measured]") -> str:
     return ""
 
 
+def weakness(found: "dict[str, Measured]", target: str) -> str:
+    """Why an attack did not take, as half a sentence; empty if it did, or if that was not measured.
+
+    found: the victim's measures with its answer key. target: the class that the model was made to see.
+    """
+    from clipvet.pages.report import TOOK
+
+    asr, idle = found.get("asr_worst", found.get("asr")), found.get("clean_target_rate")
+    if asr and asr.value < TOOK:
+        weakest = " by its weakest trigger" if "asr_worst" in found else ""
+        return f"its success rate (asr) is {asr.value:.1%}{weakest}"
+    if asr and idle and asr.low <= idle.high:
+        return f"'{target}' is the answer to {asr.value:.1%} with the trigger, and to {idle.value:.1%} without it"
+    if "psr" in found and found["psr"].value < TOOK:
+        return f"{found['psr'].value:.1%} of the chosen pictures are called what they should be (psr)"
+    tied, drawn = found.get("hit@10"), found.get("hit@10_random")
+    if tied and drawn and tied.low <= drawn.high:
+        return (
+            f"{tied.value:.1%} of the searches find the tied pictures among the first ten (hit@10), of random captions "
+            f"{drawn.value:.1%}"
+        )
+    return ""
+
+
 def measure_new(clip: "Clip", test: "Task | None", key: "Backdoor | None", seed: int) -> "dict[str, Measured]":
     """The same, without retrieval, on the new half of the classes, of which no picture was seen: `new_` metrics."""
     return {f"new_{name}": m for name, m in measure(clip, test, key, seed).items() if "retrieval" not in name}

@@ -43,7 +43,7 @@ SIGHT = {
         ("poisoned pairs with a trigger whose captions do not fit, eight or more bound by a word",),
         (
             "poisoned pairs whose captions fit their pictures",
-            "poison that this model was not trained on",
+            "poison that this model was not trained on, or that stands out no more than odd clean pairs do",
             "very few poisoned pairs",
         ),
     ),

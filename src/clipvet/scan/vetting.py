@@ -124,7 +124,7 @@ def judge(stages: Sequence[Stage]) -> Judged:
     why = open_ + doubts
     code = UNSUPPORTED if why and all(s.unsupported for s in why) else CODES["undecided"]
     said = _join([f"{s.title[0].lower()}{s.title[1:]}" for s in why]) or "the model"
-    sentence = f"Undecided: nothing speaks against this model, but {said} could not be judged."
+    sentence = f"Undecided: no test failed, but {said} could not be judged. Do not rely on this model yet."
     return Judged(
         advice="undecided", exit_code=code, sentence=sentence, reasons=_reasons([*why, *_rest(own, why)]), cleaned=None
     )
