@@ -12,7 +12,9 @@ import corpus
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from browser import look
+from conftest import Linear
 
 import clipvet as package
 from clipvet.cleaners.par import Par
@@ -23,7 +25,7 @@ from clipvet.inspectors.collapse import Collapse
 from clipvet.jobs import vet_pairs, vet_stages
 from clipvet.jobs.vet_clean import ways
 from clipvet.jobs.vet_inputs import Inputs, Options
-from clipvet.jobs.vet_pairs import binding, called_ids, pairs_stage
+from clipvet.jobs.vet_pairs import binding, called_ids, pairs_again, pairs_stage
 from clipvet.jobs.vet_stages import Bench
 from clipvet.jobs.vetting import run
 from clipvet.models import checkpoints
@@ -221,6 +223,41 @@ def test_the_suspects_own_pairs_are_filtered_before_it_is_cleaned_with_them(
     assert len(found[0].pairs) == 400 - len(called)
     assert f"without the {len(called)} that are called poisoned" in found[0].said
     assert len(found[1].pairs) == 400, "UBT needs the poisons"
+
+
+class Believer(Linear):
+    """A model to which every picture fits its own caption; with sign -1, every other one better."""
+
+    def __init__(self, planted: Any, sign: int) -> None:
+        super().__init__()
+        self.sign = sign
+        pairs = planted.pairs
+        x = pairs[np.arange(len(pairs))].images.flatten(1)
+        said = [pairs.caption(int(i)) for i in pairs.ids]
+        rows = {c: [k for k, d in enumerate(said) if d == c] for c in said}
+        self.said = {c: F.normalize(F.normalize(x[at], dim=1).mean(0), dim=0) for c, at in rows.items()}
+
+    def encode_image(self, x: torch.Tensor) -> torch.Tensor:
+        return self.sign * F.normalize(x.flatten(1), dim=1)
+
+    def encode_text(self, texts: Any) -> torch.Tensor:
+        return torch.stack([self.said[t] for t in texts])
+
+
+def test_a_copy_need_not_call_the_pairs_clean_but_may_not_believe_them(
+    planted: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    scores = torch.from_numpy(np.where(planted.poisoned, 10.0, 0.1))
+    monkeypatch.setattr(Auto, "judge", lambda *given: Judged(scores, ["8 of 400 pairs are called poisoned."], []))
+    victim: Any = Believer(planted, 1)
+    inputs = Inputs(Options("m", data="x"), victim, "", None, planted.pairs, False, None, None, ())
+    bench = Bench(tmp_path, inputs, {})
+    pairs_stage(bench, planted.clip, "m")
+    same, cured = pairs_again(bench, victim, "same"), pairs_again(bench, Believer(planted, -1), "cured")  # pyright: ignore
+    assert (same.name, same.of, same.outcome) == ("pairs", "same", "undecided"), "eight pairs are few"
+    assert cured.outcome == "pass", cured
+    assert cured.said.startswith("Of the 8 pairs that are called poisoned, 0% fit"), cured.said
+    assert "in the given model 100%" in cured.said
 
 
 def test_odd_pairs_without_a_word_in_common_are_no_backdoor() -> None:

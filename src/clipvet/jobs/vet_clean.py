@@ -9,7 +9,7 @@ from clipvet.jobs.cleaning import clean_into, open_cleaner
 from clipvet.jobs.leaving import say
 from clipvet.jobs.opening import open_method, plan
 from clipvet.jobs.vet_inputs import Inputs, encoder_of, prompted
-from clipvet.jobs.vet_pairs import called_ids, pairs_stage
+from clipvet.jobs.vet_pairs import called_ids, pairs_again
 from clipvet.jobs.vet_stages import Bench, accuracy_stage, inspect_stage, missed
 from clipvet.pages.vetting import called_method
 from clipvet.scan.vetting import GIVEN, Stage, good_copy
@@ -141,7 +141,7 @@ def judge_copy(bench: Bench, model: Path, of: str, accuracy: Stage | None) -> No
     if "encoder" in own:
         inspect_stage(bench, "encoder", encoder_of(clip), str(model), of)
     if "pairs" in own and own["pairs"].outcome == "fail":
-        pairs_stage(bench, clip, str(model), of)
+        pairs_again(bench, clip, of)
     if accuracy is not None and accuracy.outcome != "not_tested":
         accuracy_stage(bench, clip, of, trigger_folder(bench), accuracy)
 

@@ -8,19 +8,20 @@ from clipvet.jobs.filtering import captions_of, columns, filtered
 from clipvet.jobs.opening import open_method
 from clipvet.jobs.vet_stages import Bench, missed
 from clipvet.scan.sight import SIGHT
-from clipvet.scan.vetting import GIVEN, Stage
+from clipvet.scan.vetting import Stage
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from clipvet.types import Clip
+    from clipvet.types import Clip, Measured
 
+CHANCE = 0.5  # share of captions that fit better than another one, where pictures say nothing about them
 LEAST = 8  # pairs that are called poisoned and have a word in common, from which they count as one backdoor's
 
 
-def pairs_stage(bench: Bench, clip: "Clip", model: str, of: str = GIVEN) -> Stage:
+def pairs_stage(bench: Bench, clip: "Clip", model: str) -> Stage:
     """Are the pairs poisoned, as this model sees them? Leaves scores, a page, and the ids that are called poisoned."""
-    title = "The pairs" if of == GIVEN else "The same pairs, as the copy sees them"
+    title = "The pairs"
 
     def make(work: Path) -> Stage:
         from clipvet import io, results
@@ -50,7 +51,48 @@ def pairs_stage(bench: Bench, clip: "Clip", model: str, of: str = GIVEN) -> Stag
             title, done.judged.told, [captions[int(k)] for k in done.found.positions[: len(called)]], captions
         )
 
+    return bench.run("pairs", title, make)
+
+
+def pairs_again(bench: Bench, clip: "Clip", of: str) -> Stage:
+    """Does a cleaned copy still believe the captions of the pairs that are called poisoned?
+
+    The pairs stay poisoned whatever the copy is, so they are not filtered again. The copy passes if it believes clearly
+    fewer of the captions than half way between the given model and chance, and fails if clearly more.
+    """
+    title = "The called pairs, as the copy sees them"
+
+    def make(work: Path) -> Stage:
+        called = called_ids(bench)
+        before, after = (believed(c, bench, called) for c in (bench.inputs.clip, clip))
+        half = (before.value + CHANCE) / 2
+        outcome = "pass" if after.high < half else "fail" if after.low > half else "undecided"
+        said = (
+            f"Of the {len(called):,} pairs that are called poisoned, {after.value:.0%} fit their caption better than "
+            f"another one (in the given model {before.value:.0%}, by chance {CHANCE:.0%})."
+        )
+        return Stage(name="pairs", title=title, outcome=outcome, said=said)
+
     return bench.run("pairs", title, make, of)
+
+
+def believed(clip: "Clip", bench: Bench, called: "np.ndarray") -> "Measured":
+    """The share of the called pairs whose own caption fits their picture better than that of a pair not called."""
+    import numpy as np
+
+    from clipvet.engine.embed import embed_images, embed_texts
+    from clipvet.measures._intervals import share
+    from clipvet.rng import Rng
+
+    pairs = bench.inputs.pairs
+    assert pairs is not None
+    captions = captions_of(pairs, bench.inputs.key if bench.inputs.made else None)
+    bad = np.isin(pairs.ids, called)
+    z, kept = embed_images(clip, pairs.take(np.flatnonzero(bad)))
+    other = Rng(bench.inputs.options.seed).fork("believed").numpy().choice(np.flatnonzero(~bad), len(kept))
+    own, theirs = (embed_texts(clip, [captions[int(k)] for k in at]) for at in (np.flatnonzero(bad)[kept], other))
+    s, t = ((z * w).sum(1).cpu().numpy() for w in (own, theirs))
+    return share(s > t)
 
 
 def _from_filter(title: str, told: Sequence[str], called: Sequence[str], captions: Sequence[str]) -> Stage:
