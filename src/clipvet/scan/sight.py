@@ -23,6 +23,7 @@ SIGHT = {
             "a small patch that sends pictures to one class",
             "a faint change of all pixels that does so",
             "a slight warp that does so",
+            "stripes, waves, grids or checks over the whole picture that do so",
         ),
         (
             "large patches: one that covers 6 % of the picture was missed in our test",
