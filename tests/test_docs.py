@@ -133,7 +133,7 @@ def test_the_readmes_filter_and_vet_are_right_on_the_readmes_kind_of_victim(
     said = capsys.readouterr().out
     assert said.startswith("Do not use this model: it looks backdoored towards 'star'.")
     verdict = json.loads((tmp_path / "vetted/victim/encoder/verdict.json").read_text())  # what `clipvet inspect` writes
-    assert "none of 20 clean models is as suspicious" in verdict["sentence"]
+    assert "none of 43 clean models is as suspicious" in verdict["sentence"]
     found = json.loads((tmp_path / "vetted/victim/vet.json").read_text())
     own = {s["name"]: s["outcome"] for s in found["stages"] if s["of"] == "clean-par"}
     assert own["clean"] == "done"

@@ -212,7 +212,7 @@ def change(folder, **new):
         ({"fields": {"colour": 1}}, "does not take these fields"),
         ({"fields": {"pattern": "dots"}}, "pattern is one of|pattern is checker"),
         ({"trigger": "blended", "fields": {}}, "no longer stamps"),
-        ({"trigger": "../cleaners/par"}, "no triggers/"),
+        ({"trigger": "../cleaners/par"}, "among the triggers"),
         ({"seed": "x"}, "not a backdoor card"),
         ({"seed": 12345}, "restore both"),
         ({"extra": 1}, "not a backdoor card"),

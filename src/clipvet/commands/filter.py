@@ -12,6 +12,7 @@ from clipvet.commands import _options as opt
 from clipvet.commands._output import leave_if
 from clipvet.commands._shared import rehearse
 from clipvet.jobs.filtering import (
+    announce,
     architecture,
     captions_of,
     columns,
@@ -71,7 +72,6 @@ def command(
     A killed run goes on where it was when the same command is given again.
     """
     from clipvet import io, ranks, results
-    from clipvet.engine.neighbours import compares_all
     from clipvet.errors import UserError
     from clipvet.pages import suspects
 
@@ -85,9 +85,7 @@ def command(
     if cleaned:
         _check_cleaned(cleaned, pairs, made and not source.world(seed))
     captions, poisoned = captions_of(pairs, key if made else None), key.poisoned if key else None
-    say(f"scoring {pairs.name} with {how!r}")
-    if method == "auto" and compares_all(len(pairs)):
-        say("so many pairs are compared ten times as fast with faiss: pip install 'clipvet[large]'")
+    announce(how, pairs)
     config = {
         "command": "filter", "method": repr(how), "model": results.weights_hash(clip), "data": pairs.name,
         "fingerprint": pairs.fingerprint, "n": n, "seed": seed, "backdoor": backdoor, "keys": [image_key, caption_key],

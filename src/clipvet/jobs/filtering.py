@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from clipvet.jobs.leaving import say
 from clipvet.jobs.opening import open_method
 from clipvet.jobs.working import working
 
@@ -46,6 +47,16 @@ def open_filter(method: str, data: str, settings: list[str], alpha: float | None
             f"{type(how).__name__} promises no rate of false alarms; leave out --alpha, or use --method auto"
         )
     return dataclasses.replace(how, alpha=alpha)
+
+
+def announce(how: Any, pairs: "Pairs") -> None:
+    """Says what begins, and how it would go faster."""
+    from clipvet.engine.neighbours import compares_all
+    from clipvet.filters.auto import Auto
+
+    say(f"scoring {pairs.name} with {how!r}")
+    if isinstance(how, Auto) and compares_all(len(pairs)):
+        say("so many pairs are compared ten times as fast with faiss: pip install 'clipvet[large]'")
 
 
 def _alone(method: str) -> dict[str, Any]:
