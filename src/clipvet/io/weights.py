@@ -11,6 +11,7 @@ import os
 import pickletools
 import re
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -209,7 +210,8 @@ def _unpickle(path: Path) -> Any:
     _check_archive(path)
     _check_pickles(path)
     try:
-        with torch.serialization.safe_globals(DROPPED):
+        with torch.serialization.safe_globals(DROPPED), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # refused or read, it is said in our words
             return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 the one place that loads
     except Exception as e:  # a hostile or damaged file can raise anything
         told = str(e)
