@@ -7,7 +7,8 @@ expected: 25 folders in about eight minutes on two cores. Five models are traine
           seed, of shapes-shifted, of foreign, and of its own
 Seeds 100 to 104. The null that is shipped also has the 18 clean models that recipes/inspector_encoders.py makes on its
 development seeds 10 to 12 (their base models too): they are trained as long as the victims of the recipes, and clean
-models that know more score higher.
+models that know more score higher. Run that recipe with --seed 10, 11 and 12, and link the folders of its clean models
+from runs/stages into runs/clean as 10-base, 10-none ... before the second command.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """What does it cost an attacker to evade the default inspector? The adaptive attack's curve over its weight.
 
 command:  clipvet run recipes/adaptive_collapse.py --out results/adaptive_collapse
-expected: with the weight, the ASR or the accuracy falls before collapse's score does; at 0 the attack is plain
-          poisoning and is found
-hardware: 2 CPU cores, a quarter of an hour a seed. Every seed has a world and a base model of its own; 20 and 21 are
-          fresh
+expected: not run yet. At weight 0 the attack is plain poisoning and should be found; how much ASR or accuracy it
+          costs to evade is the question
+hardware: 2 CPU cores, a quarter of an hour a seed by estimate. Every seed has a world and a base model of its own; 20
+          and 21 are fresh
 """
 
 from dataclasses import replace
@@ -29,7 +29,7 @@ def recipe(smoke: bool = False) -> Recipe:
     plain = replace(shapes(Plain()), epochs=0.5 if smoke else 3)
     poison: dict[str, Any] = {"trigger": shapes(Patch()), "rate": 0.02, "templates": TEMPLATES, "training": plain}
     attacks: dict[str, Any] = {
-        f"weight {w:g}": AdaptiveCollapse(weight=w, **poison) for w in WEIGHTS[: 1 if smoke else 6]
+        f"weight {w:g}": AdaptiveCollapse(weight=w, **poison) for w in (WEIGHTS[:1] if smoke else WEIGHTS)
     }
     n, test = (512, Test("shapes", 240)) if smoke else (10_000, Test("shapes", 2000))
     return Recipe(

@@ -18,7 +18,7 @@ from clipvet.data import kept
 from clipvet.data.answer_key import save_backdoor
 from clipvet.data.worlds.shapes import Shapes
 from clipvet.errors import UserError
-from clipvet.jobs.filtering import Filtered, complaint, spare
+from clipvet.jobs.filtering import Filtered, complaint, unlisted
 from clipvet.pages import suspects
 from clipvet.rng import Rng
 from clipvet.triggers.patch import Patch
@@ -480,7 +480,7 @@ def test_the_key_of_an_attack_poisons_its_own_data_alone(clipvet, tmp_path: Path
 def test_a_good_ranking_of_which_nothing_is_called_says_how_to_cut_it() -> None:
     def told(low: float, removed: int | None) -> str:
         nothing: Any = None
-        return spare(Filtered(nothing, nothing, {"auroc": Measured(low, 500, low, 1.0)}, None, removed, 0.0, {}))
+        return unlisted(Filtered(nothing, nothing, {"auroc": Measured(low, 500, low, 1.0)}, None, removed, 0.0, {}))
 
     assert "throw out a share with --keep" in told(0.98, 0)
     assert told(0.98, 40) == told(0.98, None) == told(0.7, 0) == ""

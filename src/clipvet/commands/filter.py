@@ -20,7 +20,7 @@ from clipvet.jobs.filtering import (
     filtered,
     open_filter,
     shard_key,
-    spare,
+    unlisted,
 )
 from clipvet.jobs.leaving import check_new, record, say, show
 from clipvet.jobs.opening import open_data, open_keyed, open_model
@@ -110,7 +110,7 @@ def command(
     _tell(found, done.measured, done.judged)
     wrote = " and ".join(str(path) for path in (out, page, cleaned) if path)
     say(f"scored {found.scored} pairs{_left_out(found, done.bad)} in {done.seconds:.1f} s; wrote {wrote}")
-    if left := spare(done):
+    if left := unlisted(done):
         say(left)
     leave_if(complaint(done.measured))
     if not done.judged.decided:

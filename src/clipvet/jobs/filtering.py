@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from clipvet.unlearning.judged import Judged
 
 
+GOOD = 0.9  # AUROC from which a ranking is worth a cut, even where no pair stands out enough to be called
 SMALL, LARGER = "shapes-vit", "drawings-vit"  # trained where no model is given: on embedded worlds, on other pictures
 
 
@@ -56,7 +57,7 @@ def announce(how: Any, pairs: "Pairs") -> None:
 
     say(f"scoring {pairs.name} with {how!r}")
     if isinstance(how, Auto) and compares_all(len(pairs)):
-        say("so many pairs are compared ten times as fast with faiss: pip install 'clipvet[large]'")
+        say("so many pairs are compared much faster with faiss: pip install 'clipvet[large]'")
 
 
 def _alone(method: str) -> dict[str, Any]:
@@ -126,10 +127,7 @@ def filtered(
     return Filtered(found, judged, measured, cut, removed, clock.seconds, shared.bad)
 
 
-GOOD = 0.9  # AUROC from which a ranking is worth a cut, even where no pair stands out enough to be called
-
-
-def spare(done: "Filtered") -> str:
+def unlisted(done: "Filtered") -> str:
     """A sentence where the answer key shows that the ranking is good, though no pair is called poisoned."""
     auroc = done.measured.get("auroc")
     if auroc is None or auroc.low <= GOOD or done.removed != 0:

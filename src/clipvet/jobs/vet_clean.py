@@ -56,10 +56,8 @@ def ways(bench: Bench) -> Iterator[Way]:
         if any(s.name == "pairs" and s.outcome == "fail" for s in bench.stages):
             yield Way("ubt", open_method("cleaners", "ubt", got.small, []), got.pairs, "all of your pairs")
     if got.shots is not None:
-        what, data = (
-            f"{len(got.shots)} labelled pictures{of_others(got)}",
-            got.options.shots or got.options.task or "shapes",
-        )
+        what = f"{len(got.shots)} labelled pictures{of_others(got)}"
+        data = got.options.shots or got.options.task or "shapes"
         if trigger := trigger_folder(bench):
             how = open_cleaner("ci_repair", data, got.options.templates, trigger.parent, [], got.small)
             yield Way("ci_repair", how, got.shots, what)
