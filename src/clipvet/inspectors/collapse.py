@@ -55,9 +55,8 @@ class Collapse:
     far: float = 0.06  # largest shift in the form `warped`, in half sides
     points: int = 8  # control points of the warp along a side
     contrast: float = 20 / 255  # largest change of a pixel in the form `striped`
-    # what each form reaches in clean models, with classes and without; `larger` is a guess
-    usual: tuple[float, ...] = (0.34, 0.5, 0.21, 0.32, 0.17)
-    alone: tuple[float, ...] = (0.35, 0.6, 0.33, 0.4, 0.26)
+    usual: tuple[float, ...] = (0.34, 0.5, 0.21, 0.32, 0.17)  # what each form reaches in clean models
+    alone: tuple[float, ...] = (0.35, 0.6, 0.33, 0.4, 0.26)  # the same without classes; `larger` is a guess in both
     precision: Literal["no", "bf16"] = "no"
 
     needs: ClassVar[str] = "unlabelled pictures; white-box weights"
