@@ -16,8 +16,9 @@ from clipvet import io, results
 from clipvet.cli import main
 from clipvet.data.sources import Data
 from clipvet.errors import UserError
+from clipvet.experiments import rehearsal
 from clipvet.experiments.recipe import Recipe, load_recipes
-from clipvet.experiments.run import run, shared_place
+from clipvet.experiments.run import chosen, run, shared_place
 from clipvet.experiments.victim import Victim
 from clipvet.pages import demo
 from clipvet.pages.report import build
@@ -129,6 +130,32 @@ def test_stages_are_not_run_again_and_outputs_not_mixed(tmp_path: Path, capsys, 
     told = io.read_json(tmp_path / "out" / "commands.json")["commands"]
     assert len(told) == 2, "the command that made the other rows was lost"
     assert told[-1] == "clipvet run --seed 2"
+
+
+def test_a_rehearsal_counts_what_is_finished(tmp_path: Path, monkeypatch: Any, clipvet: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("one.py").write_text(SMALLEST.format(path=str(ROOT / "recipes/ubt_shapes.py"), name="one"))
+    words = ("run", "one.py", "--smoke", "--dry-run")
+    first = clipvet(*words)
+    assert (first.code, Path("runs").exists()) == (0, False), first.err
+    assert "attack by patch_5: about " in first.out
+    run(load_recipes(Path("one.py"), smoke=True), tmp_path / "out", tmp_path / "runs" / "stages")
+    assert "attack by patch_5 (finished): about 0 seconds" in clipvet(*words).out
+
+
+@pytest.mark.parametrize("name", ["rvpt_shapes", "safeclip_shapes"])
+def test_a_whole_recipe_is_planned_with_each_stage_once(name: str, tmp_path: Path) -> None:
+    made = load_recipes(ROOT / "recipes" / f"{name}.py")
+    victims = chosen(made, tmp_path, tmp_path / "stages", None, (1, 1))
+    steps, clip = rehearsal.planned(victims)
+    said = " ".join(s.what for s in steps)
+    for recipe in made:
+        for family in (recipe.attacks, recipe.cleaners, recipe.trainings, recipe.filters, recipe.inspectors):
+            assert all(f"by {method}" in said for method in family)
+    assert any(s.trains for s in steps)
+    assert clip.geometry.size
+    one = next(s for s in steps if s.what.startswith("attack by"))
+    assert (f", {len(made[0].seeds)} times" in one.what) == (len(made[0].seeds) > 1)
 
 
 def test_victims_with_the_same_names_are_refused(tmp_path: Path) -> None:

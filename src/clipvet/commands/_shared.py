@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TALK = ("list", "explain", "recommend", "report", "leaderboard")  # commands that open no model
 PLANNED = (
     "vet", "train", "tune", "attack", "inspect", "calibrate", "evaluate", "filter", "detect", "clean", "verify",
-    "convert",
+    "convert", "run", "demo",
 )  # fmt: skip
 OPTIONS: dict[str, Any] = {
     "hush": Annotated[bool, typer.Option("--quiet", help="no progress; only the answer")],

@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from clipvet.commands import _options as opt
+from clipvet.commands._shared import tell_plan
+from clipvet.jobs.leaving import rehearsed
 
 
 def command(
@@ -16,8 +18,10 @@ def command(
     from clipvet.jobs.vet_inputs import Options
     from clipvet.jobs.vetting import run
     from clipvet.pages.demo import demo as play
-    from clipvet.pages.demo import stage_folders
+    from clipvet.pages.demo import planned, stage_folders
 
+    if rehearsed():
+        tell_plan(*planned(out, seed))
     report = play(out, seed)
     folders = stage_folders(out / "stages")
     found = run(Options(str(folders["none"]), task="shapes", cleaned=folders["par"]), out / "vet")

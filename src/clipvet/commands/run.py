@@ -5,13 +5,19 @@ from typing import Annotated
 
 import typer
 
+from clipvet.commands import _checks as checks
+from clipvet.commands._shared import tell_plan
 from clipvet.errors import UserError
-from clipvet.jobs.leaving import say
+from clipvet.jobs.leaving import rehearsed, say
 
 
 def command(
     recipes: Annotated[
-        list[Path], typer.Argument(help="files as in recipes/; a recipe is code: run only what you trust")
+        list[Path],
+        typer.Argument(
+            help="files as in recipes/; a recipe is code: run only what you trust",
+            callback=lambda paths: [checks.path(p) for p in paths],
+        ),
     ],
     seed: Annotated[int | None, typer.Option(help="one seed instead of the recipe's own")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="tiny sizes, to see whether it runs at all")] = False,
@@ -40,6 +46,12 @@ def command(
     if len(set(folders)) < len(folders):
         raise UserError("several recipes cannot share one folder; leave out --out, and name each recipe once")
     seeds, stages = (seed,) if seed is not None else None, Path("runs") / "stages"
+    if rehearsed():
+        from clipvet.experiments.rehearsal import planned
+        from clipvet.experiments.run import chosen
+
+        whole = zip(made, folders)
+        tell_plan(*planned([v for r, f in whole for v in chosen(r, f, stages, seeds, (int(k), int(n)))]))
     for several, folder in zip(made, folders):
         execute(several, folder, stages, seeds, jobs, ray, (int(k), int(n)))
         say(f"wrote {folder / 'results.jsonl'} and {ranks.first(lambda f=folder: build(f))}")

@@ -47,6 +47,21 @@ def run(
     out, runs = Path(out).absolute(), Path(runs).absolute()
     if ranks.world() > 1 and (jobs > 1 or ray):
         raise UserError("stages run side by side, or each over several processes; leave out --jobs and --ray")
+    victims = chosen(recipes, out, runs, seeds, part)
+    with ExitStack() as held:
+        found, seconds = _carry_out(victims, out, wanted, jobs, ray, held), round(time.monotonic() - began, 1)
+        if ranks.main():
+            _describe(recipes, out, seconds)
+    return found
+
+
+def chosen(
+    recipes: tuple[Recipe, ...], out: Path, runs: Path, seeds: tuple[int, ...] | None, part: tuple[int, int]
+) -> list[Victim]:
+    """The victims that a run with these arguments works on.
+
+    Raises UserError if two of them would share their place in the table, and for a part that does not exist.
+    """
     victims = [
         Victim(recipe, seed, model, attack, runs, out)
         for seed in seeds or recipes[0].seeds
@@ -62,12 +77,7 @@ def run(
     if not 1 <= k <= n <= len(victims):
         most = len(victims)
         raise UserError(f"there is no part {k} of {n}; give K/N, N at most {most} (the victims) and K from 1 to N")
-    victims = victims[(k - 1) * len(victims) // n : k * len(victims) // n]
-    with ExitStack() as held:
-        found, seconds = _carry_out(victims, out, wanted, jobs, ray, held), round(time.monotonic() - began, 1)
-        if ranks.main():
-            _describe(recipes, out, seconds)
-    return found
+    return victims[(k - 1) * len(victims) // n : k * len(victims) // n]
 
 
 def shared_place(victims: list[Victim]) -> str:
