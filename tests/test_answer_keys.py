@@ -22,9 +22,9 @@ from clipvet.data.worlds.shapes import Shapes
 from clipvet.errors import UserError
 from clipvet.experiments.keys import key
 from clipvet.experiments.presets import shapes
-from clipvet.experiments.stages import SUCCESS
 from clipvet.inspectors.neural_cleanse import NeuralCleanse
 from clipvet.measures.attack_success import AttackSuccess
+from clipvet.results import SUCCESS
 from clipvet.rng import Rng
 from clipvet.triggers._stega import drawn, encoder
 from clipvet.triggers.blended import Blended

@@ -14,11 +14,12 @@ from clipvet.cleaners.ubt import Ubt
 from clipvet.cli import main
 from clipvet.data.sources import Data
 from clipvet.errors import UserError
+from clipvet.experiments.cleaning import Clean, Rebound
 from clipvet.experiments.presets import shapes
 from clipvet.experiments.recipe import Recipe, load_recipes
 from clipvet.experiments.run import run
-from clipvet.experiments.stages import Clean
 from clipvet.experiments.victim import Victim
+from clipvet.pages.report import build
 
 RECIPE = Path(__file__).parent.parent / "recipes/ubt_shapes.py"
 
@@ -47,6 +48,23 @@ def test_rebound_is_measured_of_every_cleaned_model(small: Recipe, tmp_path: Pat
     with np.load(folder / "splits/ubt.npz") as found:
         assert len(found["s"]) == 512, "ubt was not given the victim's pairs"
         assert found["susp"].max() < 512
+
+
+def test_rebound_as_a_curve_has_the_untreated_victim_beside_it(small: Recipe, tmp_path: Path) -> None:
+    alone = {"shapes": (Data("shapes", 128, "validation"), ("par",))}
+    curve = replace(small, cleaners={"par": small.cleaners["par"]}, defender_data=alone, rebound_steps=(0, 3))
+    rows = run((curve,), tmp_path / "out", tmp_path / "stages")
+    value = {(r.method, r.metric): r.value for r in rows}
+    for name in ("none", "par"):
+        assert value[name, "rebound_asr@0"] == value[name, "asr"]
+        assert value[name, "rebound_clean_accuracy@0"] == value[name, "clean_accuracy"]
+        assert value[name, "rebound_clean_accuracy@3"] != value[name, "clean_accuracy"], "no step was taken"
+    page = build(tmp_path / "out").read_text()
+    assert "Rebound asr@3" in page
+    other = replace(curve, rebound_steps=())
+    keys = [Rebound("par", "shapes").key(Victim(r, 0, "shapes-vit", next(iter(r.attacks)), tmp_path, tmp_path))
+            for r in (curve, other)]  # fmt: skip
+    assert keys[0] != keys[1]
 
 
 def test_a_clean_stage_is_known_by_what_goes_into_it_alone(small: Recipe, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ MEANINGS = {
         "Attack success rate after one more epoch of fine-tuning on clean pairs. Where it is higher than `asr`, the "
         "backdoor came back."
     ),
+    "rebound_asr@N": "Attack success rate after N steps of fine-tuning on clean pairs.",
     "asr_at_1": "Lowest attack success rate that costs at most 1 point of accuracy, between measured strengths.",
     "asr_at_3": "The same for 3 points.",
     "asr_at_5": "The same for 5 points.",

@@ -17,6 +17,8 @@ import torch
 
 from clipvet.types import Measured
 
+SUCCESS = ("asr", "asr_worst", "psr", "hit@1")  # metrics that say whether an attack took
+
 
 def versions() -> dict[str, str]:
     """Versions of clipvet, of Python and of the libraries that may change a number."""

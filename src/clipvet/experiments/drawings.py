@@ -15,7 +15,7 @@ from clipvet.attacks.none import NoAttack
 from clipvet.attacks.poison import Poison
 from clipvet.attacks.targeted import Targeted
 from clipvet.data.halves import OpenHalf, open_half
-from clipvet.data.sources import Data, Test
+from clipvet.data.sources import Data, Shots, Test
 from clipvet.training.plain import Plain
 from clipvet.triggers.blended import Blended
 from clipvet.triggers.patch import Patch
@@ -67,3 +67,11 @@ def attacks(rate: float, smoke: bool) -> dict[str, Attack]:
 def twin(smoke: bool) -> NoAttack:
     """The clean twin of them all: the same training on the same pairs."""
     return NoAttack(training=replace(TRAINING, epochs=0.5) if smoke else TRAINING)
+
+
+def shots(smoke: bool) -> Shots:
+    """Four labelled pictures of each class of the larger task that the standard task does not test."""
+    if smoke:
+        return Shots(Test("shapes", 96), 4)
+    wide, tested = half().test("wide"), {*half().test().task().classes}
+    return Shots(wide, 4, tuple(c for c in wide.task().classes if c in tested))

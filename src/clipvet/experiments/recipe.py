@@ -30,6 +30,7 @@ class Recipe:
     # name -> (data, names of the cleaners that get it); data None: the victim's own dirty pairs
     defender_data: Mapping[str, tuple[Data | Shots | None, tuple[str, ...]]] = field(default_factory=dict)
     rebound: Cleaner | None = None  # benign fine-tuning, after which every cleaned model is measured again
+    rebound_steps: tuple[int, ...] = ()  # a curve: benign fine-tunings of so many steps, also of the untreated victim
     trainings: Mapping[str, Training] = field(default_factory=dict)  # on the dirty pairs, instead of the attack's own
     filters: Mapping[str, Filter] = field(default_factory=dict)  # which pairs are poisoned? With the victim at hand
     inspectors: Mapping[str, Inspector] = field(default_factory=dict)  # is the model backdoored? See suite.py

@@ -11,7 +11,7 @@ from clipvet import io, ranks, results
 from clipvet.errors import UserError
 from clipvet.experiments.equal import equal
 from clipvet.experiments.recipe import Recipe, told
-from clipvet.experiments.stages import SUCCESS, Base, Implant
+from clipvet.experiments.stages import Base, Implant
 from clipvet.experiments.suite import suite
 from clipvet.experiments.victim import Stage, Victim
 from clipvet.experiments.workers import Submit, result, workers
@@ -187,7 +187,7 @@ def _print(rows: list[results.Row]) -> None:
     """One line on a finished stage, for whoever watches."""
     m, values = rows[0], {r.metric: r.value for r in rows}
     what = f"{m.model} seed {m.seed}  {m.attack or 'no attack'}: {m.method}, pairs of {m.data}"
-    shown = "  ".join(f"{k} {values[k]:6.1%}" for k in (*SUCCESS, "clean_accuracy", "auroc") if k in values)
+    shown = "  ".join(f"{k} {values[k]:6.1%}" for k in (*results.SUCCESS, "clean_accuracy", "auroc") if k in values)
     print(f"{what:64} {shown}  {m.seconds:5.0f} s", flush=True)
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clipvet.errors import UserError
-from clipvet.experiments.stages import SUCCESS
 from clipvet.pages.report import REFUSED, TOOK, Commands, read
-from clipvet.results import Row, Stale
+from clipvet.results import SUCCESS, Row, Stale
 
 FAMILIES = {"clean": "cleaners", "train": "training", "suite": "inspectors", "filter": "filters", "detect": "detectors"}
 OTHER = ("base", "victim", REFUSED, "rebound", "inspect", "equal", "evaluate", "tune")  # stages that are not ranked

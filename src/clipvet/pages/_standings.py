@@ -16,11 +16,10 @@ from statistics import fmean
 
 from clipvet import find
 from clipvet.experiments.equal import equal, strength
-from clipvet.experiments.stages import SUCCESS
 from clipvet.experiments.suite import is_clean
 from clipvet.pages._runs import FAMILIES, FOUND, Place, Run, place
 from clipvet.pages.report import Number, pool
-from clipvet.results import Row, kind_of
+from clipvet.results import SUCCESS, Row, kind_of
 
 LIMIT, AT = 0.03, "asr_at_3"  # accuracy that a cleaner may cost, a fraction, and the metric that is read there
 LOWER = ("cleaners", "training")  # families that are ranked by what is left of the attack

@@ -103,7 +103,9 @@ def read(kind: Any, path: Path) -> list[Any]:
 
 def _key(row: Row) -> tuple[str, str, str]:
     given = f"{row.config} on {kind_of(row.data)}" if row.data else row.config
-    stage = "clean" if row.stage == "rebound" else row.stage  # what became of a cleaned model stands beside it
+    stage = row.stage
+    if stage == "rebound":  # what becomes of a model stands beside it
+        stage = "victim" if row.method == "none" else "clean"
     return row.method, stage, "" if row.method == "none" else given
 
 
