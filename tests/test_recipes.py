@@ -16,10 +16,10 @@ from clipvet import io, results
 from clipvet.cli import main
 from clipvet.data.sources import Data
 from clipvet.errors import UserError
-from clipvet.experiments import rehearsal
 from clipvet.experiments.recipe import Recipe, load_recipes
 from clipvet.experiments.run import chosen, run, shared_place
 from clipvet.experiments.victim import Victim
+from clipvet.jobs import rehearsal
 from clipvet.pages import demo
 from clipvet.pages.report import build
 from clipvet.training.plain import Plain

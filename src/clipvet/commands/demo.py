@@ -15,13 +15,14 @@ def command(
     seed: opt.Seed = 0,
 ) -> None:
     """Attack, measure, clean, report and vet on the embedded world; takes about six minutes on two cores."""
+    from clipvet.jobs.rehearsal import planned_demo
     from clipvet.jobs.vet_inputs import Options
     from clipvet.jobs.vetting import run
     from clipvet.pages.demo import demo as play
-    from clipvet.pages.demo import planned, stage_folders
+    from clipvet.pages.demo import stage_folders
 
     if rehearsed():
-        tell_plan(*planned(out, seed))
+        tell_plan(*planned_demo(out, seed))
     report = play(out, seed)
     folders = stage_folders(out / "stages")
     found = run(Options(str(folders["none"]), task="shapes", cleaned=folders["par"]), out / "vet")

@@ -47,8 +47,8 @@ def command(
         raise UserError("several recipes cannot share one folder; leave out --out, and name each recipe once")
     seeds, stages = (seed,) if seed is not None else None, Path("runs") / "stages"
     if rehearsed():
-        from clipvet.experiments.rehearsal import planned
         from clipvet.experiments.run import chosen
+        from clipvet.jobs.rehearsal import planned
 
         whole = zip(made, folders)
         tell_plan(*planned([v for r, f in whole for v in chosen(r, f, stages, seeds, (int(k), int(n)))]))

@@ -14,19 +14,15 @@ from clipvet.cleaners.par import Par
 from clipvet.data.answer_key import load_backdoor
 from clipvet.data.sources import Data, Test
 from clipvet.data.worlds.shapes import TEMPLATES
-from clipvet.experiments import rehearsal
 from clipvet.experiments.presets import shapes
 from clipvet.experiments.recipe import Recipe, told
-from clipvet.experiments.run import chosen, run
-from clipvet.inspectors.collapse import Collapse
-from clipvet.jobs.planning import Probe, Step
+from clipvet.experiments.run import run
 from clipvet.models import checkpoints
 from clipvet.pages.gallery import save_gallery
 from clipvet.pages.report import build
 from clipvet.rng import Rng
 from clipvet.training.plain import Plain
 from clipvet.triggers.patch import Patch
-from clipvet.types import Clip
 
 
 def recipe() -> Recipe:
@@ -63,16 +59,6 @@ def demo(out: Path, seed: int) -> Path:
         save_gallery(work, {k: clips[k] for k in ("none", "par")}, task, backdoor, Rng(seed).fork("gallery"))
         build(work)
     return out / "report.html"
-
-
-def planned(out: Path, seed: int) -> tuple[list[Step], Clip]:
-    """What it will do: the recipe, and a vetting of its victim."""
-    made = replace(recipe(), seeds=(seed,))
-    steps, clip = rehearsal.planned(chosen((made,), out, out / "stages", None, (1, 1)))
-    return [
-        *steps,
-        Step("vet the victim, with the copy that par cleaned", 2 * Collapse().work * Probe(clip).picture),
-    ], clip
 
 
 def stage_folders(stages: Path) -> dict[str, Path]:

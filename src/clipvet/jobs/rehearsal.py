@@ -2,12 +2,16 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from clipvet.data.sources import Data
+from clipvet.experiments.run import chosen
 from clipvet.experiments.stages import Base, Clean, Detect, Filter, Implant, Inspect, Rebound, following
 from clipvet.experiments.victim import Stage, Victim
+from clipvet.inspectors.collapse import Collapse
 from clipvet.jobs.planning import Probe, Step
+from clipvet.pages import demo
 from clipvet.types import Clip
 
 SAID = {
@@ -32,6 +36,14 @@ def planned(victims: list[Victim]) -> tuple[list[Step], Clip]:
     steps = [bench.step(what, stages) for what, stages in groups.items()]
     clips = [probe.clip for probe in bench.probes.values()]
     return steps, max(clips, key=lambda clip: sum(p.numel() for p in clip.parameters()))  # pyright: ignore
+
+
+def planned_demo(out: Path, seed: int) -> tuple[list[Step], Clip]:
+    """The same for the demo: its recipe, and a vetting of its victim."""
+    made = replace(demo.recipe(), seeds=(seed,))
+    steps, clip = planned(chosen((made,), out, out / "stages", None, (1, 1)))
+    vetting = Step("vet the victim, and the copy that par cleaned", 2 * Collapse().work * Probe(clip).picture)
+    return [*steps, vetting], clip
 
 
 def _stages(victims: list[Victim]) -> Iterator[tuple[Victim, Stage]]:
