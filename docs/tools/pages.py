@@ -12,7 +12,7 @@ from tools.charts import CHARTS
 from tools.layouts import layouts_table
 from tools.meanings import MEANINGS
 from tools.rows import Rows, read
-from tools.tables import by_task, exposure, listed, tables
+from tools.tables import by_task, exposure, inspected, listed, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = ROOT / "docs/templates"
@@ -63,6 +63,8 @@ def filled(text: str) -> str:
             made = listed(ROOT / path)
         elif path.endswith(".json"):
             made = layouts_table(ROOT / path)
+        elif metrics == ["inspected"]:  # "results/drawings_defaults inspected"
+            made = inspected(Path(path).name)
         elif metrics == ["exposure"]:  # "results/exposure_shapes exposure"
             made = exposure(Path(path).name)
         else:

@@ -21,7 +21,10 @@ def tables(recipe: str, metrics: tuple[str, ...]) -> str:
     made = []
     for model in sorted({r.model for r in rows if r.metric in metrics}):
         for metric in metrics:
-            if found := [r for r in rows if r.model == model and r.metric == metric]:
+            found = [r for r in rows if r.model == model and r.metric == metric]
+            if {"filter", "suite"} <= {r.stage for r in found}:  # of pairs and of models; `inspected` shows the latter
+                found = [r for r in found if r.stage == "filter"]
+            if found:
                 made.append(f"{_caption(found, inspected)}\n\n{_table(found)}")
     return "\n\n".join(made)
 
@@ -46,6 +49,19 @@ def exposure(recipe: str) -> str:
 
 def _entry(entry: Entry) -> str:
     return _cell(entry.delta) if entry.entered else "N.E."
+
+
+def inspected(recipe: str) -> str:
+    """What inspectors said of each model: attacks down, the scores of all seeds, and how often the target was named."""
+    rows = [r for r in read(recipe) if r.stage == "inspect"]
+    lines = [["model", "inspector", "seeds", "score", "target named"], ["---"] * 5]
+    for attack, method in dict.fromkeys((r.attack, r.method) for r in rows):
+        own = [r for r in rows if (r.attack, r.method) == (attack, method)]
+        scores = {str(r.seed): f"{r.value:.2f}" for r in own if r.metric == "score"}
+        named = [r.value for r in own if r.metric == "named"]
+        said = "" if attack == "none" else f"{sum(named):g} of {len(named)}"
+        lines.append([attack, method, ", ".join(scores), ", ".join(scores.values()), said])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 SHORT = {"clean_accuracy": "top-1", "clean_accuracy_top5": "top-5", "text_retrieval_recall@5": "retrieval R@5"}
@@ -78,8 +94,11 @@ def _with_seconds(rows: list[Row]) -> list[Row]:
 def _table(rows: list[Row]) -> str:
     cells = _cells(rows)
     attacks, methods = (list(dict.fromkeys(key[k] for key in cells)) for k in (0, 1))
-    lines = [["attack", *methods], ["---"] * (1 + len(methods))]
-    lines += [[a, *(_cell(cells.get((a, m), [])) for m in methods)] for a in attacks]
+    if len(attacks) == 1 and len(methods) > 8:  # too wide a table; methods down
+        lines = [["method", *attacks], ["---"] * 2, *([m, _cell(cells[attacks[0], m])] for m in methods)]
+    else:
+        lines = [["attack", *methods], ["---"] * (1 + len(methods))]
+        lines += [[a, *(_cell(cells.get((a, m), [])) for m in methods)] for a in attacks]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -88,7 +107,8 @@ def _cells(rows: list[Row]) -> dict[tuple[str, str], list[Row]]:
     cells: dict[tuple[str, str], list[Row]] = {}
     for r in rows:
         data = results.kind_of(r.data)
-        method = r.method if data in ("shapes", "") or r.method == "none" else f"{r.method} ({data})"
+        own = data in ("shapes", "") or r.method == "none" or r.stage == "filter"
+        method = r.method if own else f"{r.method} ({data})"
         cells.setdefault((r.attack, method), []).append(r)
     return cells
 
