@@ -22,6 +22,7 @@ from clipvet.experiments.presets import shapes
 from clipvet.experiments.recipe import Recipe
 from clipvet.inspectors.collapse import Collapse
 from clipvet.inspectors.no_inversion import NoInversion
+from clipvet.inspectors.random import Random
 
 RATE = 0.01  # poisons, share of the pairs
 KIND = "patch"
@@ -49,8 +50,8 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
         filters=filters,
         **common,
     )
-    inspector = {"no_inversion": NoInversion()} if smoke else {"collapse": shapes(Collapse())}
+    inspectors = {"random": Random()} | ({"no_inversion": NoInversion()} if smoke else {"collapse": shapes(Collapse())})
     inspected = Recipe(
-        attacks=planted | {"none": twin(smoke)}, inspectors=inspector, pool=64 if smoke else 1000, **common
+        attacks=planted | {"none": twin(smoke)}, inspectors=inspectors, pool=64 if smoke else 1000, **common
     )
     return defended, inspected

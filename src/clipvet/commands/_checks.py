@@ -25,6 +25,13 @@ def path(value: Any) -> Any:
     return value
 
 
+def recipes(values: list[Path]) -> list[Path]:
+    """Refuses recipes that are not there."""
+    for value in filter(absent, values):
+        raise _missing(value, "; recipes lie in recipes/")
+    return values
+
+
 def optional_model(value: str | None) -> str | None:
     """`model`, where there need be none."""
     return None if value is None else model(value)
@@ -48,7 +55,7 @@ def absent(value: object) -> bool:
     return not Path(str(value)).exists()
 
 
-def _missing(value: object) -> Exception:
+def _missing(value: object, hint: str = "") -> Exception:
     from clipvet.errors import UserError
 
     folder = Path(str(value)).parent
@@ -57,4 +64,4 @@ def _missing(value: object) -> Exception:
         from clipvet import find
 
         near = find.near(Path(str(value)).name, [p.name for p in folder.iterdir()])
-    return UserError(f"there is no file or folder {value}{near}")
+    return UserError(f"there is no file or folder {value}{near or hint}")

@@ -16,7 +16,7 @@ def command(
         list[Path],
         typer.Argument(
             help="files as in recipes/; a recipe is code: run only what you trust",
-            callback=lambda paths: [checks.path(p) for p in paths],
+            callback=checks.recipes,
         ),
     ],
     seed: Annotated[int | None, typer.Option(help="one seed instead of the recipe's own")] = None,
