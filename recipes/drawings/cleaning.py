@@ -35,6 +35,8 @@ def recipe(smoke: bool = False) -> tuple[Recipe, ...]:
     clip: Any = replace(shapes(CleanClip()), **fast)
     clean = at_strengths("finetune", tune) | at_strengths("par_no_push", replace(par, push=0.0))
     clean |= at_strengths("par", par) | at_strengths("cleanclip", clip)
+    if smoke:
+        clean = {name: c for name, c in clean.items() if name in ("finetune", "par", "par x2")}
     ubt = {"ubt": replace(shapes(Ubt()), **({"susp": 0.1, "sure": -float("inf"), "steps": 5} if smoke else {}))}
     few = {name: replace(shapes(m), **({"epochs": 0.5} if smoke else {})) for name, m in PROMPTED.items()}
     common: dict[str, Any] = {"name": "drawings_cleaning", **setting(smoke)}
