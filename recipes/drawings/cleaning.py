@@ -2,8 +2,9 @@
 
 command:  CLIPVET_HALF=judged clipvet run recipes/drawings/cleaning.py --out results/drawings_cleaning
 expected: to be measured
-hardware: 2 CPU cores, about two hours of one core a victim, five victims a seed; --part K/5 takes one of a seed at a
-          time. It needs the folder `drawings` (docs/drawings.md). The victims are those of victims.py at 1 %
+hardware: 2 CPU cores, about two hours of one core a victim by estimate; --seed 100 --part K/6 takes one of a seed's
+          five victims and its clean twin at a time. It needs the folder `drawings` (docs/drawings.md).
+          The victims are those of victims.py at 1 %
 """
 
 from dataclasses import replace

@@ -177,7 +177,7 @@ def following(recipe: Recipe) -> list[Stage]:
         *map(Filter, recipe.filters),
         *map(Inspect, recipe.inspectors),
         *map(Detect, recipe.detectors),
-        *([Rebound("none", "")] if recipe.rebound_steps else []),
+        *([Rebound("none", "")] if recipe.rebound and recipe.rebound_steps else []),
         *(Clean(name, source) for source, (_, names) in recipe.defender_data.items() for name in names),
     ]
 

@@ -1,6 +1,6 @@
 """What a run of recipes will do: its stages, how many of them are finished, and how long the others take here."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ SAID = {
     "inspect": "inspect by {}",
     "detect": "detect by {}",
     "clean": "clean by {}",
-    "rebound": "fine-tune what {} cleaned",
+    "rebound": "fine-tune after {}",
 }
 
 
@@ -50,9 +50,9 @@ def _stages(victims: list[Victim]) -> Iterator[tuple[Victim, Stage]]:
     """Every stage once, even where several victims share it; as if every attack takes."""
     seen: set[str] = set()
     for victim in victims:
-        own: Iterable[Stage] = following(victim.recipe)
-        rebounds = [Rebound(s.name, s.source) for s in own if isinstance(s, Clean) and victim.recipe.rebound]
-        for stage in (*([Base()] if victim.recipe.base else []), Implant(), *own, *rebounds):
+        own = following(victim.recipe)
+        later = [s for clean in own if isinstance(clean, Clean) for s in clean.after(victim, [])]
+        for stage in (*([Base()] if victim.recipe.base else []), Implant(), *own, *later):
             if (key := stage.key(victim)) not in seen:
                 seen.add(key)
                 yield victim, stage
